@@ -1,0 +1,147 @@
+"""The rules that keep the notebooks a book: order of imports, form, size, flags."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+FLAGS = ("slow", "gpu", "browser", "data")
+
+
+def cells(path: Path, kind: str = "code") -> list[dict]:
+    found = json.loads(path.read_text())["cells"]
+    return [{**c, "source": "".join(c["source"])} for c in found if c["cell_type"] == kind]
+
+
+def is_exported(source: str) -> bool:
+    return bool(re.search(r"^#\|\s*exports?\b", source, re.M))
+
+
+def module_of(path: Path) -> str | None:
+    found = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(c["source"] for c in cells(path)), re.M)
+    return found and found.group(1)
+
+
+HOMES = {module_of(p): p for p in NOTEBOOKS if module_of(p)}
+LESSONS = [p for p in NOTEBOOKS if module_of(p)]
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+
+
+def number(module: str) -> int:
+    return int(re.match(r"\d+", HOMES[module].name).group())
+
+
+def imported_modules(path: Path) -> set[str]:
+    "hmr_nb modules that the exported cells of a notebook import, also inside functions."
+    tree = ast.parse("\n".join(c["source"] for c in cells(path) if is_exported(c["source"])))
+    froms = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    plain = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    return {m.removeprefix("hmr_nb.") for m in [*froms, *plain] if m.startswith("hmr_nb.")}
+
+
+@each_lesson
+def test_imports_point_to_lower_numbers(path):
+    module = module_of(path)
+    upward = {m: HOMES[m].name for m in imported_modules(path) if number(m) >= number(module)}
+    assert not upward, f"{path.name} imports from {upward}"
+
+
+def test_one_notebook_a_module_and_one_module_a_notebook():
+    modules = [module_of(p) for p in LESSONS]
+    assert len(modules) == len(set(modules))
+    files = {str(p.relative_to(ROOT / "hmr_nb").with_suffix("")).replace("/", ".") for p in (ROOT / "hmr_nb").rglob("*.py") if not p.name.startswith("_")}
+    assert files == set(modules)
+
+
+@each_notebook
+def test_size_and_state(path):
+    text = path.read_text()
+    assert "widgets" not in json.loads(text)["metadata"], "widget state is stored"
+    assert len(text) < 450_000, f"{len(text) // 1000} kB"
+    for c in cells(path):
+        for out in c.get("outputs", []):
+            assert out["output_type"] != "error", f"a stored error: {out.get('ename')}"
+            for kind, data in out.get("data", {}).items():
+                if kind.startswith("image/"):
+                    assert len("".join(data)) * 3 / 4 < 60_000, f"{kind} of {len(''.join(data)) * 3 // 4000} kB under {c['source'][:60]!r}"
+
+
+@each_notebook
+def test_outputs_name_no_machine(path):
+    outputs = json.dumps([c.get("outputs", []) for c in cells(path)])
+    found = re.search(r"(?<![\w.])/(?:home|root|tmp|work|Users|usr)/[\w.]+|0x[0-9a-f]{8,}", outputs)
+    assert not found, f"{path.name} stores {found.group()}"
+
+
+@each_lesson
+def test_prose_and_pictures(path):
+    prose, code = cells(path, "markdown"), cells(path)
+    assert len(prose) >= 0.3 * (len(prose) + len(code))
+    pictures = [k for c in code for o in c.get("outputs", []) for k in o.get("data", {}) if k.startswith("image/")]
+    assert pictures, "no picture"
+
+
+@each_lesson
+def test_exported_cells_are_short_and_explicit(path):
+    for c in cells(path):
+        if is_exported(c["source"]):
+            lines = [line for line in c["source"].splitlines() if line.strip() and not line.startswith("#|")]
+            assert len(lines) <= 40, f"{len(lines)} lines from {lines[0]!r}"
+            assert not re.search(r"^from \S+ import \*", c["source"], re.M)
+
+
+@each_lesson
+def test_imports_stand_in_import_cells(path):
+    for c in cells(path):
+        body = ast.parse(re.sub(r"^[%!].*$", "", c["source"], flags=re.M)).body
+        imports = [n for n in body if isinstance(n, (ast.Import, ast.ImportFrom))]
+        rest = [n for n in body if not isinstance(n, (ast.Import, ast.ImportFrom))]
+        assert not (imports and rest), f"an import beside work: {c['source'][:80]!r}"
+
+
+@each_lesson
+def test_every_public_name_is_shown_in_use(path):
+    code = cells(path)
+    for i, c in enumerate(code):
+        if not is_exported(c["source"]):
+            continue
+        names = [n.name for n in ast.parse(c["source"]).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+        later = "\n".join(d["source"] for d in code[i + 1 :])
+        for name in names:
+            assert re.search(rf"\b{name}\b", later), f"{name} is exported and never used after"
+
+
+def test_flagged_cells_are_few_and_counted(capsys):
+    flagged = {}
+    for path in NOTEBOOKS:
+        count = sum(bool(re.search(rf"^#\|\s*({'|'.join(FLAGS)})\b", c["source"], re.M)) for c in cells(path))
+        if count:
+            flagged[path.stem] = count
+    with capsys.disabled():
+        print(f"\nflagged cells, not run by default: {flagged or 'none'}")
+    assert sum(flagged.values()) <= 20 and all(n <= 4 for n in flagged.values())
+
+
+def test_no_heavy_import_in_the_light_modules():
+    "Keypoint work must start at once: these modules never load TensorFlow."
+    light = "shapes skeleton draw body_data open_body render joint_regressor metrics picker_state domain".split()
+    import subprocess
+    import sys
+
+    code = "import sys, importlib\n" + "\n".join(f"importlib.import_module('hmr_nb.{m}')" for m in light if m in HOMES)
+    code += "\nprint([m for m in ('tensorflow', 'keras', 'torch', 'jax') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_is_left_from_the_workshop():
+    words = re.compile(r"\b(TODO|FIXME|XXX)\b")
+    for path in NOTEBOOKS:
+        for c in cells(path):
+            assert not words.search(c["source"]), f"{path.name}: {c['source'][:80]!r}"
