@@ -119,28 +119,27 @@ class Regressor(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.mean_state = np.asarray(mean_state, "float32").ravel()
-        self.iterations, self.hidden, self.rotation, self.dropout = iterations, hidden, rotation, dropout
-        small = keras.initializers.VarianceScaling(0.01, "fan_avg", "uniform")
+        self.iterations, self.hidden, self.rotation = iterations, hidden, rotation
         self.fc1 = keras.layers.Dense(hidden, "relu", name="fc1")
         self.fc2 = keras.layers.Dense(hidden, "relu", name="fc2")
+        small = keras.initializers.VarianceScaling(0.01, "fan_avg", "uniform")
         self.fc3 = keras.layers.Dense(len(self.mean_state), kernel_initializer=small, name="fc3")
-        self.drop1, self.drop2 = keras.layers.Dropout(dropout), keras.layers.Dropout(dropout)
+        self.drop = keras.layers.Dropout(dropout)
 
     def build(self, shape):
         n = len(self.mean_state)
         self.mean = self.add_weight((1, n), keras.initializers.Constant(self.mean_state[None]), name="mean")
-        self.fc1.build((None, shape[-1] + n))
-        self.fc2.build((None, self.hidden))
-        self.fc3.build((None, self.hidden))
+        for layer, width in ((self.fc1, shape[-1] + n), (self.fc2, self.hidden), (self.fc3, self.hidden)):
+            layer.build((None, width))
 
     def call(self, features, training=False):
-        state, states = ops.repeat(ops.convert_to_tensor(self.mean), ops.shape(features)[0], axis=0), []
+        state, states = ops.zeros_like(features[:, :1]) + self.mean, []  # the mean, once for each row
         for _ in range(self.iterations):
-            x = self.drop1(self.fc1(ops.concatenate([features, state], axis=-1)), training=training)
-            state = state + self.fc3(self.drop2(self.fc2(x), training=training))
+            x = self.drop(self.fc1(ops.concatenate([features, state], axis=-1)), training=training)
+            state = state + self.fc3(self.drop(self.fc2(x), training=training))
             states.append(state)
         return states
 
     def get_config(self):
-        own = {"mean_state": self.mean_state.tolist(), "iterations": self.iterations, "hidden": self.hidden}
-        return super().get_config() | own | {"rotation": self.rotation, "dropout": self.dropout}
+        own = {k: getattr(self, k) for k in ("iterations", "hidden", "rotation")}
+        return super().get_config() | own | {"mean_state": self.mean_state.tolist(), "dropout": self.drop.rate}
