@@ -49,16 +49,12 @@ def decode(
     mesh: bool = True,  # False: keypoints and joints only, much less work
 ) -> HMROutput:
     "Camera, pose and shape to mesh, joints and keypoints, in space and in the picture."
-    cam, pose, betas = split_state(state, rotation)
+    cam, pose, betas = split_state(ops.cast(state, "float32"), rotation)
     rotations = pose_rotations(pose)
     axis_angle = pose if rotation == "axis_angle" else matrix_to_axis_angle(rotations)
-    if mesh:
-        out = smpl(rotations, betas)
-        vertices, joints, keypoints = out.vertices, out.joints, out.keypoints
-    else:
-        vertices, joints = None, smpl.joints_only(rotations, betas)[0]
-        keypoints = smpl.keypoints_only(rotations, betas)
-    return HMROutput(vertices, keypoints, project(keypoints, cam), axis_angle, betas, cam, rotations, joints, None)
+    out = smpl(rotations, betas) if mesh else smpl.function.run("keypoints", rotations, betas, None)
+    points2d = project(out.keypoints, cam)
+    return HMROutput(out.vertices, out.keypoints, points2d, axis_angle, betas, cam, rotations, out.joints, None)
 
 # %% ../nbs/14_hmr.ipynb #6598aa8f
 class _Asked(keras.Model):
@@ -94,7 +90,8 @@ class _Asked(keras.Model):
 
     @classmethod
     def from_config(cls, config, body=None, keypoints=None):
-        return cls(**{**config, "body": body, "keypoints": keypoints or KeypointSet(**config["keypoints"])})
+        points = config["keypoints"] | {"names": tuple(config["keypoints"]["names"])}
+        return cls(**{**config, "body": body, "keypoints": keypoints or KeypointSet(**points)})
 
 # %% ../nbs/14_hmr.ipynb #5f06ca51
 class HMR(_Asked):
@@ -178,8 +175,11 @@ def weights_info(
         raise FileNotFoundError(f"{path}: no such file; expected weights written by hmr_nb (.h5)")
     if not h5py.is_hdf5(path):
         raise ValueError(f"{path}: expected weights written by hmr_nb (HDF5), found another kind of file")
-    with h5py.File(path) as f:
-        about, inside = f.attrs.get("about"), ", ".join(list(f)[:4]) or "nothing"
+    try:
+        with h5py.File(path) as f:
+            about, inside = f.attrs.get("about"), ", ".join(list(f)[:4]) or "nothing"
+    except OSError as error:
+        raise ValueError(f"{path}: expected weights written by hmr_nb, found a damaged HDF5 file, was the copy cut short? ({error})") from error
     about = json.loads(about) if about else {}
     if about.get("kind") != KIND:
         raise ValueError(f"{path}: expected weights written by hmr_nb, found another HDF5 file with {inside}; `hmr_nb import-weights` reads published checkpoints")

@@ -169,8 +169,9 @@ def check_fit_input(
     if not sizes["m"] or not np.isfinite(vertices).all() or not np.isfinite(targets).all():
         raise ValueError("vertices and targets: expected at least one mesh and finite numbers; leave out the meshes that have no mark")
     columns = np.arange(sizes["v"]) if candidates is None else np.asarray(candidates)
+    short = columns.dtype == bool and len(columns) != sizes["v"]
     columns = np.flatnonzero(columns) if columns.dtype == bool else np.unique(columns)
-    if not len(columns) or columns.dtype.kind not in "iu" or columns[0] < 0 or columns[-1] >= sizes["v"]:
+    if short or not len(columns) or columns.dtype.kind not in "iu" or columns[0] < 0 or columns[-1] >= sizes["v"]:
         raise ValueError(f"candidates: expected vertex numbers from 0 to {sizes['v'] - 1} or ({sizes['v']},) booleans, at least one")
     if mirror is not None:
         mirror = np.asarray(mirror)

@@ -7,8 +7,9 @@ __all__ = ['LIGHTS', 'SKIN', 'pixel_rays', 'Hits', 'ray_scene', 'cast_rays', 'is
            'Rendering', 'gather_pixels', 'seen_window', 'surface_colors', 'render', 'face_labels', 'part_map',
            'silhouette', 'overlay', 'render_views']
 
-# %% ../nbs/08_render.ipynb #36260162
-from typing import NamedTuple, Sequence
+# %% ../nbs/08_render.ipynb #43d19519
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
@@ -73,12 +74,12 @@ def cast_rays(
 def is_lit(
     scene: EmbreeScene,  # from `ray_scene`
     points: Array,  # (n, 3) m, camera frame
-    direction: Array,  # (3,) towards the light
+    direction: Array,  # (3,) towards the light, or (n, 3): one for each point
     gap: float = .012,  # m, a step away from the surface so that a point does not shade itself
 ) -> Array:  # (n,) bool
     "Whether the light that comes from a direction reaches the points."
     if not len(points): return np.zeros(0, bool)
-    D = np.broadcast_to(np.asarray(direction, np.float32) / np.linalg.norm(direction), points.shape)
+    D = np.broadcast_to(np.asarray(direction) / np.linalg.norm(direction, axis=-1, keepdims=True), points.shape)
     O = np.ascontiguousarray(points + gap * D, np.float32)
     return scene.run(O, np.ascontiguousarray(D, np.float32), query="OCCLUDED") != 0
 
@@ -178,9 +179,10 @@ def seen_window(
 def surface_colors(
     hits: Hits,
     F: Array,  # (f, 3) int
-    colors: Array | None,  # (3,), (f, 3) or (v, 3), 0…1; None: one skin colour
+    colors: Array | Callable | None,  # (3,), (f, 3) or (v, 3), 0…1; a function of the hits; None: one skin colour
 ) -> Array:  # (rows, columns, 3) float32
     "The mesh's own colour where each ray meets it."
+    if callable(colors): return colors(hits)
     c = np.asarray(SKIN if colors is None else colors, np.float32)
     if c.ndim == 1: return np.broadcast_to(c, (*hits.face.shape, 3))
     if len(c) == len(F): return c[hits.face]
@@ -193,7 +195,7 @@ def render(
     focal: float,  # px
     center: Array,  # (2,) px
     size: Sequence[int],  # h, w
-    colors: Array | None = None,  # (3,), (f, 3) or (v, 3), 0…1; None: one skin colour
+    colors: Array | Callable | None = None,  # (3,), (f, 3) or (v, 3), 0…1; a function of the hits; None: one skin colour
     background: Array | None = None,  # (h, w, 3) uint8; None: light grey
     lights: Sequence[Light] = LIGHTS,
     ambient: float = .4,

@@ -1,0 +1,161 @@
+"""The commands as a user meets them: good input ends with 0, bad input with one line on stderr."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hmr_nb.body_data import shipped
+from hmr_nb.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL = ROOT.parent / "shared" / "real"
+PHOTO = sorted(shipped("samples").glob("*.[jp][pn]g"))[0]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    "Run a command in this process: exit code, stdout, stderr."
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["hmr_nb", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def hostile(path: Path, canary: Path) -> Path:
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {canary}",)
+
+    path.write_bytes(pickle.dumps({"v_template": Bomb()}, protocol=2))
+    return path
+
+
+def last_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.startswith("hmr_nb: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+def test_infer_writes_overlay_mesh_and_parameters(run, tmp_path):
+    code, out, _ = run("infer", PHOTO, "--out", tmp_path / "r", "--export", "npz,obj,glb,json")
+    assert code == 0 and "rendered bodies only" in out
+    assert sorted(p.suffix for p in (tmp_path / "r").iterdir()) == [".glb", ".jpg", ".json", ".npz", ".obj"]
+    person = np.load(next((tmp_path / "r").glob("*.npz")))
+    assert person["pose"].shape == (24, 3) and np.isfinite(person["vertices"]).all()
+
+
+def test_infer_takes_several_boxes(run, tmp_path):
+    code, _, _ = run("infer", PHOTO, "--box", "10,10,80,100", "--box", "20,20,90,90", "--out", tmp_path / "r", "--export", "json")
+    assert code == 0 and len(list((tmp_path / "r").glob("*.json"))) == 2
+
+
+BAD = {
+    "missing photo": (lambda d: ["infer", d / "none.jpg", "--out", d / "o"], "no such picture"),
+    "not a picture": (lambda d: [(d / "text.jpg").write_text("hello") and "infer", d / "text.jpg", "--out", d / "o"], "expected a picture"),
+    "empty folder": (lambda d: [(d / "empty").mkdir() or "infer", d / "empty", "--out", d / "o"], "found none in this folder"),
+    "bad box": (lambda d: ["infer", PHOTO, "--box", "1,2,3", "--out", d / "o"], "expected x,y,width,height"),
+    "empty box": (lambda d: ["infer", PHOTO, "--box", "1,2,0,0", "--out", d / "o"], "positive size"),
+    "bad json": (lambda d: [(d / "o.json").write_text("{}") and "infer", PHOTO, "--openpose", d / "o.json", "--out", d / "o"], "expected OpenPose's json"),
+    "bad export": (lambda d: ["infer", PHOTO, "--export", "fbx", "--out", d / "o"], "expected npz, json, obj or glb"),
+    "missing body": (lambda d: ["infer", PHOTO, "--body", d / "smpl.pkl", "--out", d / "o"], "smpl.pkl"),
+    "hostile body": (lambda d: ["infer", PHOTO, "--body", hostile(d / "evil.pkl", d / "canary"), "--out", d / "o"], "system"),
+    "hostile inspect": (lambda d: ["body", "inspect", hostile(d / "evil.pkl", d / "canary")], "system"),
+    "wrong body": (lambda d: [np.savez(d / "b.npz", x=np.zeros(3)) or "body", "inspect", d / "b.npz"], "b.npz"),
+    "missing weights": (lambda d: ["infer", PHOTO, "--weights", d / "w.h5", "--out", d / "o"], "w.h5"),
+    "weights of another kind": (lambda d: ["infer", PHOTO, "--weights", PHOTO, "--out", d / "o"], PHOTO.name),
+    "unknown dataset": (lambda d: ["convert", "imagenet", "--data", d, "--out", d / "o"], "expected lsp"),
+    "dataset without labels": (lambda d: ["convert", "lsp", "--data", d, "--out", d / "o"], "joints.mat"),
+    "missing records": (lambda d: ["card", d / "none"], "none"),
+    "empty records": (lambda d: [(d / "empty").mkdir() or "evaluate", "--data", d / "empty", "--out", d / "o"], "empty"),
+    "missing experiment": (lambda d: ["train", d / "x.toml", "--data", d, "--out", d / "o"], "x.toml"),
+    "unknown setting": (lambda d: [(d / "x.toml").write_text("lerning_rate = 1\n") and "train", d / "x.toml", "--data", d, "--out", d / "o"], "lerning_rate"),
+    "bad marks": (lambda d: [(d / "m.json").write_text("{}") and "fit-regressor", d / "m.json", "--out", d / "r.npz"], "m.json"),
+    "wrong checkpoint": (lambda d: ["import-weights", "hmr-tf1", d / "model.ckpt", "--out", d / "w.h5"], "model.ckpt"),
+    "unknown checkpoint kind": (lambda d: ["import-weights", "vit", d / "model.ckpt", "--out", d / "w.h5"], "hmr-tf1"),
+    "no results": (lambda d: ["domain", d / "none", "--out", d / "o"], "none"),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda c: c.replace(" ", "_"))
+def test_bad_input_is_one_line(case, run, tmp_path):
+    words, expected = BAD[case]
+    code, _, err = run(*words(tmp_path))
+    assert code != 0
+    assert expected in last_line(err)
+    assert "Traceback" not in err and not (tmp_path / "canary").exists()
+    leftovers = [p for p in (tmp_path / "o").rglob("*") if p.is_file()] if (tmp_path / "o").exists() else []
+    assert not leftovers, leftovers
+
+
+def test_weights_of_another_model_are_refused(run, tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "other.h5", "w") as f:
+        f["dense/kernel"] = np.zeros((3, 3))
+    code, _, err = run("infer", PHOTO, "--weights", tmp_path / "other.h5", "--out", tmp_path / "o")
+    assert code != 0 and "other.h5" in last_line(err)
+
+
+def test_body_commands(run, tmp_path):
+    code, out, _ = run("body", "inspect", shipped("open_body.npz"))
+    assert code == 0 and "6,890 vertices" in out and "FAILED" not in out
+    assert run("body", "convert", shipped("open_body.npz"), "--out", tmp_path / "b.pkl")[0] == 0
+    assert run("body", "inspect", tmp_path / "b.pkl")[0] == 0
+    assert run("body", "export", "--out", tmp_path / "b.glb")[0] == 0 and (tmp_path / "b.glb").read_bytes()[:4] == b"glTF"
+
+
+def test_fit_regressor(run, tmp_path):
+    code, out, _ = run("fit-regressor", shipped("toe_marks.json"), "--out", tmp_path / "toes.npz")
+    assert code == 0 and "toe_l" in out
+    rows = np.load(tmp_path / "toes.npz")
+    assert rows["toe_l"].sum() == pytest.approx(1, abs=1e-6) and (rows["toe_l"] >= 0).all()
+
+
+def test_from_render_to_report(run, tmp_path):
+    "convert, card, evaluate, domain: each reads what the one before wrote."
+    for domain in ("studio", "street"):
+        assert run("convert", "synthetic", "--domain", domain, "--count", "6", "--seed", "9", "--workers", "1", "--out", tmp_path / domain)[0] == 0
+    code, out, _ = run("card", tmp_path / "studio")
+    assert code == 0 and "wrist_l" in out and (tmp_path / "studio" / "contact_sheet.png").exists()
+    code, out, _ = run("evaluate", "--data", tmp_path / "studio", "--data", tmp_path / "street", "--baseline", "--out", tmp_path / "e")
+    assert code == 0 and "studio" in out and "mean pose" in out
+    code, _, _ = run("domain", tmp_path / "e", "--out", tmp_path / "study")
+    assert code == 0 and "data:image" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_photos_and_openpose_of_real_people(run, tmp_path):
+    if not REAL.exists():
+        pytest.skip("real photographs are not here: they are licensed and never part of the repository")
+    photos = sorted(p for p in (REAL / "photos").iterdir() if p.suffix in (".jpg", ".jpeg", ".png"))
+    assert run("infer", *photos, "--out", tmp_path / "p", "--export", "json")[0] == 0
+    assert len(list((tmp_path / "p").glob("*_overlay.jpg"))) == len(photos)
+    photo, keypoints = next((REAL / "openpose").glob("*.[jp][pn]g")), next((REAL / "openpose").glob("*.json"))
+    assert run("infer", photo, "--openpose", keypoints, "--out", tmp_path / "q", "--export", "json")[0] == 0
+    people = len(json.loads(keypoints.read_text())["people"])
+    assert len(list((tmp_path / "q").glob("*.json"))) == people
+
+
+def test_version_of_a_wheel(tmp_path):
+    "The wheel carries what it needs from data/, and no golden numbers."
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT], check=True)
+    import zipfile
+
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    for needed in ("hmr_nb/data/open_body.npz", "hmr_nb/data/small_weights.h5", "hmr_nb/data/toe_marks.json", "hmr_nb/data/samples/truth.npz", "hmr_nb/cli.py"):
+        assert needed in names
+    assert not [n for n in names if "goldens" in n or n.startswith(("tests/", "nbs/"))]
