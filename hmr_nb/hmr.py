@@ -161,7 +161,7 @@ def save_weights_file(
         for name, weight in named_weights(model).items():
             value = ops.convert_to_numpy(weight.value)
             small = half and value.ndim > 1 and name != "regressor/mean" and np.abs(value).max(initial=0) < 6e4
-            f.create_dataset(name, data=value.astype("float16") if small else value, compression="gzip", shuffle=True)
+            f.create_dataset(name, data=value.astype("float16") if small else value)
     os.replace(part, path)
     return path
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOWHERE', 'vertex_normals', 'Dots', 'camera_moved', 'stage', 'MeshView', 'picker_controls', 'arrange', 'open_session',
-           'KeypointPicker', 'show', 'advice', 'change', 'click', 'fit', 'marks', 'save', 'connect', 'still', 'add_to']
+           'KeypointPicker', 'advice']
 
 # %% ../nbs/42_picker.ipynb #d874e00b
 from collections.abc import Callable, Mapping
@@ -120,11 +120,11 @@ class MeshView:
         self.mesh = three.Mesh(geometry, skin, frustumCulled=False)
         self.dots = {"marked": Dots("#cc2f7b", 9), "mirrored": Dots("#eda6c8", 7), "keypoint": Dots("#f2c200", 11, on_top=True)}
         self.camera, self.orbit, scene = stage([self.mesh, *(d.object for d in self.dots.values())], self.V, size)
-        self.press = three.Picker(controlling=self.mesh, event="mousedown")
-        self.click = three.Picker(controlling=self.mesh, event="click")
+        self.press = three.Picker(controlling=self.mesh, event="mousedown", point=NOWHERE)
+        self.click = three.Picker(controlling=self.mesh, event="click", point=NOWHERE)
         self.press.observe(self.pressed, "point")
         self.click.observe(self.clicked, "point")
-        self.widget = three.Renderer(self.camera, scene, [self.orbit, self.press, self.click], width=size[0], height=size[1], antialias=True)
+        self.widget = three.Renderer(scene, self.camera, [self.orbit, self.press, self.click], width=size[0], height=size[1], antialias=True)
 
     def pressed(self, change: Mapping[str, Any]) -> None:
         "The button went down: remember the camera."
@@ -227,8 +227,8 @@ class KeypointPicker:
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         return self.widget._repr_mimebundle_(**kwargs)
 
-# %% ../nbs/42_picker.ipynb #a408cb9e
-def show(
+# %% ../nbs/42_picker.ipynb #f357224b
+def _show(
     picker: KeypointPicker,
     said: str = "",  # a line for the status; what to do next if empty
 ) -> None:
@@ -261,10 +261,10 @@ def advice(
     return "mark it in another pose too" if poses < 3 else f"marked in {poses} poses: fit"
 
 
-KeypointPicker.show = show
+KeypointPicker.show = _show
 
-# %% ../nbs/42_picker.ipynb #5134a46f
-def change(
+# %% ../nbs/42_picker.ipynb #bfbb9c97
+def _change(
     picker: KeypointPicker,
     state: PickerState,  # the new one
 ) -> None:
@@ -278,7 +278,7 @@ def change(
         picker.show()
 
 
-def click(
+def _click(
     picker: KeypointPicker,
     vertex: int,
     shift: bool = False,  # brush
@@ -291,10 +291,10 @@ def click(
     picker.change(remove(picker.state, area) if ctrl else brush(picker.state, area))
 
 
-KeypointPicker.change, KeypointPicker.click = change, click
+KeypointPicker.change, KeypointPicker.click = _change, _click
 
-# %% ../nbs/42_picker.ipynb #8e6f3903
-def fit(
+# %% ../nbs/42_picker.ipynb #54cac0cd
+def _fit(
     picker: KeypointPicker,
     **options: Any,  # radius, max_vertices, held_out of `fit_marks`
 ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
@@ -307,14 +307,14 @@ def fit(
     return picker.fits
 
 
-def marks(
+def _marks(
     picker: KeypointPicker,
 ) -> dict[str, Any]:  # as in a marks file
     "All that was marked, with the poses and the history."
     return to_marks(picker.state, picker.body.name, topology(picker.body), picker.poses)
 
 
-def save(
+def _save(
     picker: KeypointPicker,
     path: str | Path | None = None,  # the picker's own path if None
 ) -> Path:  # the file
@@ -324,10 +324,10 @@ def save(
     return written
 
 
-KeypointPicker.fit, KeypointPicker.marks, KeypointPicker.save = fit, marks, save
+KeypointPicker.fit, KeypointPicker.marks, KeypointPicker.save = _fit, _marks, _save
 
-# %% ../nbs/42_picker.ipynb #693e3305
-def connect(
+# %% ../nbs/42_picker.ipynb #78c11e40
+def _connect(
     picker: KeypointPicker,
 ) -> None:
     "Wire the controls to the moves of `41_picker_state`."
@@ -353,10 +353,10 @@ def connect(
     c["save"].on_click(guarded(lambda _: picker.save()))
 
 
-KeypointPicker.connect = connect
+KeypointPicker.connect = _connect
 
-# %% ../nbs/42_picker.ipynb #1f0c894d
-def still(
+# %% ../nbs/42_picker.ipynb #ab0afbaf
+def _still(
     picker: KeypointPicker,
     views: tuple[str, ...] = ("front", "three_quarter"),  # see `hmr_nb.draw.mesh`
     close: float | None = None,  # show only what is within this distance of the marks, m
@@ -371,7 +371,7 @@ def still(
         mesh(V, F, bare(ax), view, points=np.array(fitted) if fitted else V[ids])
 
 
-def add_to(
+def _add_to(
     picker: KeypointPicker,
     keypoints: KeypointSet,  # such as keypoint_set("cocoplus19")
 ) -> KeypointSet:  # with the fitted keypoints at its end
@@ -382,4 +382,4 @@ def add_to(
     return keypoints
 
 
-KeypointPicker.still, KeypointPicker.add_to = still, add_to
+KeypointPicker.still, KeypointPicker.add_to = _still, _add_to

@@ -93,7 +93,7 @@ def read_checkpoint(
         missing = [theirs for theirs in names.values() if theirs not in there]
         if not missing:
             return {ours: reader.get_tensor(theirs) for ours, theirs in names.items()}
-    except (tf.errors.OpError, RuntimeError) as error:
+    except (tf.errors.OpError, RuntimeError, IndexError) as error:
         raise ValueError(f"{prefix}: not a readable TensorFlow checkpoint, was the download cut short? ({str(error).splitlines()[0][:120]})") from error
     some = ", ".join(sorted(n for n in there if "SLOT" not in n and not n.startswith("_"))[:3]) or "nothing"
     raise ValueError(f"{prefix}: expected {what}, but {len(missing)} of {len(names)} variables are missing, first {missing[0]}; found {len(there)} others: {some}, …")

@@ -54,14 +54,14 @@ def stored_crop(
     corner = np.floor(np.array([x + w / 2, y + h / 2]) - (size - 1) / 2)
     return crop_affine(corner + (size - 1) / 2, size, size), size
 
-# %% ../nbs/20_records.ipynb #f2d8c88d
+# %% ../nbs/20_records.ipynb #ffe760b8
 def encode_jpeg(
     image: np.ndarray,  # (h, w, 3) uint8 RGB
-    quality: int = 95,
+    quality: int = 95,  # 1 to 100
 ) -> bytes:
     "A JPEG, the same bytes for the same picture."
     check_shape(image, "h w 3", "image")
-    return cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def decode_jpeg(
@@ -72,7 +72,22 @@ def decode_jpeg(
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
         raise ValueError(f"{name}: not a readable JPEG or PNG ({len(data)} bytes)")
-    return np.ascontiguousarray(image[..., ::-1])
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+# %% ../nbs/20_records.ipynb #4a525f01
+def _copy_square(
+    image: np.ndarray,  # (h, w, 3)
+    A: np.ndarray,  # (2, 3) a shift by whole pixels
+    side: int,
+) -> np.ndarray:  # (side, side, 3)
+    "A square of whole pixels, the border repeated where it reaches beyond: like `warp_image`, by copying."
+    h, w = image.shape[:2]
+    x, y = -A[:, 2].astype(int)
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + side, w), min(y + side, h)
+    if right <= left or bottom <= top:  # wholly outside
+        return warp_image(image, A, side)
+    border = max(top - y, 0), max(y + side - bottom, 0), max(left - x, 0), max(x + side - right, 0)
+    return cv2.copyMakeBorder(image[top:bottom, left:right], *border, cv2.BORDER_REPLICATE)
 
 # %% ../nbs/20_records.ipynb #5c29c604
 def cut_person(
@@ -89,8 +104,8 @@ def cut_person(
     if image is None:
         raise ValueError(f"{name}: {'cut short' if cut_short else 'not a readable JPEG or PNG'} ({len(data)} bytes)")
     grow = np.array([[reduce, 0, (reduce - 1) / 2], [0, reduce, (reduce - 1) / 2]])
-    stored = warp_image(image, compose(A, grow), side)
-    return np.ascontiguousarray(stored[..., ::-1]), A, (image.shape[0] * reduce, image.shape[1] * reduce)
+    stored = _copy_square(image, A, side) if reduce == A[0, 0] == 1 else warp_image(image, compose(A, grow), side)
+    return cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), A, (image.shape[0] * reduce, image.shape[1] * reduce)
 
 # %% ../nbs/20_records.ipynb #9ce43759
 SCHEMA_VERSION = 1

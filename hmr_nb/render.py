@@ -224,7 +224,7 @@ def face_labels(
     F: Array,  # (f, 3) int
 ) -> Array:  # (f,) int: the label that two corners share, else that of the first
     "Labels of triangles from labels of vertices."
-    a, b, c = np.asarray(part_labels)[F].T
+    a, b, c = np.asarray(part_labels, int)[F].T
     return np.where(b == c, b, a)
 
 
@@ -233,7 +233,7 @@ def part_map(
     labels: Array,  # (f,) int, from `face_labels`
 ) -> Array:  # (h, w) int, -1 outside the mask
     "Which part each pixel shows."
-    return np.where(rendering.face >= 0, np.asarray(labels)[rendering.face], -1)
+    return np.where(rendering.face >= 0, np.asarray(labels, int)[rendering.face], -1)
 
 # %% ../nbs/08_render.ipynb #f75360ef
 def silhouette(

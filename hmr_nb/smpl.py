@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from .body_data import BodyData
+from .open_body import open_body
 from .rotations import axis_angle_to_matrix
 from .shapes import Array, check_shape
 from .skeleton import KeypointSet
@@ -225,8 +226,6 @@ def body_named(
     "The body itself; a name is enough for the open body alone."
     if isinstance(body, BodyData):
         return body
-    from hmr_nb.open_body import open_body
-
     if body != open_body().name:
         raise ValueError(f"the body {body!r} is not stored with the layer; make it anew with SMPL(load_body(path)) and load the weights into the model")
     return open_body()

@@ -1,0 +1,107 @@
+"""Views: the same scale in training and test, pixels and points together, sides by name."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hmr_nb.augment import augment, test_view, view_affine, view_pixels, view_window
+from hmr_nb.camera import apply_affine, box_from_keypoints, crop_for_box, ndc_to_px, warp_image
+from hmr_nb.records import Example, RecordWriter, decode_jpeg, encode_jpeg, record_dataset
+from hmr_nb.skeleton import keypoint_set
+
+LSP = keypoint_set("lsp14")
+N = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("records") / "r"
+    rng = np.random.default_rng(0)
+    with RecordWriter(out, "noise") as writer:
+        for i in range(N):
+            side = int(rng.integers(60, 300))
+            image = np.kron(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), np.ones((side // 6 + 1, side // 6 + 1, 1), np.uint8))[:side, :side]
+            kp = side * rng.uniform(1 / 6, 5 / 6, (14, 2))
+            kp[i % 14] = np.nan
+            writer.write(Example(LSP.names, kp, image=image, box=box_from_keypoints(kp), kp3d=rng.normal(size=(14, 3)), pose=rng.normal(0, .5, (24, 3)),
+                                 betas=rng.normal(size=10), frame=i))  # fmt: skip
+    return out
+
+
+def items(dataset):
+    return list(dataset.as_numpy_iterator())
+
+
+def test_the_person_fills_the_view_as_the_rule_says(folder):
+    for stored, view in zip(items(record_dataset(folder, LSP, seed=None)), items(test_view(record_dataset(folder, LSP, seed=None), 224, LSP))):
+        kp = np.where(stored["state"][:, None] > 0, stored["kp2d"], np.nan)
+        rule = crop_for_box(box_from_keypoints(kp), 224)
+        pixel = 224 / (1.25 * max(stored["box"][2:]))  # a stored pixel in the view
+        seen = stored["state"] > 0
+        off = apply_affine(view["affine"], kp) - apply_affine(rule, kp)
+        assert np.abs(off[seen]).max() < 1.2 * pixel  # rounding to whole pixels and no more
+        np.testing.assert_allclose(ndc_to_px(view["kp2d"][:, :2], 224)[seen], apply_affine(view["affine"], kp)[seen], atol=1e-3)
+        np.testing.assert_array_equal(view["kp2d"][:, 2], seen)
+
+
+def test_without_chance_training_is_testing(folder):
+    data = record_dataset(folder, LSP, seed=None)
+    for a, b in zip(items(augment(data, 96, LSP, jitter_px=0, scale=(1, 1), flip=False, color=0)), items(test_view(data, 96, LSP))):
+        for field in ("image", "kp2d", "kp3d", "pose", "betas", "affine"):
+            np.testing.assert_array_equal(a[field], b[field])
+
+
+def test_chance_is_a_function_of_seed_epoch_and_place(folder):
+    look = lambda seed, **kw: [d["image"].tobytes() for d in items(augment(record_dataset(folder, LSP, seed=1, **kw), 64, LSP, seed=seed))]  # noqa: E731
+    two = look(3, epochs=2)
+    assert two == look(3, epochs=2) and len(set(two)) == 2 * N
+    assert two[N + 9 :] == look(3, epochs=2, start=(1, 9))
+    assert not set(two) & set(look(4, epochs=2))
+
+
+def test_shift_scale_and_mirror_stay_in_their_ranges(folder):
+    scales, shifts, mirrored = [], [], []
+    data = record_dataset(folder, LSP, seed=None, epochs=8)
+    for d, s in zip(items(augment(data, 224, LSP, color=0)), items(data)):
+        x, y, w, h = s["box"]
+        scales.append(abs(d["affine"][0, 0]) * 1.25 * max(w, h) / 224)
+        shifts.append(apply_affine(d["affine"], np.array([[x + w / 2, y + h / 2]]))[0] - 111.5)
+        mirrored.append(d["affine"][0, 0] < 0)
+    assert 0.78 < min(scales) < 0.83 and 1.19 < max(scales) < 1.26 and abs(np.mean(np.log(scales))) < 0.03
+    assert np.abs(shifts).max() < 20 + 4 and np.abs(shifts).max() > 17
+    assert 0.42 < np.mean(mirrored) < 0.58
+
+
+def test_a_mirrored_person_has_its_sides_exchanged(folder):
+    data = record_dataset(folder, LSP, seed=None, epochs=2)
+    joints = keypoint_set("smpl24").flip
+    for d, s in zip(items(augment(data, 96, LSP)), items(data)):
+        seen = s["state"] > 0
+        px = apply_affine(d["affine"], s["kp2d"])
+        back = LSP.flip if d["affine"][0, 0] < 0 else np.arange(14)
+        np.testing.assert_array_equal(d["kp2d"][back, 2], seen)
+        np.testing.assert_allclose(ndc_to_px(d["kp2d"][back, :2], 96)[seen], px[seen], atol=1e-3)
+        sign = np.sign(d["affine"][0, 0])
+        np.testing.assert_array_equal(d["kp3d"][back], s["kp3d"] * [sign, 1, 1])
+        order = joints if sign < 0 else np.arange(24)
+        np.testing.assert_array_equal(d["pose"][order], s["pose"] * [1, sign, sign])
+        np.testing.assert_array_equal(d["betas"], s["betas"])
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (-30, 20), (70, -60), (90, 90), (-500, 10), (400, -400)])
+@pytest.mark.parametrize(("side", "size"), [(60, 60), (100, 75), (40, 96), (150, 30)])
+def test_pixels_against_opencv(corner, side, size):
+    rng = np.random.default_rng(0)
+    image = np.kron(rng.integers(0, 256, (13, 16, 3), dtype=np.uint8), np.ones((10, 10, 1), np.uint8))
+    jpeg = encode_jpeg(image)
+    seen = view_pixels(tf.constant(jpeg), corner, side, size).numpy()
+    A = view_affine(tf.constant(corner), tf.constant(side), size).numpy()
+    expected = warp_image(decode_jpeg(jpeg), A.astype(float), size) / 127.5 - 1
+    assert seen.shape == (size, size, 3) and np.abs(seen).max() <= 1 + 1e-6
+    assert np.abs(seen - expected).mean() < (0.005 if side == size else 0.035)  # decoding stops at the square, so its last column has its own chroma
+
+
+def test_an_unknown_box_is_the_middle():
+    for box in ([0.0, 0, 0, 0], [np.nan] * 4):
+        corner, side = view_window(tf.constant(box), 120, 120)
+        assert corner.numpy().tolist() == [10, 10] and int(side) == 100

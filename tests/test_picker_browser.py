@@ -1,0 +1,280 @@
+"""The picker in JupyterLab, in a real browser: clicks at projected vertices mark exactly those, a drag marks nothing.
+
+Needs Chromium and the `playwright` package; skips with a reason where one is missing, fails there when CI=true.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+LAB_ARGS = ["--no-browser", "--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=", "--ServerApp.password=",
+            "--ServerApp.open_browser=False", "--LabApp.expose_app_in_browser=True", "--allow-root"]
+HARMLESS = ("t.on is not a function", "lumino", "GPU stall", "favicon", "Failed to load resource: the server responded with a status of 404")
+CELL = "from hmr_nb.open_body import open_body\nfrom hmr_nb.picker import KeypointPicker\npicker = KeypointPicker(open_body(), path='marks.json')\npicker"
+PINK = (204, 47, 123)
+
+
+def need(found, what):
+    "Go on if it is there; else skip, or fail where the browser test must run."
+    if found:
+        return found
+    reason = f"{what} is not installed here: the picker is not tried in a browser (apt install chromium; pip install playwright)"
+    pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+
+
+def wait_for(check, what, seconds=30):
+    "Poll until `check()` gives something true; say what was missing otherwise."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := check():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def written(folder, pattern):
+    "The json file of this pattern once it is there and whole; None before."
+    for path in folder.glob(pattern):
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            return None
+        return path
+    return None
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A JupyterLab server of our own on a scratch folder with one notebook: its address and folder."
+    need(shutil.which("chromium") or shutil.which("google-chrome"), "chromium")
+    pytest.importorskip("playwright") if os.environ.get("CI") != "true" else __import__("playwright")
+    home = tmp_path_factory.mktemp("lab")
+    work, runtime, config = home / "work", home / "runtime", home / "config"
+    for folder in (work, runtime, config):
+        folder.mkdir()
+    quiet = config / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    quiet.mkdir(parents=True)
+    (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    cell = {"cell_type": "code", "source": CELL, "metadata": {}, "outputs": [], "execution_count": None, "id": "picker"}
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+    (work / "picker.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}))
+    env = {**os.environ, "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_DIR": str(config), "CUDA_VISIBLE_DEVICES": "-1",
+           "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    log = (home / "lab.log").open("wb")
+    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *LAB_ARGS], cwd=work, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        info = wait_for(lambda: written(runtime, "jpserver-*.json"), f"JupyterLab to start, see {home / 'lab.log'}")
+        yield json.loads(info.read_text())["url"], work, runtime
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    "The notebook, open in Chromium, with a list of what its console called errors."
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        args = ["--no-sandbox", "--enable-unsafe-swiftshader"]
+        browser = play.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("google-chrome"), headless=True, args=args)
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.errors = []
+        page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: page.errors.append(str(e)))
+        page.goto(f"{lab[0]}lab/tree/picker.ipynb")
+        yield page
+        browser.close()
+
+
+class Kernel:
+    "A second line to the notebook's kernel: ask it for the value of an expression."
+
+    def __init__(self, runtime):
+        from jupyter_client import BlockingKernelClient
+
+        connection = wait_for(lambda: written(runtime, "kernel-*.json"), "the notebook's kernel")
+        self.client = BlockingKernelClient(connection_file=str(connection))
+        self.client.load_connection_file()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=30)
+
+    def ask(self, expression):
+        text = f"__import__('json').dumps({expression})"
+        number = self.client.execute("", silent=True, user_expressions={"value": text})
+        while (reply := self.client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != number:
+            pass
+        value = reply["content"].get("user_expressions", {}).get("value", {"status": "error", "evalue": str(reply["content"])})
+        if value["status"] != "ok":
+            raise LookupError(value["evalue"])
+        return json.loads(value["data"]["text/plain"][1:-1].replace("\\'", "'").replace("\\\\", "\\"))
+
+    def has(self, expression):
+        try:
+            return bool(self.ask(expression))
+        except LookupError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def picker(lab, page):
+    "Run the notebook; give the kernel and where the canvas is once the body is drawn."
+    kernel = Kernel(lab[2])
+    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context && "
+                           "window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'")
+
+    def run():  # a Run All sent while the connection is still forming is lost: ask again until the kernel knows the picker
+        if not kernel.has("'picker' in globals()"):
+            page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        return kernel.has("'picker' in globals()")
+
+    wait_for(run, "the cell to run")
+    canvas = page.locator(".jp-OutputArea-output canvas").first
+    canvas.wait_for(state="visible", timeout=30_000)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    wait_for(lambda: colours(page, box, (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2), 20).std(0).max() > 1
+             or colours(page, box, (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2), 3).mean() < 240, "the body to be drawn")
+    return kernel, box
+
+
+def colours(page, box, spot, reach=6):
+    "The pixels around a place on the page, (n, 3)."
+    import cv2
+
+    clip = {"x": spot[0] - reach, "y": spot[1] - reach, "width": 2 * reach, "height": 2 * reach}
+    image = cv2.imdecode(np.frombuffer(page.screenshot(clip=clip), np.uint8), cv2.IMREAD_COLOR)
+    return image[..., ::-1].reshape(-1, 3).astype(int)
+
+
+def is_pink(page, box, spot):
+    return bool((np.abs(colours(page, box, spot) - PINK).max(1) < 40).any())
+
+
+def on_page(kernel, box, points):
+    "Where points of the scene are on the page, by the camera as the kernel knows it; and their distance to the camera."
+    eye, target = (np.array(x) for x in kernel.ask("[list(picker.view.camera.position), list(picker.view.orbit.target)]"))
+    ahead = (target - eye) / np.linalg.norm(target - eye)
+    right = np.cross(ahead, [0, 1, 0])
+    right /= np.linalg.norm(right)
+    away = points - eye
+    depth = away @ ahead
+    zoom = box["height"] / 2 / np.tan(np.radians(15)) / depth
+    x = box["x"] + box["width"] / 2 + zoom * (away @ right)
+    y = box["y"] + box["height"] / 2 - zoom * (away @ np.cross(right, ahead))
+    return np.stack([x, y], axis=1), eye
+
+
+def clear_spots(kernel, box, V, F, count, seed):
+    "Vertices that the camera sees with room around them, and where they are on the page."
+    import trimesh
+
+    px, eye = on_page(kernel, box, V)
+    rays = V - eye
+    hit = trimesh.Trimesh(V, F, process=False).ray.intersects_first(np.repeat(eye[None], len(V), 0), rays)
+    seen = np.array([f >= 0 and v in F[f] for v, f in enumerate(hit)])
+    across = np.cross(V[F[:, 1]] - V[F[:, 0]], V[F[:, 2]] - V[F[:, 0]])
+    facing = np.zeros(len(V))
+    np.add.at(facing, F.ravel(), np.repeat((across * (eye - V[F[:, 0]])).sum(1) / np.linalg.norm(across, axis=1) / np.linalg.norm(eye - V[F[:, 0]], axis=1), 3))
+    edges = np.concatenate([F[:, [0, 1]], F[:, [1, 2]], F[:, [2, 0]]])
+    room = np.full(len(V), np.inf)
+    np.minimum.at(room, edges[:, 0], np.linalg.norm(px[edges[:, 0]] - px[edges[:, 1]], axis=1))
+    degree = np.bincount(F.ravel(), minlength=len(V))
+    good = np.flatnonzero(seen & (facing / degree > 0.75) & (room > 4))
+    chosen = np.random.default_rng(seed).choice(good, count, replace=False)
+    return [(int(v), px[v]) for v in chosen]
+
+
+def marked(kernel):
+    return sorted(kernel.ask("sorted(picker.state.marks.get(picker.state.keypoint, {}).get(picker.state.pose, []))"))
+
+
+@pytest.fixture(scope="module")
+def body():
+    from hmr_nb.open_body import open_body
+
+    body = open_body()
+    return np.asarray(body.v_template, float), np.asarray(body.faces)
+
+
+def test_clicks_mark_exactly_the_vertices_under_the_mouse(page, picker, body):
+    kernel, box = picker
+    wanted = []
+    for vertex, spot in clear_spots(kernel, box, *body, count=5, seed=0):
+        page.mouse.click(*spot)
+        wanted = sorted([*wanted, vertex])
+        wait_for(lambda: len(marked(kernel)) >= len(wanted), f"a click on vertex {vertex} to arrive")
+        assert marked(kernel) == wanted
+        wait_for(lambda: is_pink(page, box, spot), "the dot on the clicked vertex to be drawn")
+    page.mouse.click(*spot)
+    wait_for(lambda: marked(kernel) == sorted(set(wanted) - {vertex}), "a second click to take the mark away")
+    page.get_by_role("button", name="undo").click()
+    wait_for(lambda: marked(kernel) == wanted, "undo to bring it back")
+
+
+def test_a_drag_turns_the_body_and_marks_nothing(page, picker, body):
+    kernel, box = picker
+    before, camera = marked(kernel), kernel.ask("list(picker.view.camera.position)")
+    (_, start), = clear_spots(kernel, box, *body, count=1, seed=1)
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(start[0] + 20, start[1] + 3, steps=4)
+    page.mouse.move(start[0] + 45, start[1] + 8, steps=4)
+    page.mouse.up()
+    wait_for(lambda: kernel.ask("list(picker.view.camera.position)") != camera, "the camera to turn")
+    (vertex, spot), = clear_spots(kernel, box, *body, count=1, seed=2)
+    page.mouse.click(*spot)  # a message that comes after the drag's own: once it is here, the drag's click has been dealt with
+    wait_for(lambda: len(marked(kernel)) != len(before), "the click after the drag")
+    assert marked(kernel) == sorted(set(before) ^ {vertex})
+
+
+def test_brush_erase_undo_redo(page, picker, body):
+    kernel, box = picker
+    before = marked(kernel)
+    (vertex, spot), = clear_spots(kernel, box, *body, count=1, seed=3)
+    page.keyboard.down("Shift")
+    page.mouse.click(*spot)
+    page.keyboard.up("Shift")
+    wait_for(lambda: set(before) < set(marked(kernel)), "the brush")
+    brushed = marked(kernel)
+    assert vertex in brushed and len(brushed) > len(before) + 1 or len(brushed) == len(before) + 1
+    page.keyboard.down("Control")
+    page.mouse.click(*spot)
+    page.keyboard.up("Control")
+    wait_for(lambda: vertex not in marked(kernel), "the eraser")
+    erased = marked(kernel)
+    for button, state in (("undo", brushed), ("undo", before), ("redo", brushed), ("redo", erased)):
+        page.get_by_role("button", name=button).click()
+        wait_for(lambda: marked(kernel) == state, button)
+
+
+def test_mirror_fit_and_save(page, picker, lab):
+    kernel, box = picker
+    page.get_by_role("button", name="mirror image").click()
+    wait_for(lambda: kernel.ask("sorted(picker.state.mirrored)") == ["toe_l"], "the mirror switch")
+    page.get_by_role("button", name="fit").click()
+    wait_for(lambda: kernel.ask("sorted(picker.fits)") == ["toe_l", "toe_r"], "both rows")
+    page.get_by_text("residual").wait_for(timeout=10_000)
+    assert kernel.ask("abs(picker.fits['toe_l'].weights.sum() - 1) < 1e-12")
+    page.get_by_role("button", name="save").click()
+    wait_for(lambda: (lab[1] / "marks.json").exists(), "the saved file")
+    saved = json.loads((lab[1] / "marks.json").read_text())
+    assert saved["keypoints"]["toe_l"]["marks"][0]["vertices"] == marked(kernel)
+
+
+def test_nothing_went_wrong_in_the_console(page, picker, tmp_path_factory):
+    page.screenshot(path=tmp_path_factory.mktemp("shots") / "picker.png")
+    unknown = [e for e in page.errors if not any(h in e for h in HARMLESS)]
+    assert not unknown

@@ -1,0 +1,243 @@
+"""Records: round trips, kill and resume, damage, order and mixing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hmr_nb.records import (
+    Dropped,
+    Example,
+    RecordWriter,
+    card,
+    card_table,
+    convert_items,
+    cut_person,
+    decode_example,
+    encode_example,
+    encode_jpeg,
+    examples,
+    record_dataset,
+    source_set,
+    stored_crop,
+)
+from hmr_nb.skeleton import KeypointSet, keypoint_set
+
+NAMES = ["nose", "wrist_l", "wrist_r"]
+PIXEL = np.zeros((8, 9, 3), np.uint8)
+
+
+def person(i, **changes):
+    kp = np.array([[i, 1], [2, i], [np.nan, 3]], float)
+    return Example(NAMES, **{"kp2d": kp, "image": PIXEL + i % 200, "source": f"{i}.jpg", "frame": i, **changes})
+
+
+def write(folder, n=20, shard_size=6, **keywords):
+    with RecordWriter(folder, "persons", shard_size=shard_size, **keywords) as writer:
+        for i in range(writer.kept, n):
+            writer.write(Dropped(f"{i}.jpg", "odd, or so") if i % 5 == 3 else person(i, split="train" if i < 14 else "test"))
+    return folder
+
+
+numbers = st.floats(-1e4, 1e4, width=32) | st.just(float("nan"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), k=st.integers(1, 30))
+def test_what_goes_in_comes_out(data, k):
+    arrays = lambda *shape: data.draw(hnp.arrays(np.float32, shape, elements=numbers))  # noqa: E731
+    maybe = lambda *shape: arrays(*shape) if data.draw(st.booleans()) else None  # noqa: E731
+    text = data.draw(st.text(max_size=20))
+    kp = arrays(k, 2)
+    state = np.where(np.isfinite(kp).all(1), data.draw(hnp.arrays(int, k, elements=st.integers(0, 2))), 0)
+    one = Example([f"p{i}" for i in range(k)], kp, state, PIXEL, kp3d=maybe(k, 3), crop=arrays(2, 3), box=maybe(4), pose=maybe(24, 3),
+                  betas=maybe(10), trans=maybe(3), focal=data.draw(st.none() | st.floats(1, 1e4, width=32)), center=maybe(2), source=text,
+                  dataset=text, subject=text, sequence=text, frame=data.draw(st.integers(-(2**60), 2**60)))  # fmt: skip
+    record = encode_example(one)
+    back = decode_example(record, one.names)
+    for field in ("kp2d", "state", "kp3d", "crop", "box", "pose", "betas", "trans", "focal", "center"):
+        a, b = getattr(one, field), getattr(back, field)
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_array_equal(a, b)
+            assert np.shape(a) == np.shape(b)
+    assert (back.source, back.frame, back.split) == (one.source, one.frame, one.split)
+    assert encode_example(back) == record
+    assert np.isnan(back.kp2d[back.state == 0]).all() and np.isfinite(back.kp2d[back.state > 0]).all()
+
+
+def test_what_is_read_is_written_or_dropped(tmp_path):
+    facts = card(write(tmp_path / "r"))
+    assert facts["read"] == 20 and facts["written"] == 16 and facts["dropped"] == {"odd, or so": 4}
+    assert facts["splits"] == {"train": 11, "test": 5}
+    assert card_table(tmp_path / "r").loc["wrist_r"].tolist() == [0, 0, 16]
+    assert (tmp_path / "r" / "dropped.csv").read_text().count('"odd, or so"') == 4
+
+
+@pytest.mark.parametrize("crash", [0, 1, 5, 6, 7, 12, 13, 14, 15, 19])
+def test_resumed_is_the_same_bytes(tmp_path, crash):
+    class Stop(Exception):
+        pass
+
+    whole = write(tmp_path / "whole")
+    with pytest.raises(Stop), RecordWriter(tmp_path / "r", "persons", shard_size=6) as writer:
+        for i in range(20):
+            if i == crash:
+                raise Stop
+            writer.write(Dropped(f"{i}.jpg", "odd, or so") if i % 5 == 3 else person(i, split="train" if i < 14 else "test"))
+    with pytest.raises(ValueError, match="already holds records"):
+        write(tmp_path / "r")
+    write(tmp_path / "r", resume=True)
+    assert {f.name: f.read_bytes() for f in whole.iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "r").iterdir()}
+    write(tmp_path / "r", resume=True)  # a finished one stays as it is
+
+
+SLOW_WRITER = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_records import *
+with RecordWriter({out!r}, "persons", shard_size=6, resume=True) as writer:
+    print("begun", flush=True)
+    for i in range(writer.kept, 20):
+        time.sleep(.02)
+        writer.write(Dropped(f"{{i}}.jpg", "odd, or so") if i % 5 == 3 else person(i, split="train" if i < 14 else "test"))
+"""
+
+
+def test_killed_and_resumed(tmp_path):
+    whole, out = write(tmp_path / "whole"), tmp_path / "killed"
+    for wait in (0.15, 0.3):
+        code = SLOW_WRITER.format(tests=str(Path(__file__).parent), out=str(out))
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+        process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    write(out, resume=True)
+    assert {f.name: f.read_bytes() for f in whole.iterdir()} == {f.name: f.read_bytes() for f in out.iterdir()}
+
+
+def test_a_half_written_shard_is_done_again(tmp_path):
+    whole = write(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path / "r", "persons", shard_size=6) as writer:
+        for i in range(13):
+            writer.write(Dropped(f"{i}.jpg", "odd, or so") if i % 5 == 3 else person(i))
+        raise KeyboardInterrupt
+    shard = tmp_path / "r" / "train-00001.tfrecord"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    (tmp_path / "r" / "train-00002.tfrecord.tmp").write_bytes(b"half")
+    write(tmp_path / "r", resume=True)
+    assert {f.name: f.read_bytes() for f in whole.iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "r").iterdir()}
+
+
+def test_other_settings_are_not_resumed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path, "persons", shard_size=3) as writer:
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="shard_size: 3, now 4"), RecordWriter(tmp_path, "persons", shard_size=4, resume=True):
+        pass
+    with pytest.raises(FileNotFoundError, match="begun and not finished"):
+        card(tmp_path)
+
+
+def test_one_directory_one_set_of_points(tmp_path):
+    with pytest.raises(ValueError, match="one set of points"), RecordWriter(tmp_path, "persons", shard_size=1) as writer:
+        writer.write(person(1))
+        writer.write(Example(["nose"], [[1, 2]], image=PIXEL))
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"), RecordWriter(tmp_path / "file" / "r", "persons"):
+        pass
+
+
+@pytest.mark.parametrize("damage", ["tail", "byte", "gone", "empty"])
+def test_damage_is_found_and_counted(tmp_path, damage):
+    write(tmp_path)
+    shard = tmp_path / "train-00001.tfrecord"
+    data = bytearray(shard.read_bytes())
+    if damage == "gone":
+        shard.unlink()
+    else:
+        data[30] ^= 4
+        shard.write_bytes({"tail": shard.read_bytes()[:-3], "byte": bytes(data), "empty": b""}[damage])
+    with pytest.raises(ValueError, match="train-00001.tfrecord"):
+        list(examples(tmp_path))
+    with pytest.raises(ValueError, match="train-00001.tfrecord"):
+        record_dataset(tmp_path, source_set(NAMES))
+    with pytest.warns(UserWarning, match="left out"):
+        rest = [e.frame for e in examples(tmp_path, skip_bad=True)]
+    assert set(rest) < {i for i in range(20) if i % 5 != 3} and {0, 1, 2, 4, 5, 12, 14, 19} <= set(rest)
+    with pytest.warns(UserWarning, match="left out with its"):
+        data = record_dataset(tmp_path, source_set(NAMES), skip_bad=True)
+    assert len(list(data)) == 16 - 5
+
+
+def test_every_epoch_has_everybody_once_in_another_order(tmp_path):
+    write(tmp_path)
+    data = record_dataset(tmp_path, source_set(NAMES), seed=5, epochs=3, meta=True)
+    frames = np.array([d["frame"] for d in data.as_numpy_iterator()]).reshape(3, 16)
+    everybody = [i for i in range(20) if i % 5 != 3]
+    assert all(sorted(epoch) == everybody for epoch in frames.tolist()) and len({tuple(e) for e in frames}) == 3
+    for start in [(0, 7), (1, 0), (2, 15)]:
+        rest = [d["frame"] for d in record_dataset(tmp_path, source_set(NAMES), seed=5, epochs=3, start=start, meta=True).as_numpy_iterator()]
+        assert rest == frames.ravel()[start[0] * 16 + start[1] :].tolist()
+    endless = record_dataset(tmp_path, source_set(NAMES), seed=5, epochs=None, meta=True).take(48)
+    assert [d["frame"] for d in endless.as_numpy_iterator()] == frames.ravel().tolist()
+
+
+def test_mixing_sets_with_different_points(tmp_path):
+    write(tmp_path / "a")
+    with RecordWriter(tmp_path / "b", "others") as writer:
+        for i in range(4):
+            writer.write(Example(["wrist_r", "tail", "nose"], [[5, 5], [6, 6], [7, 7]], [2, 2, 1], PIXEL, frame=100 + i, kp3d=np.ones((3, 3)) * i))
+    wanted = KeypointSet("w", ("tail_tip", "nose", "wrist_r", "wrist_l"))
+    data = record_dataset([tmp_path / "a", tmp_path / "b"], wanted, weights=[1, 3], rename={"tail": "tail_tip"}, meta=True)
+    items = list(data.as_numpy_iterator())
+    assert sum(d["frame"] >= 100 for d in items) == 15 and len(items) == 20
+    for d in items:
+        if d["frame"] >= 100:
+            assert d["state"].tolist() == [2, 1, 2, 0] and d["kp2d"].tolist() == [[6, 6], [7, 7], [5, 5], [0, 0]]
+            assert d["mask_3d"].tolist() == [1, 1, 1, 0] and d["has_3d"] == 1
+        else:
+            assert d["state"].tolist() == [0, 2, 0, 2] and d["has_3d"] == 0 and not d["mask_3d"].any()
+        assert np.isfinite(np.concatenate([d["kp2d"].ravel(), d["kp3d"].ravel(), d["pose"].ravel()])).all()
+
+
+def some(i):
+    return Dropped(f"{i}.jpg", "odd") if i % 7 == 3 else person(i)
+
+
+def test_two_workers_write_the_same(tmp_path):
+    for workers in (1, 2):
+        with RecordWriter(tmp_path / str(workers), "persons", shard_size=9) as writer:
+            convert_items(writer, some, list(range(40)), workers=workers, progress=False)
+    assert {f.name: f.read_bytes() for f in (tmp_path / "1").iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "2").iterdir()}
+
+
+def test_nothing_to_convert(tmp_path):
+    with RecordWriter(tmp_path, "nobody") as writer:
+        convert_items(writer, some, [3, 10], workers=1, progress=False)
+    assert card(tmp_path)["written"] == 0 and list(examples(tmp_path)) == []
+    with pytest.raises(ValueError, match="no records"):
+        record_dataset(tmp_path, keypoint_set("lsp14"))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(x=st.floats(-200, 900), y=st.floats(-200, 900), w=st.floats(1, 900), h=st.floats(1, 900))
+def test_any_box_can_be_cut(x, y, w, h):
+    image = np.zeros((60, 80, 3), np.uint8) + np.uint8([200, 30, 90])
+    cut, A, size = cut_person(encode_jpeg(image), (x, y, w, h))
+    side = stored_crop((x, y, w, h))[1]
+    assert cut.shape == (side, side, 3) and side <= 300 and size[0] in (60, 64) and size[1] == 80
+    assert np.abs(cut.astype(int) - [200, 30, 90]).max() < 6  # border repeated, colours in order
+    middle = A[:, :2] @ [x + w / 2, y + h / 2] + A[:, 2]
+    assert np.abs(middle - (side - 1) / 2).max() <= 1
