@@ -59,7 +59,10 @@ def view_pixels(
     limit = tf.stack([shape[1], shape[0]])
     low = tf.clip_by_value(corner, 0, limit - 1)
     high = tf.clip_by_value(corner + side, low + 1, limit)
-    image = tf.io.decode_and_crop_jpeg(jpeg, tf.stack([low[1], low[0], high[1] - low[1], high[0] - low[0]]), channels=3, dct_method="INTEGER_ACCURATE")
+    w, h = tf.unstack(high - low)
+    more = tf.minimum(high + 2, limit) - low  # two pixels more: JPEG mixes the colours of neighbours
+    window = tf.stack([low[1], low[0], more[1], more[0]])
+    image = tf.io.decode_and_crop_jpeg(jpeg, window, channels=3, dct_method="INTEGER_ACCURATE")[:h, :w]
 
     def beyond():
         at = [tf.clip_by_value(tf.range(corner[i], corner[i] + side), low[i], high[i] - 1) - low[i] for i in (0, 1)]

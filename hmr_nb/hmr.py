@@ -52,9 +52,11 @@ def decode(
     cam, pose, betas = split_state(ops.cast(state, "float32"), rotation)
     rotations = pose_rotations(pose)
     axis_angle = pose if rotation == "axis_angle" else matrix_to_axis_angle(rotations)
-    out = smpl(rotations, betas) if mesh else smpl.function.run("keypoints", rotations, betas, None)
-    points2d = project(out.keypoints, cam)
-    return HMROutput(out.vertices, out.keypoints, points2d, axis_angle, betas, cam, rotations, out.joints, None)
+    if mesh:
+        vertices, joints, _, keypoints = smpl(rotations, betas)
+    else:
+        vertices, joints, keypoints = None, smpl.joints_only(rotations, betas)[0], smpl.keypoints_only(rotations, betas)
+    return HMROutput(vertices, keypoints, project(keypoints, cam), axis_angle, betas, cam, rotations, joints, None)
 
 # %% ../nbs/14_hmr.ipynb #6598aa8f
 class _Asked(keras.Model):

@@ -56,7 +56,11 @@ class Dots:
     "A set of round dots in a three.js scene that can be moved and recoloured cheaply."
 
     def __init__(self, color: str, size: float, on_top: bool = False, room: int = 256):
-        material = three.PointsMaterial(color=color, size=size, sizeAttenuation=False, depthTest=not on_top, transparent=on_top)
+        across = np.linspace(-1, 1, 32)
+        disc = np.full((32, 32, 4), 255, "uint8")
+        disc[..., 3] = 255 * (np.hypot(across[:, None], across) < 0.95)
+        round_map = three.DataTexture(data=disc, format="RGBAFormat", type="UnsignedByteType")
+        material = three.PointsMaterial(color=color, size=size, sizeAttenuation=False, map=round_map, alphaTest=0.5, depthTest=not on_top, transparent=on_top)
         self.object = three.Points(self.buffer(room), material, frustumCulled=False, visible=False, renderOrder=2 if on_top else 1)
 
     def buffer(self, room: int) -> three.BufferGeometry:
@@ -87,20 +91,18 @@ def camera_moved(
     shifted = np.degrees(np.arctan2(np.linalg.norm(at_b - at_a), np.linalg.norm(u)))
     return bool(max(turned, shifted) > degrees)
 
-# %% ../nbs/42_picker.ipynb #cac683ed
+# %% ../nbs/42_picker.ipynb #cb6b0f2e
 def stage(
-    objects: list[three.Object3D],  # what stands on it
-    V: Array,  # (v, 3) vertices that must fit in
+    objects: list[three.Object3D],  # what stands on it, around the origin
+    extent: Array,  # (3,) their size, m
     size: tuple[int, int],  # width, height in px
 ) -> tuple[three.PerspectiveCamera, three.OrbitControls, three.Scene]:
     "Camera, orbit and lights around a body."
-    centre = (V.max(0) + V.min(0)) / 2
-    away = 1.15 * max(np.ptp(V[:, 1]), np.ptp(V[:, 0]) * size[1] / size[0]) / (2 * np.tan(np.radians(15)))
-    lamp = three.DirectionalLight("white", intensity=0.75, position=[-1, 1.5, 2])
-    camera = three.PerspectiveCamera(30, size[0] / size[1], 0.02, 50, position=(centre + [0, 0, away]).tolist(), children=[lamp])
-    camera.lookAt(centre.tolist())
-    orbit = three.OrbitControls(controlling=camera, target=tuple(centre.tolist()))
-    scene = three.Scene(children=[*objects, camera, three.AmbientLight("white", intensity=0.45)], background="#ffffff")
+    away = 1.1 * max(extent[1], extent[0] * size[1] / size[0]) / (2 * np.tan(np.radians(15))) + extent[2] / 2
+    lamp = three.DirectionalLight("white", intensity=0.6, position=[-1, 1.5, 2])
+    camera = three.PerspectiveCamera(30, size[0] / size[1], 0.02, 50, position=[0, 0, float(away)], children=[lamp])
+    orbit = three.OrbitControls(controlling=camera)
+    scene = three.Scene(children=[*objects, camera, three.AmbientLight("white", intensity=0.4)], background="#ffffff")
     return camera, orbit, scene
 
 # %% ../nbs/42_picker.ipynb #9d505ace
@@ -112,14 +114,15 @@ class MeshView:
 
     def __init__(self, V: Array, F: Array, on_click: Callable[[int, bool, bool], None], size: tuple[int, int] = (480, 600)):
         self.V, self.F, self.on_click, self.held = np.asarray(V, float), np.asarray(F), on_click, None
-        self.position = three.BufferAttribute(self.V.astype("float32"), normalized=False)
+        self.centre = (self.V.max(0) + self.V.min(0)) / 2
+        self.position = three.BufferAttribute((self.V - self.centre).astype("float32"), normalized=False)
         self.normal = three.BufferAttribute(vertex_normals(V, F), normalized=False)
         index = three.BufferAttribute(self.F.ravel().astype("uint32"), normalized=False)
         geometry = three.BufferGeometry(attributes={"position": self.position, "normal": self.normal, "index": index})
-        skin = three.MeshPhongMaterial(color="#b9c4cf", shininess=12, polygonOffset=True, polygonOffsetFactor=1, polygonOffsetUnits=1)
+        skin = three.MeshPhongMaterial(color="#b9c4cf", shininess=12, polygonOffset=True, polygonOffsetFactor=5, polygonOffsetUnits=5)
         self.mesh = three.Mesh(geometry, skin, frustumCulled=False)
         self.dots = {"marked": Dots("#cc2f7b", 9), "mirrored": Dots("#eda6c8", 7), "keypoint": Dots("#f2c200", 11, on_top=True)}
-        self.camera, self.orbit, scene = stage([self.mesh, *(d.object for d in self.dots.values())], self.V, size)
+        self.camera, self.orbit, scene = stage([self.mesh, *(d.object for d in self.dots.values())], np.ptp(self.V, axis=0), size)
         self.press = three.Picker(controlling=self.mesh, event="mousedown", point=NOWHERE)
         self.click = three.Picker(controlling=self.mesh, event="click", point=NOWHERE)
         self.press.observe(self.pressed, "point")
@@ -140,12 +143,17 @@ class MeshView:
         hit, dragged = self.click.object is not None, self.held and camera_moved(self.held, (self.camera.position, self.orbit.target))
         self.click.point = NOWHERE
         if hit and not dragged:
-            self.on_click(corner_of_click(self.V, self.F, face, point), bool(keys[0]), bool(keys[1] or keys[3]))
+            self.on_click(corner_of_click(self.V, self.F, face, point + self.centre), bool(keys[0]), bool(keys[1] or keys[3]))
 
     def show(self, V: Array) -> None:
         "The same body in another pose."
         self.V = np.asarray(V, float)
-        self.position.array, self.normal.array = self.V.astype("float32"), vertex_normals(V, self.F)
+        self.position.array, self.normal.array = (self.V - self.centre).astype("float32"), vertex_normals(V, self.F)
+
+    def dot(self, **points: Array) -> None:
+        "Put dots on the body: marked=, mirrored=, keypoint= (n, 3)."
+        for name, places in points.items():
+            self.dots[name].show(np.reshape(places, (-1, 3)) - self.centre)
 
 # %% ../nbs/42_picker.ipynb #d716aadf
 def picker_controls(
@@ -155,7 +163,7 @@ def picker_controls(
     "The widgets beside the mesh, by name."
     wide = widgets.Layout(width="250px")
     half = widgets.Layout(width="122px")
-    label = {"description_width": "70px"}
+    label = {"description_width": "80px"}
     return {
         "name": widgets.Combobox(options=names, value=names[0], description="keypoint", continuous_update=False, ensure_option=False, layout=wide, style=label),
         "pose": widgets.Dropdown(options=poses, description="pose", layout=wide, style=label),
@@ -177,7 +185,7 @@ def arrange(
     "Mesh on the left, controls on the right."
     c = controls
     pairs = [widgets.HBox([c["undo"], c["redo"]]), widgets.HBox([c["clear"], c["save"]])]
-    help_line = widgets.HTML("<small>click: mark · shift-click: brush · ctrl-click: erase · drag: turn · wheel: zoom · right drag: shift</small>",
+    help_line = widgets.HTML("<small>click: mark · shift-click: brush · ctrl-click: erase<br>drag: turn · wheel: zoom · right drag: shift</small>",
                              layout=widgets.Layout(width="250px"))
     return widgets.HBox([canvas, widgets.VBox([c["name"], c["pose"], c["brush"], c["mirror"], *pairs, c["fit"], c["status"], help_line])])
 
@@ -236,12 +244,10 @@ def _show(
     state, c, V = picker.state, picker.controls, picker.vertices
     if picker.view.V is not V:
         picker.view.show(V)
-    lifted, ids = V + 0.002 * picker.view.normal.array, sorted(marked(state))
-    partner = partner_of(state, state.keypoint)
+    ids, partner = sorted(marked(state)), partner_of(state, state.keypoint)
     image = np.asarray(picker.body.mirror)[ids] if partner and ids else []
     fitted = [picker.fits[n].weights @ V for n in (state.keypoint, partner) if n in picker.fits]
-    for name, points in (("marked", lifted[ids]), ("mirrored", lifted[image] if len(image) else []), ("keypoint", fitted)):
-        picker.view.dots[name].show(points)
+    picker.view.dot(marked=V[ids], mirrored=V[image] if len(image) else [], keypoint=fitted)
     c["name"].value, c["pose"].value, c["mirror"].value = state.keypoint, state.pose, partner is not None
     c["mirror"].disabled = picker.body.mirror is None
     c["undo"].disabled, c["redo"].disabled, c["clear"].disabled = not state.done, not state.undone, not ids

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['shape_blend', 'rest_joints', 'pose_features', 'tree_levels', 'forward_kinematics', 'skin', 'SMPLOutput',
-           'fused_tables', 'rotations_of', 'posed_planes', 'KeypointTables', 'BodyFunction', 'compiled', 'body_named',
+           'fused_tables', 'rotations_of', 'posed_planes', 'KeypointTables', 'BodyFunction', 'run_body', 'body_named',
            'points_to_config', 'points_from_config', 'checked_inputs', 'SMPL']
 
-# %% ../nbs/06_smpl.ipynb #f919073c
+# %% ../nbs/06_smpl.ipynb #bf519b9f
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -68,16 +69,19 @@ def forward_kinematics(
 ) -> tuple[Array, Array]:  # world rotations (b, j, 3, 3), posed joints (b, j, 3) in m
     "Walk down the tree, one level at a time (Loper et al. 2015, eq. 4)."
     check_shape(joints, "b j 3", "joints", j=len(parents))
-    levels, R, joints = tree_levels(parents), ops.convert_to_tensor(R), ops.convert_to_tensor(joints)
-    G, P = [ops.take(R, levels[0], axis=1)], [ops.take(joints, levels[0], axis=1)]
+    R, joints = ops.convert_to_tensor(R), ops.convert_to_tensor(joints)
+    levels = tree_levels(parents)
+    order = np.concatenate(levels)
+    bones = joints - ops.take(joints, np.maximum(parents, 0), axis=1) * (parents >= 0)[:, None]
+    local = ops.take(ops.concatenate([R, bones[..., None]], axis=-1), order, axis=1)  # (b, j, 3, 4), level by level
+    world = [local[:, :1]]
     for above, level in zip(levels, levels[1:]):
-        up = np.searchsorted(above, parents[level])  # where each one's parent stands in the level above
-        G_up = ops.take(G[-1], up, axis=1)
-        bone = ops.take(joints, level, axis=1) - ops.take(joints, parents[level], axis=1)
-        P.append(ops.take(P[-1], up, axis=1) + ops.sum(G_up * bone[..., None, :], axis=-1))
-        G.append(ops.sum(G_up[..., :, :, None] * ops.take(R, level, axis=1)[..., None, :, :], axis=-2))
-    back = np.argsort(np.concatenate(levels))
-    return ops.take(ops.concatenate(G, axis=1), back, axis=1), ops.take(ops.concatenate(P, axis=1), back, axis=1)
+        start = np.flatnonzero(order == level[0])[0]
+        up = ops.take(world[-1], np.searchsorted(above, parents[level]), axis=1)  # each one's parent in the level above
+        step = ops.matmul(up[..., :3], local[:, start : start + len(level)])
+        world.append(ops.concatenate([step[..., :3], step[..., 3:] + up[..., 3:]], axis=-1))
+    world = ops.take(ops.concatenate(world, axis=1), np.argsort(order), axis=1)
+    return world[..., :3], world[..., 3]
 
 # %% ../nbs/06_smpl.ipynb #d435d5f9
 def skin(
@@ -190,14 +194,15 @@ class BodyFunction:
         self.mesh = constants(fused_tables(body))
         if self.points is not None:
             self.few = constants(fused_tables(body, self.points.support) | {"rows": self.points.rows})
-        self.run = compiled(self.compute) if jit else self.compute
+        self.shapes = {3: (None, len(body.parents), 3), 4: (None, len(body.parents), 3, 3)}, (None, body.shapedirs.shape[-1]), (None, 3)
+        self.dtype, self.jit, self.compiled = dtype, jit and keras.config.backend() == "tensorflow", {}
 
-    def compute(self, want: str, pose: Array, betas: Array, trans: Array | None) -> SMPLOutput:
+    def compute(self, want: str, pose: Array, betas: Array, trans: Array) -> SMPLOutput:
         "Vertices where `want` is mesh, keypoints where it is mesh or keypoints, joints always."
         R = rotations_of(pose, len(self.parents))
         rest = self.joints["template"] + ops.einsum("bs,sjc->bjc", betas, self.joints["shapedirs"][: betas.shape[-1]])
         G, P = forward_kinematics(R, rest, self.parents)
-        P = P if trans is None else P + trans[:, None]
+        P = P + trans[:, None]
         shift = P - ops.sum(G * rest[..., None, :], axis=-1)
         transforms = ops.transpose(ops.concatenate([G, shift[..., None]], axis=-1), (0, 2, 3, 1))
         V = keypoints = None
@@ -208,16 +213,28 @@ class BodyFunction:
             keypoints = self.points.gather(P, ops.matmul(few, self.few["rows"]))
         return SMPLOutput(V, P, R, keypoints)
 
-# %% ../nbs/06_smpl.ipynb #5cd21d88
-def compiled(
-    function: Any,  # takes one string, then tensors
-) -> Any:  # the same, compiled for each string and each shape
-    "Compile with XLA where the backend is TensorFlow; otherwise leave alone (`jax.jit` is the caller's business)."
-    if keras.config.backend() != "tensorflow":
-        return function
+# %% ../nbs/06_smpl.ipynb #87390a90
+def run_body(
+    function: BodyFunction,  # the body
+    want: str,  # "mesh", "keypoints" or "joints"
+    pose: Array,  # (b, J, 3) axis-angle in rad, or (b, J, 3, 3) matrices
+    betas: Array,  # (b, s) shape coefficients
+    trans: Array | None = None,  # (b, 3) where to put the body, m
+) -> SMPLOutput:  # what was wanted; the rest is None
+    "Evaluate a body, compiled by XLA where it may be."
+    poses, full, place = function.shapes
+    betas = ops.pad(betas, [[0, 0], [0, full[1] - betas.shape[-1]]]) if betas.shape[-1] < full[1] else betas
+    trans = ops.zeros_like(betas[:, :1]) * ops.ones((1, 3), function.dtype) if trans is None else trans
+    if not function.jit:
+        return function.compute(want, pose, betas, trans)
     import tensorflow as tf
 
-    return tf.function(function, jit_compile=True, autograph=False)
+    key = want, len(pose.shape)
+    if key not in function.compiled:
+        signature = [tf.TensorSpec(shape, function.dtype) for shape in (poses[key[1]], full, place)]
+        compute = partial(function.compute, want)
+        function.compiled[key] = tf.function(compute, input_signature=signature, jit_compile=True, autograph=False)
+    return function.compiled[key](pose, betas, trans)
 
 # %% ../nbs/06_smpl.ipynb #53f89969
 def body_named(
@@ -298,17 +315,17 @@ class SMPL(keras.layers.Layer):
 
     def call(self, pose: Array, betas: Array, trans: Array | None = None) -> SMPLOutput:
         "Everything: pose (b, J, 3) or (b, J, 3, 3), betas (b, s), trans (b, 3)."
-        return self.function.run("mesh", *self._tensors(pose, betas, trans))
+        return run_body(self.function, "mesh", *self._tensors(pose, betas, trans))
 
     def keypoints_only(self, pose: Array, betas: Array, trans: Array | None = None) -> Array:
         "The keypoints (b, K, 3), without making the mesh."
         if self.keypoints is None:
             raise ValueError("this SMPL layer has no keypoints; make it with SMPL(body, keypoints=keypoint_set(...))")
-        return self.function.run("keypoints", *self._tensors(pose, betas, trans)).keypoints
+        return run_body(self.function, "keypoints", *self._tensors(pose, betas, trans)).keypoints
 
     def joints_only(self, pose: Array, betas: Array, trans: Array | None = None) -> tuple[Array, Array]:
         "Posed joints (b, J, 3) and rotation matrices (b, J, 3, 3), without making the mesh."
-        out = self.function.run("joints", *self._tensors(pose, betas, trans))
+        out = run_body(self.function, "joints", *self._tensors(pose, betas, trans))
         return out.joints, out.rotations
 
     def _tensors(self, pose, betas, trans):

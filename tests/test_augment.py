@@ -98,7 +98,7 @@ def test_pixels_against_opencv(corner, side, size):
     A = view_affine(tf.constant(corner), tf.constant(side), size).numpy()
     expected = warp_image(decode_jpeg(jpeg), A.astype(float), size) / 127.5 - 1
     assert seen.shape == (size, size, 3) and np.abs(seen).max() <= 1 + 1e-6
-    assert np.abs(seen - expected).mean() < (0.005 if side == size else 0.035)  # decoding stops at the square, so its last column has its own chroma
+    assert np.abs(seen - expected).mean() < (1e-6 if side == size else 0.035 if side < 1.5 * size else 0.1)  # another filter when it shrinks much
 
 
 def test_an_unknown_box_is_the_middle():

@@ -30,7 +30,7 @@ def need(found, what):
     pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
 
 
-def wait_for(check, what, seconds=30):
+def wait_for(check, what, seconds=60):
     "Poll until `check()` gives something true; say what was missing otherwise."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -109,7 +109,15 @@ class Kernel:
         self.client = BlockingKernelClient(connection_file=str(connection))
         self.client.load_connection_file()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=30)
+        wait_for(self.ready, "the kernel to answer")
+
+    def ready(self):
+        "Whether it answers; a heartbeat missed while it starts is no reason to give up."
+        try:
+            self.client.wait_for_ready(timeout=10)
+        except RuntimeError:
+            return False
+        return True
 
     def ask(self, expression):
         text = f"__import__('json').dumps({expression})"
@@ -131,9 +139,9 @@ class Kernel:
 @pytest.fixture(scope="module")
 def picker(lab, page):
     "Run the notebook; give the kernel and where the canvas is once the body is drawn."
-    kernel = Kernel(lab[2])
     page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context && "
-                           "window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'")
+                           "window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'", timeout=60_000)
+    kernel = Kernel(lab[2])
 
     def run():  # a Run All sent while the connection is still forming is lost: ask again until the kernel knows the picker
         if not kernel.has("'picker' in globals()"):
@@ -142,7 +150,7 @@ def picker(lab, page):
 
     wait_for(run, "the cell to run")
     canvas = page.locator(".jp-OutputArea-output canvas").first
-    canvas.wait_for(state="visible", timeout=30_000)
+    canvas.wait_for(state="visible", timeout=60_000)
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     wait_for(lambda: colours(page, box, (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2), 20).std(0).max() > 1
@@ -181,6 +189,7 @@ def clear_spots(kernel, box, V, F, count, seed):
     "Vertices that the camera sees with room around them, and where they are on the page."
     import trimesh
 
+    V = V - (V.max(0) + V.min(0)) / 2  # the body stands around the scene's origin
     px, eye = on_page(kernel, box, V)
     rays = V - eye
     hit = trimesh.Trimesh(V, F, process=False).ray.intersects_first(np.repeat(eye[None], len(V), 0), rays)
@@ -194,7 +203,12 @@ def clear_spots(kernel, box, V, F, count, seed):
     degree = np.bincount(F.ravel(), minlength=len(V))
     good = np.flatnonzero(seen & (facing / degree > 0.75) & (room > 4))
     chosen = np.random.default_rng(seed).choice(good, count, replace=False)
-    return [(int(v), px[v]) for v in chosen]
+    return [(int(v), np.round(px[v])) for v in chosen]  # a mouse is on whole pixels
+
+
+def press(page, button):
+    "Click one of the picker's own buttons."
+    page.locator("button.jupyter-button", has_text=button).click()
 
 
 def marked(kernel):
@@ -220,7 +234,7 @@ def test_clicks_mark_exactly_the_vertices_under_the_mouse(page, picker, body):
         wait_for(lambda: is_pink(page, box, spot), "the dot on the clicked vertex to be drawn")
     page.mouse.click(*spot)
     wait_for(lambda: marked(kernel) == sorted(set(wanted) - {vertex}), "a second click to take the mark away")
-    page.get_by_role("button", name="undo").click()
+    press(page, "undo")
     wait_for(lambda: marked(kernel) == wanted, "undo to bring it back")
 
 
@@ -249,26 +263,26 @@ def test_brush_erase_undo_redo(page, picker, body):
     page.keyboard.up("Shift")
     wait_for(lambda: set(before) < set(marked(kernel)), "the brush")
     brushed = marked(kernel)
-    assert vertex in brushed and len(brushed) > len(before) + 1 or len(brushed) == len(before) + 1
+    assert vertex in brushed
     page.keyboard.down("Control")
     page.mouse.click(*spot)
     page.keyboard.up("Control")
     wait_for(lambda: vertex not in marked(kernel), "the eraser")
     erased = marked(kernel)
     for button, state in (("undo", brushed), ("undo", before), ("redo", brushed), ("redo", erased)):
-        page.get_by_role("button", name=button).click()
+        press(page, button)
         wait_for(lambda: marked(kernel) == state, button)
 
 
 def test_mirror_fit_and_save(page, picker, lab):
     kernel, box = picker
-    page.get_by_role("button", name="mirror image").click()
+    press(page, "mirror image")
     wait_for(lambda: kernel.ask("sorted(picker.state.mirrored)") == ["toe_l"], "the mirror switch")
-    page.get_by_role("button", name="fit").click()
+    press(page, "fit")
     wait_for(lambda: kernel.ask("sorted(picker.fits)") == ["toe_l", "toe_r"], "both rows")
-    page.get_by_text("residual").wait_for(timeout=10_000)
-    assert kernel.ask("abs(picker.fits['toe_l'].weights.sum() - 1) < 1e-12")
-    page.get_by_role("button", name="save").click()
+    page.get_by_text("residual").wait_for(timeout=60_000)
+    assert abs(kernel.ask("float(picker.fits['toe_l'].weights.sum())") - 1) < 1e-12
+    press(page, "save")
     wait_for(lambda: (lab[1] / "marks.json").exists(), "the saved file")
     saved = json.loads((lab[1] / "marks.json").read_text())
     assert saved["keypoints"]["toe_l"]["marks"][0]["vertices"] == marked(kernel)

@@ -11,7 +11,7 @@ import pytest
 
 from hmr_nb.body_data import load_body
 from hmr_nb.hmr import load_hmr, weights_info
-from hmr_nb.published import hmr2_names, import_weights, load_hmr2, load_hmr_tf1, tf1_names
+from hmr_nb.published import body_with_rows, hmr2_names, import_weights, load_hmr2, load_hmr_tf1, tf1_names
 
 tf = pytest.importorskip("tensorflow")
 GOLDENS = Path(__file__).resolve().parent.parent / "data" / "goldens"
@@ -109,6 +109,15 @@ def test_forward_as_the_reference(load, prefix, golden, shelf, body):
         gaps |= {f"{k}_{i}": np.abs(np.asarray(v) - want[f"{k}_{i}"]).max() for k, v in found.items() if f"{k}_{i}" in want}
     print({k: float(v) for k, v in gaps.items()})
     assert max(gaps.values()) < 1e-5, gaps
+
+
+def test_body_without_keypoint_rows_gets_those_of_the_checkpoint(shelf, body):
+    bare = load_body(GOLDENS / "body_files" / "smpl_like_chumpy_p2.pkl")
+    assert not bare.keypoint_regressors
+    for kind, prefix in (("hmr-tf1", "model.ckpt-667589"), ("hmr2", "ckpt-95")):
+        helped = body_with_rows(kind, shelf / prefix, bare)
+        assert set(helped.keypoint_regressors) == set(body.keypoint_regressors) and helped.keypoint_regressors["nose"].shape == (200,)
+    assert body_with_rows("hmr2", shelf / "ckpt-95", body) is body
 
 
 def test_imported_file_holds_nothing_of_the_body(shelf, body, tmp_path):

@@ -8,12 +8,13 @@ __all__ = ['DOMAINS', 'PHOTO', 'BLOCK', 'SKINS', 'HAIRS', 'CLOTHES', 'ROOMS', 'N
            'Look', 'paint', 'paint_head', 'draw_look', 'find_look', 'Wardrobe', 'wardrobe_of', 'dress', 'meet_plane',
            'Lamps', 'hang_lamps', 'floor_shadow', 'studio_room', 'cloud', 'ground_texture', 'add_houses', 'add_clutter',
            'add_bush', 'street_view', 'stand_before', 'frame_person', 'states_of', 'develop', 'photograph',
-           'render_scene', 'pose_block', 'render_task', 'scene_tasks', 'fingerprint', 'render_domain']
+           'render_scene', 'pose_block', 'render_task', 'scene_tasks', 'fingerprint', 'render_domain', 'make_samples']
 
-# %% ../../nbs/29_synthetic.ipynb #61a01f37
+# %% ../../nbs/29_synthetic.ipynb #c24cbbf3
 import hashlib
 import math
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from ..body_data import BodyData
 from ..camera import apply_affine, box_from_keypoints, crop_for_box, perspective
 from .mocap import open_poses
 from ..open_body import open_body
-from ..records import STORED_MARGIN, Example, RecordWriter, card, encode_jpeg
+from ..records import STORED_MARGIN, Example, RecordWriter, card, encode_jpeg, examples
 from ..render import Hits, Light, is_lit, pixel_rays, ray_scene, render
 from ..shapes import Array, check_shape
 from ..skeleton import SMPL_JOINTS, keypoint_set
@@ -662,3 +663,22 @@ def render_domain(
                 for example in result: writer.write(example)
                 bar.update(len(result))
     return card(out)
+
+# %% ../../nbs/29_synthetic.ipynb #92e59898
+def make_samples(
+    out: str | Path,  # folder
+    count: int = 12,  # larger pictures of the studio
+    size: int = 256,  # px, of those
+    records: int = 48,  # pictures of 128 px in each record set
+    seed: int = 7,
+) -> None:
+    "Write the sample pictures, truth.npz beside them, and small record sets `studio` and `street`."
+    out = Path(out)
+    for name in DOMAINS: render_domain(name, records, out / name, seed=seed, workers=1, progress=False, split="test")
+    with tempfile.TemporaryDirectory() as work:
+        render_domain("studio", count, Path(work) / "r", seed=seed + 1, size=size, workers=1, progress=False, split="test")
+        found = list(examples(Path(work) / "r"))
+    files = [f"studio_{i:02d}.jpg" for i in range(count)]
+    for file, e in zip(files, found): (out / file).write_bytes(encode_jpeg(e.image, 95))
+    fields = ("kp2d", "state", "kp3d", "box", "pose", "betas", "trans", "focal", "center")
+    np.savez_compressed(out / "truth.npz", image=np.array(files), names=np.array(NAMES), **{f: np.stack([getattr(e, f) for e in found]) for f in fields})

@@ -1,0 +1,334 @@
+"""The body layer: saving and loading, no weights, number types, batch sizes, graph mode and training."""
+import zipfile
+from dataclasses import replace
+from functools import cache
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from hmr_nb.body_data import BodyData, load_body, shipped
+from hmr_nb.open_body import open_body
+from hmr_nb.shapes import test_array as same
+from hmr_nb.skeleton import keypoint_set
+from hmr_nb.smpl import SMPL, BodyFunction, forward_kinematics, pose_features, rest_joints, rotations_of, run_body, shape_blend, skin
+
+same.__test__ = False
+COCO = keypoint_set("cocoplus19")
+
+
+@cache
+def golden_body():
+    return load_body(shipped("goldens/body_random_v200.npz"))
+
+
+@cache
+def golden():
+    with np.load(shipped("goldens/smpl_goldens.npz")) as z:
+        return {k: z[k] for k in z.files}
+
+
+@cache
+def layer(dtype="float32", jit=True):
+    return SMPL(golden_body(), keypoints=COCO, dtype=dtype, jit=jit)
+
+
+def some(b=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(scale=0.5, size=(b, 24, 3)).astype("float32"), rng.normal(size=(b, 10)).astype("float32")
+
+
+# --- golden numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other,kind", [("hmr1", "f32"), ("hmr2", "f32"), ("smplx", "f32"), ("hmr1", "f64"), ("hmr2", "f64"), ("smplx", "f64"), ("numpy", "f64")])
+def test_goldens(other, kind):
+    smpl, z = layer("float32" if kind == "f32" else "float64"), golden()
+    out = smpl(z["pose"].reshape(16, 24, 3), z["betas"])
+    atol = 2e-6 if kind == "f32" else 1e-7
+    for part, key in (("vertices", "verts"), ("joints", "joints24"), ("keypoints", "kp19"), ("rotations", "rot")):
+        same(getattr(out, part), z[f"{other}_{kind}_{key}"], atol=atol)
+
+
+def test_exact_formula_in_double_precision():
+    "Against the exact Rodrigues formula nothing but rounding is left."
+    out = layer("float64")(golden()["pose"].reshape(16, 24, 3), golden()["betas"])
+    same(out.vertices, golden()["numpy_f64_verts"], atol=1e-12)
+    same(out.joints, golden()["numpy_f64_joints24"], atol=1e-12)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_keypoints_without_the_mesh_are_the_same(jit):
+    smpl, (pose, betas) = layer(jit=jit), some(16)
+    trans = np.random.default_rng(1).normal(size=(16, 3)).astype("float32")
+    out = smpl(pose, betas, trans)
+    same(smpl.keypoints_only(pose, betas, trans), out.keypoints, atol=1e-6)
+    joints, R = smpl.joints_only(pose, betas, trans)
+    same(joints, out.joints, atol=1e-6)
+    same(R, out.rotations, atol=1e-6)
+    by_hand = np.einsum("kv,bvc->bkc", COCO.regressor_matrix(golden_body()), out.vertices)
+    same(out.keypoints, by_hand.astype("float32"), atol=2e-6)
+
+
+def test_smpl24_points_are_the_posed_joints():
+    mixed = keypoint_set("lsp14").add("smpl_left_knee", mirror="smpl_right_knee").add("smpl_right_knee", mirror="smpl_left_knee")
+    pose, betas = some(2)
+    out = SMPL(golden_body(), keypoints=mixed, jit=False)(pose, betas)
+    same(out.keypoints[:, mixed.index("smpl_left_knee")], out.joints[:, 4], atol=0)
+    same(out.keypoints[:, :14], layer(jit=False)(pose, betas).keypoints[:, :14], atol=1e-6)
+    only = SMPL(golden_body(), keypoints=keypoint_set("smpl24"), jit=False)
+    same(only.keypoints_only(pose, betas), out.joints, atol=1e-6)
+
+
+# --- what the layer holds -------------------------------------------------------------------------------------------
+
+
+def whole_model(body):
+    features = keras.Input((82,))
+    hidden = keras.layers.Dense(82, name="dense")(features)
+    pose = keras.layers.Reshape((24, 3))(hidden[:, :72])
+    out = SMPL(body, keypoints=COCO)(pose, hidden[:, 72:])
+    return keras.Model(features, [out.keypoints, out.vertices])
+
+
+def test_no_weights_and_none_in_a_saved_model(tmp_path):
+    smpl = layer()
+    assert smpl.weights == [] and smpl.trainable_variables == [] and smpl.non_trainable_variables == []
+    body = open_body()
+    model = whole_model(body)
+    assert len(model.weights) == 2
+    model.save_weights(tmp_path / "m.weights.h5")
+    model.save(tmp_path / "m.keras")
+    for file in tmp_path.iterdir():
+        assert file.stat().st_size < 200_000, "a dense layer of 82 × 82 is 27 kB; the body would be megabytes"
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        everything = b"".join(archive.read(n) for n in archive.namelist())
+    assert body.v_template.astype("<f4").tobytes()[:400] not in everything
+
+
+def test_a_model_comes_back(tmp_path):
+    model, x = whole_model(open_body()), np.random.default_rng(0).normal(size=(2, 82)).astype("float32")
+    model.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    for a, b in zip(again(x), model(x)):
+        same(a, b, atol=1e-6)
+    model.save_weights(tmp_path / "m.weights.h5")
+    other = whole_model(open_body())
+    other.load_weights(tmp_path / "m.weights.h5")
+    same(other(x)[0], model(x)[0], atol=1e-6)
+
+
+def test_config_round_trip_with_own_points():
+    body = open_body()
+    points = keypoint_set("lsp14").add("toe_l", body.keypoint_regressors["toe_l"], edge="ankle_l").add("toe_r", body.keypoint_regressors["toe_r"], edge="ankle_r")
+    smpl = SMPL(body, keypoints=points, jit=False, dtype="float64", name="mine")
+    config = smpl.get_config()
+    again = SMPL.from_config(config)
+    assert again.get_config() == config and (again.name, again.dtype, again.jit) == ("mine", "float64", False)
+    pose, betas = some(1)
+    same(again(pose, betas).keypoints, smpl(pose, betas).keypoints, atol=1e-9)
+    assert again.keypoints.flip.tolist() == points.flip.tolist()
+    with pytest.raises(ValueError, match="not stored with the layer.*load_body"):
+        SMPL.from_config(layer().get_config())
+
+
+# --- number types ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("given", ["float16", "float32", "float64"])
+def test_any_input_type_one_output_type(dtype, given):
+    pose, betas = some(2)
+    out = layer(dtype, jit=False)(pose.astype(given), betas.astype(given), np.zeros((2, 3), given))
+    assert all(keras.backend.standardize_dtype(x.dtype) == dtype for x in out)
+
+
+def test_mixed_precision_leaves_the_body_alone():
+    pose, betas = some(2)
+    want = layer(jit=False)(pose, betas)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        smpl = SMPL(golden_body(), keypoints=COCO, jit=False)
+        out = smpl(pose, betas)
+        assert smpl.compute_dtype == "float32"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    same(out.vertices, want.vertices, atol=1e-6)
+
+
+# --- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def test_fewer_betas_are_zeros():
+    pose, betas = some(2)
+    short = betas.copy()
+    short[:, 4:] = 0
+    for jit in (True, False):
+        same(layer(jit=jit)(pose, betas[:, :4]).vertices, layer(jit=jit)(pose, short).vertices, atol=1e-6)
+        same(layer(jit=jit)(pose, betas[:, :0]).joints, layer(jit=jit)(pose, 0 * betas).joints, atol=1e-6)
+
+
+def test_one_trace_for_all_batch_sizes():
+    smpl = SMPL(golden_body(), keypoints=COCO)
+    for b in (1, 2, 5):
+        pose, betas = some(b)
+        assert smpl(pose, betas).vertices.shape == (b, 200, 3)
+    (function,) = smpl.function.compiled.values()
+    assert function.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize(
+    "pose,betas,trans,word",
+    [
+        ((2, 72), (2, 10), None, r"pose: expected \(b, 24, 3\).*reshape"),
+        ((2, 23, 3), (2, 10), None, "pose"),
+        ((2, 24, 9), (2, 10), None, "pose"),
+        ((2, 24, 3), (10,), None, "betas"),
+        ((2, 24, 3), (3, 10), None, "betas"),
+        ((2, 24, 3), (2, 11), None, r"betas: the body has 10 .* got 11"),
+        ((2, 24, 3), (2, 10), (3,), "trans"),
+        ((2, 24, 3), (2, 10), (3, 3), "trans"),
+    ],
+)
+def test_wrong_shapes_are_named(pose, betas, trans, word):
+    with pytest.raises(ValueError, match=word):
+        layer()(np.zeros(pose), np.zeros(betas), None if trans is None else np.zeros(trans))
+
+
+def test_points_that_the_body_does_not_have():
+    with pytest.raises(KeyError, match="toe_l"):
+        SMPL(golden_body(), keypoints=COCO.add("toe_l"))
+    with pytest.raises(ValueError, match="no keypoints"):
+        SMPL(golden_body()).keypoints_only(*some(1))
+    assert SMPL(golden_body(), jit=False)(*some(1)).keypoints is None
+
+
+# --- in a graph, under fit, with gradients ----------------------------------------------------------------------------
+
+
+def test_graph_mode_equals_eager():
+    smpl, (pose, betas) = layer(), some(4)
+
+    @tf.function
+    def graph(p, b):
+        return smpl(p, b).vertices, smpl.keypoints_only(p, b)
+
+    vertices, points = graph(tf.constant(pose), tf.constant(betas))
+    same(vertices, smpl(pose, betas).vertices, atol=1e-6)
+    same(points, smpl(pose, betas).keypoints, atol=1e-6)
+
+
+def test_learning_through_the_body():
+    "A dense layer before the body learns a pose from keypoints alone, under fit."
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(72, kernel_initializer="zeros"), keras.layers.Reshape((24, 3))])
+    smpl = layer()
+    features = keras.Input((4,))
+    flat = keras.layers.Lambda(lambda x: ops.zeros((ops.shape(x)[0], 10)))(features)
+    trained = keras.Model(features, smpl(model(features), flat).keypoints)
+    trained.compile(keras.optimizers.Adam(0.02), "mse")
+    target = smpl(np.tile(some(1)[0] * 0.3, (8, 1, 1)), np.zeros((8, 10))).keypoints.numpy()
+    history = trained.fit(np.ones((8, 4)), target, epochs=40, verbose=0).history["loss"]
+    assert history[-1] < 0.2 * history[0]
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_gradient_is_finite_at_zero_and_equal_compiled(jit):
+    smpl = layer(jit=jit)
+    pose, betas = tf.zeros((2, 24, 3)), tf.zeros((2, 10))
+    with tf.GradientTape() as tape:
+        tape.watch([pose, betas])
+        score = tf.reduce_sum(smpl.keypoints_only(pose, betas) ** 2) + tf.reduce_sum(smpl.joints_only(pose, betas)[0] ** 2)
+    by_pose, by_betas = tape.gradient(score, [pose, betas])
+    assert np.isfinite(by_pose).all() and np.isfinite(by_betas).all() and np.abs(by_pose).max() > 1e-3
+
+
+def test_gradient_against_finite_differences():
+    smpl, rng = layer("float64", jit=False), np.random.default_rng(3)
+    pose, betas = (x.astype("float64") for x in some(1))
+    push = rng.normal(size=(1, 200, 3))
+    p, b = tf.constant(pose), tf.constant(betas)
+    with tf.GradientTape() as tape:
+        tape.watch([p, b])
+        score = tf.reduce_sum(smpl(p, b).vertices * push)
+    by_pose, by_betas = (g.numpy() for g in tape.gradient(score, [p, b]))
+    for x, gradient in ((pose, by_pose), (betas, by_betas)):
+        direction = rng.normal(size=x.shape)
+        ends = []
+        for sign in (1, -1):
+            moved = x + sign * 1e-6 * direction
+            ends.append(np.sum(smpl(moved if x is pose else pose, moved if x is betas else betas).vertices * push))
+        assert abs((ends[0] - ends[1]) / 2e-6 - np.sum(gradient * direction)) < 1e-5 * np.abs(gradient).sum()
+
+
+# --- any body ---------------------------------------------------------------------------------------------------------
+
+
+def random_body(joints, vertices, shapes, rng):
+    parents = np.array([-1] + [rng.integers(0, i) for i in range(1, joints)])
+    weights = rng.random((vertices, joints))
+    regressor = rng.random((joints, vertices))
+    return BodyData(
+        rng.normal(size=(vertices, 3)), rng.normal(size=(vertices, 3, shapes)) * 0.1, rng.normal(size=(vertices, 3, 9 * (joints - 1))) * 0.01,
+        regressor / regressor.sum(1, keepdims=True), weights / weights.sum(1, keepdims=True), parents, rng.integers(0, vertices, (5, 3)),
+    )  # fmt: skip
+
+
+def slow_body(body, R, betas):
+    "SMPL by loops, straight from the paper's equations, for one body."
+    V = body.v_template + body.shapedirs @ betas
+    J = body.J_regressor @ V
+    V = V + body.posedirs @ np.concatenate([(R[j] - np.eye(3)).ravel() for j in range(1, len(R))] or [np.zeros(0)])
+    G = {}
+    for j, parent in enumerate(body.parents):
+        local = np.eye(4)
+        local[:3, :3], local[:3, 3] = R[j], J[j] - (J[parent] if parent >= 0 else 0)
+        G[j] = G[parent] @ local if parent >= 0 else local
+    out = np.zeros_like(V)
+    for v, weights in enumerate(body.weights):
+        for j, w in enumerate(weights):
+            out[v] += w * (G[j][:3, :3] @ (V[v] - J[j]) + G[j][:3, 3])
+    return out, np.stack([G[j][:3, 3] for j in range(len(R))])
+
+
+@settings(max_examples=25, deadline=None)
+@given(joints=st.integers(1, 9), vertices=st.integers(3, 12), shapes=st.integers(0, 4), b=st.integers(1, 3), seed=st.integers(0, 10**6))
+def test_any_tree_against_loops(joints, vertices, shapes, b, seed):
+    rng = np.random.default_rng(seed)
+    body = random_body(joints, vertices, shapes, rng)
+    pose, betas = rng.normal(size=(b, joints, 3)), rng.normal(size=(b, shapes))
+    R = np.asarray(rotations_of(ops.convert_to_tensor(pose), joints))
+    out = run_body(BodyFunction(body, dtype="float64", jit=False), "mesh", ops.convert_to_tensor(pose), ops.convert_to_tensor(betas))
+    V = shape_blend(body.v_template, body.shapedirs, betas)
+    rest = rest_joints(body.J_regressor, V)
+    G, P = forward_kinematics(R, rest, body.parents)
+    steps = skin(ops.add(V, shape_blend(np.zeros_like(body.v_template), body.posedirs, pose_features(R))), G, P, rest, body.weights)
+    for i in range(b):
+        vertices_i, joints_i = slow_body(body, R[i], betas[i])
+        same(out.vertices[i], vertices_i, atol=1e-10)
+        same(out.joints[i], joints_i, atol=1e-10)
+        same(steps[i], vertices_i, atol=1e-10)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_child_may_stand_before_its_parent(seed):
+    "The order of joints in a file does not matter."
+    rng = np.random.default_rng(seed)
+    body = random_body(6, 8, 2, rng)
+    order = rng.permutation(6)
+    order = np.concatenate([[0], order[order > 0]])  # the root stays first: the correctives leave out joint 0
+    place = np.argsort(order)
+    columns = np.concatenate([np.arange(9 * (j - 1), 9 * j) for j in order[1:]])
+    shuffled = replace(
+        body, parents=np.array([-1 if body.parents[j] < 0 else place[body.parents[j]] for j in order]), posedirs=body.posedirs[..., columns],
+        J_regressor=body.J_regressor[order], weights=body.weights[:, order], joint_names=tuple(f"j{j}" for j in order),
+    )  # fmt: skip
+    pose, betas = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 2))
+    a = run_body(BodyFunction(body, dtype="float64", jit=False), "mesh", ops.convert_to_tensor(pose), ops.convert_to_tensor(betas))
+    b = run_body(BodyFunction(shuffled, dtype="float64", jit=False), "mesh", ops.convert_to_tensor(pose[:, order]), ops.convert_to_tensor(betas))
+    same(b.vertices, a.vertices, atol=1e-12)
+    same(b.joints, np.asarray(a.joints)[:, order], atol=1e-12)
