@@ -16,6 +16,7 @@ import re
 import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -337,14 +338,14 @@ MOST_BYTES = 2**30  # that an npz file may unpack to; SMPL-X needs a quarter of 
 
 def read_npz(
     path: str | os.PathLike,  # an npz file
-    keys: tuple[str, ...] | None = None,  # arrays to read where present; None reads all
+    keys: tuple[str, ...] = ("*",),  # arrays to read where present, by name or pattern
 ) -> dict[str, np.ndarray]:  # name -> array; arrays of objects are refused
     "Read arrays from an npz file: no objects, and no more bytes than a body can have."
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
             infos = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
-            infos = {k: i for k, i in infos.items() if keys is None or k in keys}
+            infos = {k: i for k, i in infos.items() if any(fnmatchcase(k, key) for key in keys)}
             total = sum(i.file_size for i in infos.values())
             if total > MOST_BYTES:
                 raise ValueError(f"it unpacks to {total / 2**30:,.1f} GiB")
@@ -365,7 +366,7 @@ def _npy(archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> np.ndarra
 
 # %% ../nbs/04_body_data.ipynb #c8e28e90
 FIELDS = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f")
-MORE_FIELDS = ("cocoplus_regressor", "keypoint_names", "keypoint_regressors", "mirror", "joint_names", "name")
+MORE_FIELDS = ("cocoplus_regressor", "keypoint_names", "keypoint_regressors", "mirror", "joint_names", "name", "extra_*")
 NEEDED = ", ".join(FIELDS)
 
 
@@ -411,12 +412,7 @@ def load_body(
         raise ValueError(f"{path}: expected a body file (.pkl or .npz), got a folder; name the file in it")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file. {HOW_TO_GET_SMPL}")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            extra = [i.filename.removesuffix(".npy") for i in archive.infolist() if i.filename.startswith("extra_")]
-        arrays = read_npz(path, FIELDS + MORE_FIELDS + tuple(extra))
-    else:
-        arrays = load_pickle(path)
+    arrays = read_npz(path, FIELDS + MORE_FIELDS) if zipfile.is_zipfile(path) else load_pickle(path)
     try:
         if not isinstance(arrays, dict):
             raise ValueError(f"it holds a {type(arrays).__name__}, not a dict")

@@ -6,9 +6,9 @@
 __all__ = ['SIDE_COLORS', 'AXIS_COLORS', 'VIEWS', 'view_matrix', 'shade_faces', 'mesh', 'new_axes', 'bare', 'edge_sides',
            'skeleton', 'axes3', 'keypoints', 'as_rgb', 'keypoints_image', 'grid', 'picture']
 
-# %% ../nbs/03_draw.ipynb #31055eb9
+# %% ../nbs/03_draw.ipynb #c11c0b9b
 import io
-from typing import Sequence
+from collections.abc import Sequence
 
 import cv2
 import matplotlib.pyplot as plt
@@ -210,7 +210,7 @@ def keypoints_image(
     edges = [] if edges is None else np.asarray(edges, int)
     rgb = {s: color or tuple(int(255 * c) for c in to_rgb(h)) for s, h in SIDE_COLORS.items()}
     width = max(1, round(max(out.shape[:2]) / 160))
-    fixed = [None if not np.isfinite(p).all() else tuple(int(round(c * 16)) for c in np.clip(p, -1e6, 1e6)) for p in kp]
+    fixed = [None if not np.isfinite(p).all() else tuple(round(float(c) * 16) for c in np.clip(p, -1e6, 1e6)) for p in kp]
     for (a, b), side in zip(edges, edge_sides(edges, sides)):
         if fixed[a] and fixed[b]:
             cv2.line(out, fixed[a], fixed[b], rgb[side], width, cv2.LINE_AA, shift=4)

@@ -106,8 +106,8 @@ def small_encoder(
     side: int = 96,  # what they are resized to, a multiple of 32
     widths: tuple[int, ...] = (32, 64, 128, 192),  # channels at 1/4, 1/8, 1/16, 1/32
     channels: int = 96,  # channels on the way back
-) -> keras.Model:  # images (b, h, w, 3) in -1..1 -> features (b, 584)
-    "A network of 1.9 million weights that learns from rendered people on a laptop."
+) -> keras.Model:  # images (b, h, w, 3) in -1..1 -> features (b, 328)
+    "A network of 1.7 million weights that learns from rendered people on a laptop."
     images = layers.Input((input_size, input_size, 3), name="images")
     x, steps = _conv(Resize(side, name="resize")(images), "stem", widths[0], 7, 4), []
     for i, (width, blocks) in enumerate(zip(widths, (1, 1, 2, 1))):
@@ -122,7 +122,7 @@ def small_encoder(
     hints, looks = SoftArgmax(name="joints", dtype="float32")(*maps)
     hints = layers.Flatten(name="hints")(hints)
     whole = layers.GlobalAveragePooling2D(name="whole")(x)
-    row = layers.Dense(512, "relu", name="row")(layers.Concatenate(name="seen")([hints, looks, whole]))
+    row = layers.Dense(256, "relu", name="row")(layers.Concatenate(name="seen")([hints, looks, whole]))
     return keras.Model(images, layers.Concatenate(name="features", dtype="float32")([hints, row]), name="small")
 
 # %% ../nbs/10_encoder.ipynb #2da1fc5c

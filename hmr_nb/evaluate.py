@@ -88,15 +88,16 @@ def person_columns(
     turn = Rotation.from_rotvec(batch["pose"][:, 0]).inv() * Rotation.from_rotvec(guess.pose[:, 0])
     rms = lambda x: np.sqrt((x**2).mean(1)) * smpl
     s = min(guess.betas.shape[1], batch["betas"].shape[1])
-    kp_px = np.where(batch["state"][..., None] > 0, (batch["kp2d"][..., :2] + 1) * size / 2, np.nan)
-    extent = np.where(np.isfinite(kp_px).any((1, 2)), np.nan_to_num(np.ptp(np.nan_to_num(kp_px, nan=np.nanmean(kp_px)), axis=1)).max(1), np.nan)
+    known, kp_px = batch["state"][..., None] > 0, (batch["kp2d"][..., :2] + 1) * size / 2
+    extent = (np.where(known, kp_px, -np.inf).max(1) - np.where(known, kp_px, np.inf).min(1)).max(1)
+    extent = np.where(np.isfinite(extent), extent, np.nan)
     shrink = np.sqrt(abs(np.linalg.det(batch["affine"][:, :, :2]) * np.linalg.det(batch["crop"][:, :, :2])))
     return {"domain": text("dataset"), "split": text("split"), "subject": text("subject"), "sequence": text("sequence"), "frame": batch["frame"],
             "source": text("source"), "azimuth": azimuth, "elevation": elevation, "person_px": extent / shrink,
             "seen": (batch["state"] == 2).sum(1) / np.maximum((batch["state"] > 0).sum(1), 1), "root_deg": np.degrees(turn.magnitude()) * smpl,
             "betas_err": rms(guess.betas[:, :s] - batch["betas"][:, :s]), "betas_zero_err": rms(batch["betas"][:, :s])}
 
-
+# %% ../nbs/32_evaluate.ipynb #40cb7624
 def rows_of(
     batch: dict,  # of `test_view`, as arrays
     guess: Guess,  # the answer
@@ -139,7 +140,7 @@ def guesses(
 
     return guess
 
-
+# %% ../nbs/32_evaluate.ipynb #91b3f135
 def measure(
     guess: Callable[[np.ndarray], Guess],  # images (b, h, w, 3) in -1..1 -> Guess
     data_dirs: str | os.PathLike | Sequence,  # folders of records
@@ -227,6 +228,7 @@ def _mean_rows(part: pd.DataFrame, over: str) -> dict:
     known = part.groupby("sample").err_mm.count()
     names = {"err_mm": "mpjpe_mm", "err_pa_mm": "pa_mpjpe_mm"}
     counts = {"people": int((known > 0).sum()), "people_left_out": int((known == 0).sum()), "points": int(good.sum()), "points_left_out": int((~good).sum())}
+    counts["points_2d"] = int(part.err_2d_px.notna().sum()) if "err_2d_px" in part else 0
     return {**{names.get(c, c): people[c].mean() for c in values}, "mean_over": f"{people.err_mm.notna().sum()} {'people' if over == 'frame' else 'sequences'}", **counts}
 
 
@@ -268,7 +270,7 @@ def save_results(
     _replace(out / "summary.csv", lambda p: summary(table).to_csv(p, index=False))
     return _replace(out / "errors.csv.gz", lambda p: table.round(3).to_csv(p, index=False))
 
-
+# %% ../nbs/32_evaluate.ipynb #c3eaf909
 def load_results(
     folders: str | os.PathLike | Sequence,  # written by `save_results`
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:  # all errors; a row a person; {domain: (n, 24, 3) true poses}

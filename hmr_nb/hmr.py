@@ -92,7 +92,7 @@ class _Asked(keras.Model):
 
     @classmethod
     def from_config(cls, config, body=None, keypoints=None):
-        points = config["keypoints"] | {"names": tuple(config["keypoints"]["names"])}
+        points = config["keypoints"] | {k: tuple(map(tuple if k == "edges" else str, config["keypoints"][k])) for k in ("names", "edges")}
         return cls(**{**config, "body": body, "keypoints": keypoints or KeypointSet(**points)})
 
 # %% ../nbs/14_hmr.ipynb #5f06ca51

@@ -6,8 +6,8 @@
 __all__ = ['known_points', 'rooted', 'point_errors', 'mpjpe', 'similarity', 'procrustes', 'pa_point_errors', 'pa_mpjpe', 'pck',
            'auc', 'joint_angle']
 
-# %% ../nbs/31_metrics.ipynb #c9787d36
-from typing import Sequence
+# %% ../nbs/31_metrics.ipynb #f61a2c7f
+from collections.abc import Sequence
 
 import numpy as np
 

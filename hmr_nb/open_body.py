@@ -1185,7 +1185,7 @@ def save_open_body(
         if value.dtype == np.float64:
             arrays[key] = value.astype(np.float32)
     for key in ("shapedirs", "posedirs"):
-        arrays[key] = arrays[key].astype(np.float16)
+        arrays[key] = arrays[key].astype(np.float16) + np.float16(0)  # no negative zeros: the same bytes everywhere
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
         np.savez_compressed(file, **arrays)

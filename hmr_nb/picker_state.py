@@ -102,7 +102,7 @@ def do(
     change = Flip(state.keypoint, state.pose, ids, mirror)
     return replace(flip(state, change), done=(*state.done, change), undone=())
 
-
+# %% ../nbs/41_picker_state.ipynb #29adb540
 def marked(
     state: PickerState,
 ) -> frozenset[int]:  # vertex numbers
@@ -125,7 +125,7 @@ def brush(
     "Mark them all; what is marked stays."
     return do(state, set(map(int, vertices)) - marked(state))
 
-
+# %% ../nbs/41_picker_state.ipynb #e920aafd
 def remove(
     state: PickerState,
     vertices: Iterable[int],  # what the eraser touches
@@ -147,7 +147,7 @@ def switch_mirror(
     "Turn the mirror image of the current keypoint on or off."
     return do(state, mirror=True)
 
-
+# %% ../nbs/41_picker_state.ipynb #9bce6e7f
 def reflect(
     state: PickerState,
     mirror: Array,  # (v,) number of the mirrored vertex, body.mirror
@@ -156,7 +156,7 @@ def reflect(
     here = marked(state)
     return do(state, here ^ {int(np.asarray(mirror)[i]) for i in here})
 
-
+# %% ../nbs/41_picker_state.ipynb #d9fbf862
 def partner_of(
     state: PickerState,
     keypoint: str,
@@ -187,7 +187,7 @@ def undo(
     last = state.done[-1]
     return at(replace(flip(state, last), done=state.done[:-1], undone=(*state.undone, last)), last.keypoint, last.pose)
 
-
+# %% ../nbs/41_picker_state.ipynb #3cff75e1
 def redo(
     state: PickerState,
 ) -> PickerState:

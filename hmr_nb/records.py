@@ -407,9 +407,13 @@ def card(
         begun = (folder / "unfinished.json").exists()
         hint = "a conversion was begun and not finished: resume it" if begun else "expected a directory that a converter has written"
         raise FileNotFoundError(f"{folder}: no card.json; {hint}")
-    facts = json.loads((folder / "card.json").read_text())
-    if facts.get("schema") != SCHEMA_VERSION:
-        raise ValueError(f"{folder / 'card.json'}: schema {facts.get('schema')!r}, this version reads {SCHEMA_VERSION}; convert the data again")
+    try:
+        facts = json.loads((folder / "card.json").read_text())
+        schema = facts["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'card.json'}: not the card of a converted set ({error}); convert the data again") from error
+    if schema != SCHEMA_VERSION:
+        raise ValueError(f"{folder / 'card.json'}: schema {schema!r}, this version reads {SCHEMA_VERSION}; convert the data again")
     return facts
 
 

@@ -49,7 +49,7 @@ def pose_features(
     check_shape(R, "b j 3 3", "R")
     R = ops.convert_to_tensor(R)
     rest = R[:, 1:] - ops.eye(3, dtype=R.dtype)
-    return ops.reshape(rest, (-1, 9 * (R.shape[1] - 1)))
+    return ops.reshape(rest, (ops.shape(R)[0], 9 * (R.shape[1] - 1)))
 
 # %% ../nbs/06_smpl.ipynb #0500b323
 def tree_levels(
@@ -116,7 +116,7 @@ def fused_tables(
     directions = np.concatenate([body.posedirs[columns], body.shapedirs[columns]], axis=-1)
     return {
         "template": body.v_template[columns].T.reshape(-1),
-        "basis": directions.transpose(2, 1, 0).reshape(directions.shape[-1], -1),
+        "basis": directions.transpose(2, 1, 0).reshape(directions.shape[-1], 3 * directions.shape[0]),
         "weights": body.weights[columns].T,
     }
 
@@ -166,14 +166,6 @@ class KeypointTables:
         places = {n: len(body.joint_names) + i for i, n in enumerate(by_row)} | as_joint
         self.order = np.array([places[n] for n in points.names], int)  # (K,) in the joints, then the points by row
 
-    def gather(
-        self,
-        joints: Array,  # (b, J, 3) posed joints
-        by_row: Array,  # (b, 3, k) points that come from vertices
-    ) -> Array:  # (b, K, 3) all points, in the order of the set
-        "Put joints and regressed points in the order of the set."
-        return ops.take(ops.concatenate([joints, ops.transpose(by_row, (0, 2, 1))], axis=1), self.order, axis=1)
-
 # %% ../nbs/06_smpl.ipynb #6f9f6968
 class BodyFunction:
     "A body as a function of pose, shape and place; what is not wanted is not computed."
@@ -189,16 +181,16 @@ class BodyFunction:
             return {k: ops.convert_to_tensor(np.ascontiguousarray(v, dtype)) for k, v in tables.items()}
 
         self.parents, self.points = body.parents, None if points is None else KeypointTables(body, points)
-        J_shapedirs = np.einsum("jv,vcs->sjc", body.J_regressor, body.shapedirs)
-        self.joints = constants({"template": body.joints_rest(), "shapedirs": J_shapedirs})
+        self.joints = constants({"template": body.joints_rest(), "shapedirs": np.einsum("jv,vcs->sjc", body.J_regressor, body.shapedirs)})
         self.mesh = constants(fused_tables(body))
         if self.points is not None:
             self.few = constants(fused_tables(body, self.points.support) | {"rows": self.points.rows})
-        self.shapes = {3: (None, len(body.parents), 3), 4: (None, len(body.parents), 3, 3)}, (None, body.shapedirs.shape[-1]), (None, 3)
+        J, S = body.J_regressor.shape[0], body.shapedirs.shape[-1]
+        self.shapes = {3: (None, J, 3), 4: (None, J, 3, 3)}, (None, S), (None, 3)
         self.dtype, self.jit, self.compiled = dtype, jit and keras.config.backend() == "tensorflow", {}
 
     def compute(self, want: str, pose: Array, betas: Array, trans: Array) -> SMPLOutput:
-        "Vertices where `want` is mesh, keypoints where it is mesh or keypoints, joints always."
+        "Vertices for `mesh`, keypoints for `mesh` and `keypoints`, joints always."
         R = rotations_of(pose, len(self.parents))
         rest = self.joints["template"] + ops.einsum("bs,sjc->bjc", betas, self.joints["shapedirs"][: betas.shape[-1]])
         G, P = forward_kinematics(R, rest, self.parents)
@@ -209,8 +201,9 @@ class BodyFunction:
         if want == "mesh":
             V = ops.transpose(posed_planes(self.mesh, R, betas, transforms), (0, 2, 1))
         if want != "joints" and self.points is not None:
-            few = posed_planes(self.few, R, betas, transforms)
-            keypoints = self.points.gather(P, ops.matmul(few, self.few["rows"]))
+            few = [ops.matmul(posed_planes(self.few, R, betas, transforms), self.few["rows"])] if self.points.support.size else []
+            keypoints = ops.concatenate([P, *(ops.transpose(x, (0, 2, 1)) for x in few)], axis=1)
+            keypoints = ops.take(keypoints, self.points.order, axis=1)
         return SMPLOutput(V, P, R, keypoints)
 
 # %% ../nbs/06_smpl.ipynb #87390a90
@@ -224,7 +217,7 @@ def run_body(
     "Evaluate a body, compiled by XLA where it may be."
     poses, full, place = function.shapes
     betas = ops.pad(betas, [[0, 0], [0, full[1] - betas.shape[-1]]]) if betas.shape[-1] < full[1] else betas
-    trans = ops.zeros_like(betas[:, :1]) * ops.ones((1, 3), function.dtype) if trans is None else trans
+    trans = ops.zeros_like(pose[:, 0] if len(pose.shape) == 3 else pose[:, 0, 0]) if trans is None else trans
     if not function.jit:
         return function.compute(want, pose, betas, trans)
     import tensorflow as tf
@@ -310,8 +303,9 @@ class SMPL(keras.layers.Layer):
     ):
         super().__init__(name=name, dtype=dtype, trainable=False, autocast=False)
         self.body, self.keypoints, self.jit = body_named(body), points_from_config(keypoints), jit
-        self.faces = self.body.faces
-        self.function = BodyFunction(self.body, self.keypoints, self.dtype, jit)
+        self.faces, self.function = self.body.faces, BodyFunction(self.body, self.keypoints, self.dtype, jit)
+
+    from_config = classmethod(lambda cls, config: cls(**config))  # Keras' own hides our message in a page of config
 
     def call(self, pose: Array, betas: Array, trans: Array | None = None) -> SMPLOutput:
         "Everything: pose (b, J, 3) or (b, J, 3, 3), betas (b, s), trans (b, 3)."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'ModelSettings', 'CostSettings', 'StepSettings', 'Experiment', 'read_experiment', 'target_points',
-           'training_batches', 'guess_costs', 'hint_costs', 'Muon', 'learning_rates', 'make_optimizer', 'real_poses',
+           'training_batches', 'guess_costs', 'hint_costs', 'Muon', 'Rates', 'make_optimizer', 'real_poses',
            'make_model', 'Trainer', 'batch_costs', 'train_step', 'averaged_weights', 'turned_onto', 'validate',
            'validation_batches', 'save_state', 'load_state', 'NotANumber', 'Run', 'fit']
 
@@ -87,7 +87,7 @@ class StepSettings:
     learning_rate: float = 1e-5
     critic_learning_rate: float = 1e-4
     weight_decay: float = 1e-4  # of kernels; biases and normalisation are left alone
-    schedule: str = "constant"  # or "cosine": down to a hundredth at the end
+    schedule: str = "constant"  # or "cosine", "trapezoid": down to a hundredth at the end
     warmup: int = 0  # steps in which the learning rate rises from zero
     clip_norm: float = 0.0  # longest gradient of all weights together; 0: any
     average: float = 0.0  # share that the moving average of the weights keeps a step; 0: none
@@ -104,7 +104,7 @@ class StepSettings:
     seed: int = 0
 
 # %% ../nbs/30_train.ipynb #7aeb16ae
-CHOICES = {"rotation": ("axis_angle", "6d"), "supervision": ("2d", "3d", "smpl"), "optimizer": ("adamw", "muon"), "schedule": ("constant", "cosine"),
+CHOICES = {"rotation": ("axis_angle", "6d"), "supervision": ("2d", "3d", "smpl"), "optimizer": ("adamw", "muon"), "schedule": ("constant", "cosine", "trapezoid"),
            "precision": ("float32", "mixed_bfloat16")}  # fmt: skip
 
 
@@ -261,20 +261,24 @@ class Muon(keras.optimizers.Muon):
         rows = int(np.prod(x.shape[:-1]))
         return x * self.rms_rate * max(rows, x.shape[-1]) ** 0.5
 
-# %% ../nbs/30_train.ipynb #844764af
-def learning_rates(
-    experiment: Experiment,
-    total: int,  # steps of the whole run
-    rate: float | None = None,  # the highest; None: the experiment's
-) -> Any:  # number, or schedule
-    "The learning rate at every step."
-    e, rate = experiment, experiment.learning_rate if rate is None else rate
-    if e.schedule == "constant" and not e.warmup:
-        return rate
-    alpha, length = (0.01, max(total - e.warmup, 1)) if e.schedule == "cosine" else (1.0, max(total, 1))
-    if not e.warmup:
-        return keras.optimizers.schedules.CosineDecay(rate, length, alpha)
-    return keras.optimizers.schedules.CosineDecay(0.0, length, alpha, warmup_target=rate, warmup_steps=e.warmup)
+# %% ../nbs/30_train.ipynb #352ac3c5
+class Rates(keras.optimizers.schedules.LearningRateSchedule):
+    "The learning rate at every step: rise, then stay or fall."
+
+    def __init__(
+        self,
+        top: float,  # the highest
+        total: int,  # steps of the whole run
+        shape: str = "constant",  # "cosine": falls all the time; "trapezoid": falls in the last 30 %
+        warmup: int = 0,  # steps of the rise
+    ):
+        self.top, self.total, self.shape, self.warmup = top, total, shape, warmup
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        done = ops.minimum(step / self.total, 1.0)
+        fall = {"constant": 1.0, "cosine": 0.5 + 0.5 * ops.cos(np.pi * done), "trapezoid": ops.minimum((1 - done) / 0.3, 1.0)}[self.shape]
+        return self.top * ops.minimum((step + 1) / max(self.warmup, 1), 1.0) * ops.maximum(fall, 0.01)
 
 
 def make_optimizer(
@@ -284,7 +288,7 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     "The optimizer of the model, or of the critic."
     e = experiment
-    rate = learning_rates(e, total, e.critic_learning_rate if critic else None)
+    rate = Rates(e.critic_learning_rate if critic else e.learning_rate, total, e.schedule, e.warmup)
     clip = {"global_clipnorm": e.clip_norm} if e.clip_norm else {}
     if e.optimizer == "muon" and not critic:
         return Muon(rate, weight_decay=e.weight_decay, adam_weight_decay=0.0, **clip)
@@ -342,6 +346,7 @@ class Trainer:
         self.averaged = [tf.Variable(v.value, trainable=False) for v in self.floats()] if e.average else []
         self.number = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.step = tf.function(lambda batch: train_step(self, batch))
+        self.guess = tf.function(lambda images: self.model.predict_keypoints(images).keypoints)
 
     def floats(self) -> list:
         "Everything that is averaged: weights and the statistics of the normalisation."
@@ -452,15 +457,16 @@ def turned_onto(
 
 
 def validate(
-    model: HMR,
+    trainer: Trainer,  # its averaged weights are judged
     dataset: Any,  # batches of `test_view`
 ) -> dict[str, float]:  # mpjpe and pa_mpjpe, mm, means over people
     "Errors at the 14 points of LSP, hips' middle at the origin; `32_evaluate` gives the whole table."
-    names = [n for n in keypoint_set("lsp14").names if n in model.keypoints.names]
-    use, hips, guess = [model.keypoints.index(n) for n in names], hip_indices(model.keypoints), tf.function(lambda x: model.predict_keypoints(x).keypoints)
-    errors = []
+    points = trainer.model.keypoints
+    use, hips, errors = [points.index(n) for n in keypoint_set("lsp14").names if n in points.names], trainer.hips, []
     for batch in dataset:
-        found, true = (np.asarray(align_pelvis(x, hips)) for x in (guess(batch["image"]), batch["kp3d"][:, : len(model.keypoints)]))
+        with averaged_weights(trainer):
+            pair = trainer.guess(batch["image"]), batch["kp3d"][:, : len(points)]
+        found, true = (np.asarray(align_pelvis(x, hips)) for x in pair)
         for p, t, mask in zip(found[:, use], true[:, use], batch["mask_3d"].numpy()[:, use] > 0):
             if mask.sum() > 2:
                 pairs = (p[mask], t[mask]), (turned_onto(p[mask], t[mask]), t[mask])
@@ -600,8 +606,7 @@ def fit(
             costs = _epoch(trainer, training_batches(e, dirs, keypoints, epoch * steps, steps), out, bar)
             row = {"epoch": epoch, "step": (epoch + 1) * steps, **costs}
             if val is not None:
-                with averaged_weights(trainer) as model:
-                    row |= validate(model, val)
+                row |= validate(trainer, val)
             rows.append(row)
             _keep(trainer, out, rows)
     weights = out / ("best.h5" if (out / "best.h5").exists() else "last.h5")

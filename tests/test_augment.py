@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from hmr_nb.augment import augment, test_view, view_affine, view_pixels, view_window
-from hmr_nb.camera import apply_affine, box_from_keypoints, crop_for_box, ndc_to_px, warp_image
+from hmr_nb.camera import apply_affine, box_from_keypoints, compose, crop_for_box, flip_affine, ndc_to_px, warp_image
 from hmr_nb.records import Example, RecordWriter, decode_jpeg, encode_jpeg, record_dataset
 from hmr_nb.skeleton import keypoint_set
 
@@ -105,3 +105,9 @@ def test_an_unknown_box_is_the_middle():
     for box in ([0.0, 0, 0, 0], [np.nan] * 4):
         corner, side = view_window(tf.constant(box), 120, 120)
         assert corner.numpy().tolist() == [10, 10] and int(side) == 100
+
+
+def test_the_mirrored_map_is_the_map_then_the_mirror():
+    corner, side = tf.constant([7, -3]), tf.constant(90)
+    plain, mirrored = (view_affine(corner, side, 64, flip).numpy() for flip in (False, True))
+    np.testing.assert_allclose(mirrored, compose(flip_affine(64), plain), atol=1e-5)

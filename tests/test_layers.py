@@ -10,6 +10,7 @@ from keras import ops
 
 from hmr_nb.encoder import Resize, SoftArgmax, build_encoder
 from hmr_nb.hmr import HMR, load_hmr, load_weights_file, named_weights, save_weights_file, weights_info
+from hmr_nb.losses import joint_loss, keypoint_loss, masked_mean
 from hmr_nb.open_body import open_body
 from hmr_nb.prior import Discriminator
 from hmr_nb.regressor import Regressor, mean_state
@@ -108,6 +109,22 @@ def test_dropout_and_batch_statistics_are_off_unless_training():
     assert np.abs(np.asarray(regressor(x, training=True)[-1] - regressor(x)[-1])).max() > 0
 
 
+def test_what_is_not_known_has_no_gradient():
+    tf = pytest.importorskip("tensorflow")
+    pred2d, pred3d = tf.Variable(some(2, 4, 2)), tf.Variable(some(2, 4, 3))
+    true2d, true3d = some(2, 4, 2), some(2, 4, 3)
+    true2d[0, 1], true3d[1] = np.nan, np.nan
+    visible = np.ones((2, 4), "float32")
+    visible[0, 1] = 0
+    with tf.GradientTape(persistent=True) as tape:
+        flat_cost = keypoint_loss(pred2d, true2d, visible)
+        space_cost = joint_loss(pred3d, true3d, np.float32([1, 0]), (0, 1))
+        nothing = masked_mean(pred2d * np.nan, np.zeros((2, 4, 2), "float32"))
+    g2, g3 = tape.gradient(flat_cost, pred2d).numpy(), tape.gradient(space_cost, pred3d).numpy()
+    assert np.isfinite(g2).all() and np.isfinite(g3).all() and float(nothing) == 0
+    assert (g2[0, 1] == 0).all() and (g3[1] == 0).all() and np.abs(g2).max() > 0 and np.abs(g3[0]).max() > 0
+
+
 def test_weights_go_by_name_not_by_order(model, tmp_path):
     path = save_weights_file(model, tmp_path / "w.h5", half=False)
     with h5py.File(path, "r+") as f:  # rewrite in another order
@@ -155,6 +172,9 @@ def test_bad_weights_files(model, tmp_path):
     (tmp_path / "photo.h5").write_bytes(b"\xff\xd8")
     with pytest.raises(ValueError, match="photo.h5: expected weights written by hmr_nb .*found another kind"):
         load_hmr(tmp_path / "photo.h5")
+    (tmp_path / "model.ckpt-1.index").write_bytes(b"")
+    with pytest.raises(ValueError, match="found a TensorFlow checkpoint; import it first"):
+        load_hmr(tmp_path / "model.ckpt-1")
     build_encoder("small").save_weights(tmp_path / "keras.weights.h5")
     with pytest.raises(ValueError, match="keras.weights.h5: expected weights written by hmr_nb, found another HDF5 file"):
         load_hmr(tmp_path / "keras.weights.h5")

@@ -170,8 +170,9 @@ def test_the_real_extended_images(tmp_path):
         np.testing.assert_allclose(source[e.state > 0], joints[e.state > 0, :2, e.frame - 1], atol=1e-3)
         assert ((e.kp2d[e.state > 0] > -1) & (e.kp2d[e.state > 0] < e.image.shape[0])).all()
         side = {n: e.kp2d[e.names.index(n)] for n in ("shoulder_l", "shoulder_r", "hip_l", "hip_r")}
-        facing.append((side["shoulder_l"] - side["shoulder_r"]) @ (side["hip_l"] - side["hip_r"]) > 0)
-    assert np.mean(facing) > 0.6  # where all four are known, shoulders and hips mostly point the same way
+        facing.append((side["shoulder_l"] - side["shoulder_r"]) @ (side["hip_l"] - side["hip_r"]))
+    facing = np.array(facing)[np.isfinite(facing)]
+    assert len(facing) > 50 and np.mean(facing > 0) > 0.75  # shoulders and hips mostly point the same way
 
 
 @pytest.mark.skipif(not (REAL / "lsp").is_dir(), reason="the real LSP labels are not on this machine")

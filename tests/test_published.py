@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -74,7 +75,8 @@ def shelf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     write(folder / "model.ckpt-667589", "hmr-tf1")
     write(folder / "ckpt-95", "hmr2")
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,7 @@ def test_imported_file_holds_nothing_of_the_body(shelf, body, tmp_path):
     model = load_hmr(out, body=body)
     want = np.load(GOLDENS / "forward_goldens_hmr2.npz")["joints2d_2"]
     np.testing.assert_allclose(model.predict_keypoints(images()).keypoints2d, want, atol=1e-5)
+    out.unlink()  # 100 MB
 
 
 def test_wrong_paths_say_what_is_there(shelf, body, tmp_path):

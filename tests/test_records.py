@@ -139,7 +139,7 @@ def test_a_half_written_shard_is_done_again(tmp_path):
 
 
 def test_other_settings_are_not_resumed(tmp_path):
-    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path, "persons", shard_size=3) as writer:
+    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path, "persons", shard_size=3):
         raise KeyboardInterrupt
     with pytest.raises(ValueError, match="shard_size: 3, now 4"), RecordWriter(tmp_path, "persons", shard_size=4, resume=True):
         pass

@@ -14,6 +14,14 @@ from hmr_nb.records import card, examples
 QUICK = dict(size=48, progress=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_layer():
+    "One compiled SMPL layer for all tests of this file."
+    QUICK["smpl"] = synthetic.smpl_layer(synthetic.open_body())
+    yield
+    del QUICK["smpl"]
+
+
 def same_bytes(a, b):
     files = sorted(f.name for f in a.iterdir())
     assert files == sorted(f.name for f in b.iterdir()) and "card.json" in files

@@ -56,7 +56,7 @@ def _turn(axis: tuple[float, float, float], degrees: np.ndarray) -> Rotation:
     "Rotations about one axis."
     return Rotation.from_rotvec(np.radians(degrees)[:, None] * np.asarray(axis, float))
 
-# %% ../../nbs/28_mocap.ipynb #932b76db
+
 def arm_rotations(
     arm: np.ndarray,  # (n, 5) raise, plane, twist, elbow, roll of a left arm, degrees
 ) -> dict[str, Rotation]:  # joint name without its side -> n rotations of the left arm
@@ -183,7 +183,7 @@ def cycle_angles(
     out[:, 26] = np.where(run, 9, 2)
     return out
 
-# %% ../../nbs/28_mocap.ipynb #de686948
+
 def prototype_names() -> list[str]:  # one a prototype
     "Names of all prototypes of the sampler."
     return [*_PROTOTYPES, *_CYCLES]
@@ -233,7 +233,7 @@ def free_angles(
     out[:, _PARTS["right_leg"]] = np.where(stands[:, None], _LEG0 + rng.normal(0, 3, (n, 5)), out[:, _PARTS["right_leg"]])
     return out
 
-# %% ../../nbs/28_mocap.ipynb #7d28a056
+
 def swap_sides(
     angles: np.ndarray,  # (n, 28) degrees
 ) -> np.ndarray:  # (n, 28) degrees
@@ -295,7 +295,7 @@ _PAIRS += [(f"left_{a}", f"right_{b}") for a in ("upper_arm", *_ARMS) for b in (
 _PAIRS += [(f"left_{a}", f"right_{b}") for a in _LEGS for b in _LEGS] + [(f"{s}_thigh", "chest") for s in ("left", "right")]
 _PAIRS += [(f"{s}_upper_arm", "head") for s in ("left", "right")]
 
-# %% ../../nbs/28_mocap.ipynb #aee36fc0
+
 def self_contact(
     joints: np.ndarray,  # (n, 24, 3) posed joints, m
 ) -> np.ndarray:  # (n,) how deep two parts of the body lie in each other, m; below 0 they are apart

@@ -7,8 +7,9 @@ __all__ = ['DOMAINS', 'PHOTO', 'BLOCK', 'SKINS', 'HAIRS', 'CLOTHES', 'ROOMS', 'N
            'find_domain', 'view_rotation', 'Scene', 'place_camera', 'sample_block', 'sample_scene', 'Fit', 'measure',
            'Look', 'paint', 'paint_head', 'draw_look', 'find_look', 'Wardrobe', 'wardrobe_of', 'dress', 'meet_plane',
            'Lamps', 'hang_lamps', 'floor_shadow', 'studio_room', 'cloud', 'ground_texture', 'add_houses', 'add_clutter',
-           'add_bush', 'street_view', 'stand_before', 'frame_person', 'states_of', 'develop', 'photograph',
-           'render_scene', 'pose_block', 'render_task', 'scene_tasks', 'fingerprint', 'render_domain', 'make_samples']
+           'add_bush', 'street_view', 'stand_before', 'frame_person', 'skin_depth', 'states_of', 'develop',
+           'photograph', 'render_scene', 'smpl_layer', 'pose_block', 'render_task', 'scene_tasks', 'fingerprint',
+           'render_domain', 'make_samples']
 
 # %% ../../nbs/29_synthetic.ipynb #c24cbbf3
 import hashlib
@@ -500,11 +501,19 @@ def frame_person(
     kp2d = perspective(kp3d, f, center)
     return dict(crop=crop, focal=f, center=center, kp2d=kp2d, box=np.array(box_from_keypoints(kp2d[len(SMPL_JOINTS):])))
 
-# %% ../../nbs/29_synthetic.ipynb #fe568b5b
-UNDER_SKIN = .14  # m
+# %% ../../nbs/29_synthetic.ipynb #8dc90efb
+UNDER_SKIN = {"hip": .19, "pelvis": .19, "spine": .17, "collar": .14, "neck": .12, "smpl_head": .14, "head_top": .14, "nose": .06, "eye": .06, "ear": .06}  # m, at most
+
+
+def skin_depth(
+    name: str,  # of a point
+) -> float:  # m
+    "How deep a point may lie under the surface that shows it."
+    return next((d for part, d in UNDER_SKIN.items() if part in name), .10)
 
 
 def states_of(
+    names: Sequence[str],  # (k,)
     kp2d: np.ndarray,  # (k, 2) px
     depth: np.ndarray,  # (k,) m, of the points
     seen: np.ndarray,  # (h, w) m, what the picture shows, NaN: nothing of the person
@@ -513,7 +522,7 @@ def states_of(
     "Which points one can see."
     h, w = seen.shape
     col, row = np.clip(np.rint(kp2d).astype(int), 0, [w - 1, h - 1]).T
-    occluded = seen[row, col] < depth - UNDER_SKIN
+    occluded = seen[row, col] < depth - np.array([skin_depth(n) for n in names])
     if hidden is not None: occluded |= hidden[row, col]
     return np.where(occluded, 1, 2)
 
@@ -572,15 +581,22 @@ def render_scene(
     V, kp3d = V + trans.astype(np.float32), kp3d + trans
     frame = frame_person(kp3d, scene.focal, size)
     image, depth, hidden = photograph(scene, V, frame, wardrobe, size)
-    state = states_of(frame["kp2d"], kp3d[:, 2], depth, hidden)
+    state = states_of(NAMES, frame["kp2d"], kp3d[:, 2], depth, hidden)
     return Example(NAMES, frame["kp2d"], state, jpeg=encode_jpeg(image, 92), crop=frame["crop"], kp3d=kp3d, box=frame["box"],
                    pose=scene.pose, betas=scene.betas, trans=trans, focal=frame["focal"], center=frame["center"],
                    source=f"{scene.domain}/{scene.seed}/{scene.index}", dataset=scene.domain, split=split,
                    subject=f"look{scene.look:02d}" if scene.look >= 0 else "", sequence=f"seed{scene.seed}", frame=scene.index)  # fmt: skip
 
-# %% ../../nbs/29_synthetic.ipynb #b94961f5
+# %% ../../nbs/29_synthetic.ipynb #68530277
+def smpl_layer(body: BodyData) -> Any:
+    "The SMPL layer that gives the points of the records."
+    from hmr_nb.smpl import SMPL  # only the process that poses loads Keras
+
+    return SMPL(body, keypoints=keypoint_set("cocoplus19"))
+
+
 def pose_block(
-    smpl: Any,  # an SMPL layer with keypoints "cocoplus19"
+    smpl: Any,  # from `smpl_layer`
     scenes: Sequence[Scene],
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, v, 3) m, (n, k, 3) m: not yet in place
     "The meshes of some scenes, and the points of NAMES on them."
@@ -610,7 +626,7 @@ def scene_tasks(
     seed: int,
     start: int,
     stop: int,
-    smpl: Any,  # SMPL layer
+    smpl: Any,  # from `smpl_layer`
 ) -> Iterator[tuple]:  # scenes, V, kp3d for `render_task`
     "Scenes start … stop, posed block by block, in portions for the workers."
     for block in range(start // BLOCK, -(-stop // BLOCK)):
@@ -643,19 +659,18 @@ def render_domain(
     progress: bool = True,  # a bar with pictures a second
     split: str = "train",  # "train", "val", "test"
     resume: bool = False,  # go on with an interrupted run
+    smpl: Any = None,  # from `smpl_layer`, if it is made already
 ) -> dict:  # the card
     "Render pictures of a domain into records, all cores at work."
     find_domain(name)
     if count < 1 or size < 16: raise ValueError(f"expected count ≥ 1 and size ≥ 16 px, got count {count} and size {size}")
-    from hmr_nb.smpl import SMPL
-
     body = open_body() if body is None else body
     rest = (wardrobe_of(body), size, split)
     workers = workers or os.cpu_count() or 1
     options = dict(seed=seed, count=count, size=size, split=split, body=f"{body.name} {fingerprint(body)}")
     with RecordWriter(out, name, shard_size=SHARD, resume=resume, options=options) as writer:
         done = count if writer.complete else writer.kept
-        tasks = scene_tasks(name, seed, done, count, SMPL(body, keypoints=keypoint_set("cocoplus19"))) if done < count else ()
+        tasks = scene_tasks(name, seed, done, count, smpl or smpl_layer(body)) if done < count else ()
         if workers == 1: results = (render_task(*task, *rest) for task in tasks)
         else: results = Parallel(n_jobs=workers, return_as="generator", batch_size=1, pre_dispatch="3*n_jobs", max_nbytes=None)(delayed(render_task)(*task, *rest) for task in tasks)
         with tqdm(total=count, initial=done, unit="image", disable=not progress, desc=name) as bar:
@@ -671,12 +686,13 @@ def make_samples(
     size: int = 256,  # px, of those
     records: int = 48,  # pictures of 128 px in each record set
     seed: int = 7,
+    smpl: Any = None,  # from `smpl_layer`, if it is made already
 ) -> None:
     "Write the sample pictures, truth.npz beside them, and small record sets `studio` and `street`."
-    out = Path(out)
-    for name in DOMAINS: render_domain(name, records, out / name, seed=seed, workers=1, progress=False, split="test")
+    out, quiet = Path(out), dict(workers=1, progress=False, split="test", smpl=smpl or smpl_layer(open_body()))
+    for name in DOMAINS: render_domain(name, records, out / name, seed, **quiet)
     with tempfile.TemporaryDirectory() as work:
-        render_domain("studio", count, Path(work) / "r", seed=seed + 1, size=size, workers=1, progress=False, split="test")
+        render_domain("studio", count, Path(work) / "r", seed + 1, size, **quiet)
         found = list(examples(Path(work) / "r"))
     files = [f"studio_{i:02d}.jpg" for i in range(count)]
     for file, e in zip(files, found): (out / file).write_bytes(encode_jpeg(e.image, 95))
