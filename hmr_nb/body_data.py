@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'MOST_NUMBERS', 'CONVERTERS', 'MOST_BYTES', 'FIELDS', 'MORE_FIELDS', 'NEEDED', 'HOW_TO_GET_SMPL', 'shipped',
-           'parents_of', 'BodyData', 'locked', 'checked_fields', 'checked_names', 'UnsafePickleError', 'load_pickle',
+           'parents_of', 'BodyData', 'locked', 'checked_names', 'checked_fields', 'UnsafePickleError', 'load_pickle',
            'read_npz', 'body_from_arrays', 'load_body', 'arrays_of', 'save_body', 'check_body']
 
 # %% ../nbs/04_body_data.ipynb #4ed15450
@@ -100,10 +100,7 @@ class BodyData:
         V, J, F, S = len(self.v_template), len(self.parents), len(self.faces), self.shapedirs.shape[-1]
         return f"BodyData {self.name!r}: {V:,} vertices, {F:,} faces, {J} joints, {S} shapes, {len(self.keypoint_regressors)} keypoints"
 
-# %% ../nbs/04_body_data.ipynb #a0f66a31
-SIZES = {"v_template": "v 3", "shapedirs": "v 3 s", "posedirs": "v 3 p", "J_regressor": "j v", "weights": "v j", "faces": "f 3"}
-
-
+# %% ../nbs/04_body_data.ipynb #4e6dbe37
 def locked(x: Any, kind: str = "float") -> np.ndarray:
     "`x` as a contiguous array of floats (float64 stays, the rest becomes float32) or of integers, read-only."
     x = np.asarray(x)
@@ -114,6 +111,36 @@ def locked(x: Any, kind: str = "float") -> np.ndarray:
         raise ValueError(f"{int((~np.isfinite(x)).sum())} of {x.size} numbers are NaN or infinite")
     x.flags.writeable = False
     return x
+
+# %% ../nbs/04_body_data.ipynb #f9836b09
+def checked_names(
+    fields: dict[str, Any],  # the fields of a `BodyData`
+    v: int,  # number of vertices
+    j: int,  # number of joints
+) -> dict[str, Any]:  # the fields that carry names, and the mirror
+    "Check what carries names, and the mirror."
+    rows = {}
+    for name, row in fields["keypoint_regressors"].items():
+        rows[str(name)] = locked(row)
+        check_shape(rows[str(name)], "v", f"keypoint_regressors[{str(name)!r}]", v=v)
+    mirror = fields["mirror"]
+    if mirror is not None:
+        mirror = locked(mirror, "int")
+        check_shape(mirror, "v", "mirror", v=v)
+        if mirror.min() < 0 or mirror.max() >= v or not np.array_equal(mirror[mirror], np.arange(v)):
+            raise ValueError("mirror: expected a permutation that undoes itself, mirror[mirror] = 0 … V−1")
+    names = tuple(str(n) for n in fields["joint_names"])
+    if not names:
+        names = SMPL_JOINTS if j == len(SMPL_JOINTS) else tuple(f"joint_{i}" for i in range(j))
+    if len(names) != j or len(set(names)) != j:
+        raise ValueError(f"joint_names: expected {j} different names, got {len(names)}")
+    extras = {k: np.asarray(x) for k, x in fields["extras"].items()}
+    if any(x.dtype.hasobject for x in extras.values()):
+        raise ValueError("extras: expected arrays of numbers or text, got Python objects")
+    return {"keypoint_regressors": rows, "mirror": mirror, "joint_names": names, "extras": extras}
+
+# %% ../nbs/04_body_data.ipynb #a0f66a31
+SIZES = {"v_template": "v 3", "shapedirs": "v 3 s", "posedirs": "v 3 p", "J_regressor": "j v", "weights": "v j", "faces": "f 3"}
 
 
 def checked_fields(
@@ -135,33 +162,6 @@ def checked_fields(
     if low < 0 or high >= sizes["v"]:
         raise ValueError(f"faces: expected vertex numbers 0 to {sizes['v'] - 1}, got {low} to {high}")
     return out | checked_names(out, sizes["v"], sizes["j"])
-
-# %% ../nbs/04_body_data.ipynb #f9836b09
-def checked_names(
-    fields: dict[str, Any],  # the fields of a `BodyData`
-    v: int,  # number of vertices
-    j: int,  # number of joints
-) -> dict[str, Any]:  # the fields that carry names, and the mirror
-    "The part of `checked_fields` that deals with keypoints, mirror and names."
-    rows = {}
-    for name, row in fields["keypoint_regressors"].items():
-        rows[str(name)] = locked(row)
-        check_shape(rows[str(name)], "v", f"keypoint_regressors[{str(name)!r}]", v=v)
-    mirror = fields["mirror"]
-    if mirror is not None:
-        mirror = locked(mirror, "int")
-        check_shape(mirror, "v", "mirror", v=v)
-        if mirror.min() < 0 or mirror.max() >= v or not np.array_equal(mirror[mirror], np.arange(v)):
-            raise ValueError("mirror: expected a permutation that undoes itself, mirror[mirror] = 0 … V−1")
-    names = tuple(str(n) for n in fields["joint_names"])
-    if not names:
-        names = SMPL_JOINTS if j == len(SMPL_JOINTS) else tuple(f"joint_{i}" for i in range(j))
-    if len(names) != j or len(set(names)) != j:
-        raise ValueError(f"joint_names: expected {j} different names, got {len(names)}")
-    extras = {k: np.asarray(x) for k, x in fields["extras"].items()}
-    if any(x.dtype.hasobject for x in extras.values()):
-        raise ValueError("extras: expected arrays of numbers or text, got Python objects")
-    return {"keypoint_regressors": rows, "mirror": mirror, "joint_names": names, "extras": extras}
 
 # %% ../nbs/04_body_data.ipynb #884ed56d
 class UnsafePickleError(ValueError):

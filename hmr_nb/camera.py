@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['perspective', 'default_focal', 'project', 'px_to_ndc', 'ndc_to_px', 'apply_affine', 'compose', 'invert',
            'crop_affine', 'flip_affine', 'box_from_keypoints', 'crop_for_box', 'warp_image', 'cam_to_translation',
-           'translation_to_cam']
+           'translation_to_cam', 'viewpoint']
 
-# %% ../nbs/07_camera.ipynb #e0f73093
+# %% ../nbs/07_camera.ipynb #f9288725
 import math
 
 import cv2
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from .shapes import Array, check_shape
 
@@ -178,3 +179,13 @@ def translation_to_cam(
     s = 2 * metre_px * math.sqrt(abs(np.linalg.det(A[:, :2]))) / crop_size
     origin_px = perspective(translation[None], focal, np.asarray(center, float))
     return np.array([s, *(px_to_ndc(apply_affine(A, origin_px), crop_size)[0] / s)])
+
+# %% ../nbs/07_camera.ipynb #86129a41
+def viewpoint(
+    root: Array,  # (n, 3) axis-angle of the root joint in the camera frame, rad
+) -> tuple[np.ndarray, np.ndarray]:  # azimuth (n,) in -180..180 and elevation (n,) in -90..90, degrees
+    "The direction in which the camera lies, seen from the person: 0, 0 is straight from the front."
+    root = np.asarray(root, float)
+    check_shape(root, "n 3", "root")
+    towards = Rotation.from_rotvec(root).inv().apply([0.0, 0.0, -1.0])
+    return np.degrees(np.arctan2(towards[:, 0], towards[:, 2])), np.degrees(np.arcsin(np.clip(towards[:, 1], -1, 1)))

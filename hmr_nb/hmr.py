@@ -58,32 +58,32 @@ def decode(
         vertices, joints, keypoints = None, smpl.joints_only(rotations, betas)[0], smpl.keypoints_only(rotations, betas)
     return HMROutput(vertices, keypoints, project(keypoints, cam), axis_angle, betas, cam, rotations, joints, None)
 
-# %% ../nbs/14_hmr.ipynb #6598aa8f
+# %% ../nbs/14_hmr.ipynb #7cc14db6
 class _Asked(keras.Model):
     "What one may ask of an HMR, whatever its parts."
 
-    def encode(self, images, training=False):
+    def encode(self, images: Array, training: bool = False) -> Array:
         "(b, d) features of images (b, h, w, 3) in -1..1."
         check_shape(images, "b h w 3", "images")
         if "float" not in str(keras.backend.standardize_dtype(images.dtype)):
             raise ValueError(f"images: expected floats in -1..1, got {images.dtype}; use image / 127.5 - 1")
         return self.encoder(ops.convert_to_tensor(images), training=training)
 
-    def hints(self, features):
+    def hints(self, features: Array) -> Array | None:
         "(b, j, 3) joints as the small encoder sees them; None for other encoders."
         return joint_hints(features) if self.settings["encoder"] == "small" else None
 
-    def recover(self, images, mesh=True):
+    def recover(self, images: Array, mesh: bool = True) -> HMROutput:
         "HMROutput of the last correction only."
         features = self.encode(images)
         last = decode(self.smpl, self.regressor(features)[-1], self.settings["rotation"], mesh)
         return last._replace(hints=self.hints(features))
 
-    def predict_keypoints(self, images):
+    def predict_keypoints(self, images: Array) -> HMROutput:
         "HMROutput of the last correction without a mesh."
         return self.recover(images, mesh=False)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         if self.settings["encoder"] is None:
             raise ValueError("this HMR got its encoder as a model; only one named for `build_encoder` can be saved")
         points = self.keypoints
@@ -91,7 +91,7 @@ class _Asked(keras.Model):
         return {**self.settings, "keypoints": named, "mean": self.regressor.mean_state.tolist()}
 
     @classmethod
-    def from_config(cls, config, body=None, keypoints=None):
+    def from_config(cls, config: dict, body: BodyData | None = None, keypoints: KeypointSet | str | None = None):
         points = config["keypoints"] | {k: tuple(map(tuple if k == "edges" else str, config["keypoints"][k])) for k in ("names", "edges")}
         return cls(**{**config, "body": body, "keypoints": keypoints or KeypointSet(**points)})
 
@@ -125,7 +125,7 @@ class HMR(_Asked):
         self.smpl = SMPL(open_body() if body is None else body, keypoints=self.keypoints)
         self.built = True
 
-    def call(self, images, training=False, mesh=True):
+    def call(self, images: Array, training: bool = False, mesh: bool = True) -> list[HMROutput]:  # one a correction
         features = self.encode(images, training)
         states = self.regressor(features, training=training)
         many = decode(self.smpl, ops.concatenate(states, axis=0), self.settings["rotation"], mesh)
@@ -156,6 +156,7 @@ def save_weights_file(
     "Write the weights by name and what rebuilds the model; never anything of the body."
     path = Path(path)
     about = {"kind": KIND, "version": VERSION, "config": model.get_config(), "training": training or {}}
+    path.parent.mkdir(parents=True, exist_ok=True)
     about["trained_with"] = {"body": model.smpl.body.name, "features": model.encoder.output_shape[-1]}
     part = path.with_name(path.name + ".part")
     with h5py.File(part, "w") as f:
@@ -173,6 +174,8 @@ def weights_info(
 ) -> dict:  # kind, version, config, training, trained_with
     "What a weights file says about itself; a clear error for any other file."
     path = Path(path)
+    if path.with_name(path.name + ".index").is_file() or path.suffix in (".index", ".meta"):
+        raise ValueError(f"{path}: expected weights written by hmr_nb, found a TensorFlow checkpoint; import it first: hmr_nb import-weights")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected weights written by hmr_nb (.h5)")
     if not h5py.is_hdf5(path):

@@ -117,7 +117,7 @@ class RegressorFit:
 
     def __repr__(self):
         r = self.report
-        text = f"{r['support']} vertices, {r['meshes']} meshes, residual {r['residual_mean_mm']:.2f} mm (worst {r['residual_max_mm']:.2f})"
+        text = f"{r['support']} vertices, {r['meshes']} mesh{'es' if r['meshes'] > 1 else ''}, residual {r['residual_mean_mm']:.2f} mm (worst {r['residual_max_mm']:.2f})"
         text += "" if r["held_out_mm"] is None else f", held out {r['held_out_mean_mm']:.2f} mm"
         return "\n".join([f"RegressorFit: {text}", *(f"  ! {w}" for w in r["warnings"])])
 
@@ -132,7 +132,8 @@ def warn_of(
         said.append(f"only {few} mesh{'es' if few > 1 else ''}: mark the keypoint in more poses, or the row is not determined")
     if residual > 5:
         worst = int(np.argmax(report["residual_mm"]))
-        said.append(f"mesh {worst} is {residual:.1f} mm off: its marks disagree with the others, or the point lies outside the body")
+        name = report["poses"][worst] if "poses" in report else f"mesh {worst}"
+        said.append(f"{name} is {residual:.1f} mm off: its marks disagree with the others, or the point lies outside the body")
     if unseen is not None and unseen > max(2.0, 3 * report["residual_mean_mm"]):
         said.append(f"held-out error {unseen:.1f} mm: these poses do not determine the point; add one that bends the joints near it")
     return said
@@ -328,12 +329,13 @@ def marked_meshes(
     entry: Mapping[str, Any],  # one keypoint of a marks file
     meshes: Mapping[str, np.ndarray],  # {pose: (v, 3)}
     mirror: np.ndarray | None = None,  # to read marks of the other side as if they were on this one
-) -> tuple[list[np.ndarray], list[np.ndarray]]:  # meshes (v, 3); marked vertex numbers in each
+) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:  # meshes (v, 3); marked vertex numbers in each; pose names
     "The meshes in which a keypoint is marked, and its marks."
-    found = [(meshes[m["pose"]], np.unique(m["vertices"])) for m in entry.get("marks", [])]
-    if mirror is not None:
-        found = [(V[mirror], np.sort(mirror[ids])) for V, ids in found]
-    return [V for V, _ in found], [ids for _, ids in found]
+    marks = entry.get("marks", [])
+    vertices, ids = [meshes[m["pose"]] for m in marks], [np.unique(m["vertices"]) for m in marks]
+    if mirror is None:
+        return vertices, ids, [m["pose"] for m in marks]
+    return [V[mirror] for V in vertices], [np.sort(mirror[i]) for i in ids], [f"{m['pose']} (other side)" for m in marks]
 
 
 def near_vertices(
@@ -349,6 +351,7 @@ def near_vertices(
 def fit_marked(
     vertices: list[np.ndarray],  # m meshes (v, 3)
     ids: list[np.ndarray],  # the marked vertices of each
+    poses: list[str],  # what to call each in the report
     radius: float = 0.1,  # candidates: how much further away than the nearest vertex, m
     **options: Any,  # mirror, midline, max_vertices, held_out of `fit_regressor`
 ) -> RegressorFit:
@@ -360,11 +363,14 @@ def fit_marked(
     mirror = options.get("mirror")
     same = all(np.array_equal(ids[0], i) for i in ids) and len(ids[0]) <= (options.get("max_vertices") or len(ids[0]))
     if not same or (options.get("midline") and not np.array_equal(np.sort(mirror[ids[0]]), ids[0])):
-        return fit_regressor(V, targets, candidates=candidates, **options)
-    row = spread_row(np.ones(len(ids[0])), ids[0], V.shape[1], mirror if options.get("midline") else None)
-    P = stack_meshes(V, targets)
-    unseen = np.linalg.norm((P @ row).reshape(-1, 3), axis=1) if len(V) > 1 else None
-    return RegressorFit(row, describe_fit(P, row, unseen), None if mirror is None else mirror_row(row, mirror))
+        fit = fit_regressor(V, targets, candidates=candidates, **options)
+    else:
+        row = spread_row(np.ones(len(ids[0])), ids[0], V.shape[1], mirror if options.get("midline") else None)
+        P = stack_meshes(V, targets)
+        unseen = np.linalg.norm((P @ row).reshape(-1, 3), axis=1) if len(V) > 1 else None
+        fit = RegressorFit(row, describe_fit(P, row, unseen), None if mirror is None else mirror_row(row, mirror))
+    report = fit.report | {"poses": poses}
+    return RegressorFit(fit.weights, report | {"warnings": warn_of(report)}, fit.mirrored)
 
 # %% ../nbs/40_joint_regressor.ipynb #9a718f4f
 def name_poses(
@@ -399,13 +405,13 @@ def fit_marks(
         partner = entry.get("mirror")
         if partner and body.mirror is None:
             raise ValueError(f"{name} is mirrored to {partner}, but body {body.name!r} has no mirror; fit both sides without")
-        vertices, ids = marked_meshes(entry, meshes)
+        vertices, ids, names = marked_meshes(entry, meshes)
         if partner and partner != name:
             more = marked_meshes(marks["keypoints"].get(partner, {}), meshes, np.asarray(body.mirror))
-            vertices, ids = vertices + more[0], ids + more[1]
+            vertices, ids, names = vertices + more[0], ids + more[1], names + more[2]
         if name in fits or not ids:
             continue
-        fits[name] = fit = fit_marked(vertices, ids, mirror=np.asarray(body.mirror) if partner else None, midline=partner == name, **options)
+        fits[name] = fit = fit_marked(vertices, ids, names, mirror=np.asarray(body.mirror) if partner else None, midline=partner == name, **options)
         if partner and partner != name:
             fits[partner] = RegressorFit(fit.mirrored, fit.report, fit.weights)
     return fits

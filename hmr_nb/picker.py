@@ -19,7 +19,15 @@ import pythreejs as three
 
 from .body_data import BodyData
 from .draw import bare, mesh
-from .joint_regressor import RegressorFit, fit_marks, load_marks, marking_poses, pose_meshes, save_marks, topology
+from hmr_nb.joint_regressor import (
+    RegressorFit,
+    fit_marks,
+    load_marks,
+    marking_poses,
+    pose_meshes,
+    save_marks,
+    topology,
+)
 from hmr_nb.picker_state import (
     PickerState,
     at,
@@ -229,8 +237,9 @@ class KeypointPicker:
         self.meshes = pose_meshes(body, {n: p for n, p in self.poses.items() if not p.any()})
         self.fits: dict[str, RegressorFit] = {}
         self.state = PickerState(len(body.v_template), pose=next(iter(self.poses)))
-        if saved["keypoints"]:
-            self.state = open_session(saved, body)
+        if self.path.exists():
+            opened = open_session(saved, body)
+            self.state = opened if opened.pose in self.poses else at(opened, pose=self.state.pose)
         self.view = MeshView(self.vertices, body.faces, self.click)
         names = ["toe_l", "heel_l", "fingertip_l", "kneecap_l", "sternum"]
         self.controls = picker_controls(list(dict.fromkeys([self.state.keypoint, *names])), list(self.poses))
@@ -246,7 +255,7 @@ class KeypointPicker:
         return self.meshes[self.state.pose]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        return self.widget._repr_mimebundle_(**kwargs)
+        return self.widget._repr_mimebundle_(**kwargs) | {"text/plain": f"KeypointPicker({self.body.name}, {len(self.poses)} poses)"}
 
 # %% ../nbs/42_picker.ipynb #7c71797c
 def advice(

@@ -53,7 +53,7 @@ class Discriminator(keras.layers.Layer):
                 layer.build((None, width))
                 width = layer.units
 
-    def call(self, rotations, betas):
+    def call(self, rotations: Array, betas: Array) -> Array:  # (b, j, 3, 3) with the root, (b, s) -> (b, j + 1)
         check_shape(rotations, "b j 3 3", "rotations", j=self.joints)
         check_shape(betas, "b s", "betas", s=self.betas)
         x = _through(self.common, ops.reshape(rotations[:, 1:], (-1, self.joints - 1, 9)))  # the root is not judged

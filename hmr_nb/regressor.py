@@ -132,7 +132,7 @@ class Regressor(keras.layers.Layer):
         for layer, width in ((self.fc1, shape[-1] + n), (self.fc2, self.hidden), (self.fc3, self.hidden)):
             layer.build((None, width))
 
-    def call(self, features, training=False):
+    def call(self, features: Array, training: bool = False) -> list[Array]:  # (b, d) -> states (b, n), one a correction
         state, states = ops.zeros_like(features[:, :1]) + self.mean, []  # the mean, once for each row
         for _ in range(self.iterations):
             x = self.drop(self.fc1(ops.concatenate([features, state], axis=-1)), training=training)

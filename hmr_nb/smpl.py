@@ -112,7 +112,6 @@ def fused_tables(
     columns: np.ndarray | slice = slice(None),  # vertices to keep
 ) -> dict[str, np.ndarray]:  # template (3v,), basis (9(J−1)+S, 3v), weights (J, v)
     "The tables of a body, arranged for two matrix products; x, y, z as planes."
-
     directions = np.concatenate([body.posedirs[columns], body.shapedirs[columns]], axis=-1)
     return {
         "template": body.v_template[columns].T.reshape(-1),

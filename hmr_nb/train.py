@@ -248,10 +248,8 @@ def hint_costs(
 class Muon(keras.optimizers.Muon):
     "Muon (Jordan et al. 2024) for convolutions too; everything that is not a kernel gets Adam."
 
-    only_convolutions = False  # leave dense layers to Adam
-
     def _should_use_adamw(self, variable):
-        return len(variable.shape) != 4 and (self.only_convolutions or len(variable.shape) != 2 or "mean" in variable.path)
+        return len(variable.shape) not in (2, 4) or "mean" in variable.path
 
     def zeropower_via_newtonschulz5(self, x, steps):
         flat = ops.reshape(x, (-1, x.shape[-1]))
@@ -318,7 +316,9 @@ def make_model(
     if e.encoder_weights and not e.start:
         model.encoder.set_weights(build_encoder(e.encoder, size, e.pool1, e.encoder_weights).get_weights())
     if e.precision != "float32":
-        model.encoder = rebuild(model.encoder, {}, e.precision)
+        encoder = rebuild(model.encoder, {}, e.precision)
+        del model.encoder  # Keras would keep the old one beside the new
+        model.encoder = encoder
     return load_weights_file(model, e.start) if e.start else model
 
 # %% ../nbs/30_train.ipynb #67699ba8
@@ -573,9 +573,9 @@ def _keep(trainer: Trainer, out: Path, rows: list[dict]) -> None:
     scores = [r["val_pa_mpjpe"] for r in rows if "val_pa_mpjpe" in r]
     about = {"experiment": asdict(trainer.experiment), "log": rows[-1]}
     with averaged_weights(trainer) as model:
-        save_weights_file(model, out / "last.h5", half=False, training=about)
+        save_weights_file(model, out / "last.h5", training=about)
         if scores and scores[-1] == min(scores):
-            save_weights_file(model, out / "best.h5", half=False, training=about)
+            save_weights_file(model, out / "best.h5", training=about)
     save_state(trainer, out / "state.npz", rows)
 
 # %% ../nbs/30_train.ipynb #4c500005
@@ -594,7 +594,7 @@ def fit(
     steps = e.steps_per_epoch or -(-n // e.batch)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    trainer, rows = Trainer(e, total=e.epochs * steps), []
+    trainer, rows = Trainer(e, e.epochs * steps), []
     keypoints = trainer.model.keypoints
     if (out / "state.npz").exists():
         rows = load_state(trainer, out / "state.npz")

@@ -29,7 +29,7 @@ def export_is_current() -> bool:
 def notebooks() -> tuple[int, int]:
     "Run every notebook; how many passed and failed."
     count = len([p for p in (ROOT / "nbs").rglob("*.ipynb") if not p.name.startswith("_") and ".ipynb_checkpoints" not in p.parts])
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg"}
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg", "OPENBLAS_NUM_THREADS": "1"}  # two notebooks at a time share the cores
     done = subprocess.run([BIN / "nbdev_test", "--n_workers", "2", "--timing"], cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE)
     sys.stderr.write(done.stderr)
     failed = len(re.findall(r"^\t\S+\.ipynb$", done.stderr, re.M)) if done.returncode else 0

@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from hmr_nb.joint_regressor import best_mix, fit_regressor, hull_gap, mirror_row, nearest_in_hull
+from hmr_nb.joint_regressor import (
+    best_mix,
+    fit_regressor,
+    hull_gap,
+    mirror_row,
+    nearest_in_hull,
+)
 
 GOLDENS = Path(__file__).parents[2] / "shared" / "real" / "goldens" / "regressor_goldens.npz"
 
@@ -105,17 +111,17 @@ def test_growing_candidates_is_exact():
 
 
 @pytest.mark.parametrize("bad, said", [
-    (dict(vertices=np.zeros((2, 5)), targets=np.zeros((2, 3))), r"vertices: expected \(m, v, 3\)"),
-    (dict(vertices=np.zeros((2, 5, 3)), targets=np.zeros((3, 3))), "targets: expected"),
-    (dict(vertices=np.full((2, 5, 3), np.nan), targets=np.zeros((2, 3))), "finite"),
-    (dict(vertices=np.zeros((0, 5, 3)), targets=np.zeros((0, 3))), "at least one mesh"),
-    (dict(vertices=np.zeros((2, 5, 3)), targets=np.zeros((2, 3)), candidates=[5]), "candidates: expected"),
-    (dict(vertices=np.zeros((2, 5, 3)), targets=np.zeros((2, 3)), candidates=[]), "candidates: expected"),
-    (dict(vertices=np.zeros((2, 5, 3)), targets=np.zeros((2, 3)), candidates=np.ones(4, bool)), "candidates: expected"),
-    (dict(vertices=np.zeros((2, 5, 3)), targets=np.zeros((2, 3)), candidates=[0.5]), "candidates: expected"),
-    (dict(vertices=np.zeros((2, 5, 3)), targets=np.zeros((2, 3)), mirror=[1, 2, 0, 3, 4]), "its own inverse"),
-    (dict(vertices=np.zeros((2, 5, 3)), targets=np.zeros((2, 3)), midline=True), "needs mirror"),
-    (dict(vertices=np.zeros((2, 5, 3)), targets=np.zeros((2, 3)), max_vertices=0), "max_vertices: expected"),
+    ({"vertices": np.zeros((2, 5)), "targets": np.zeros((2, 3))}, r"vertices: expected \(m, v, 3\)"),
+    ({"vertices": np.zeros((2, 5, 3)), "targets": np.zeros((3, 3))}, "targets: expected"),
+    ({"vertices": np.full((2, 5, 3), np.nan), "targets": np.zeros((2, 3))}, "finite"),
+    ({"vertices": np.zeros((0, 5, 3)), "targets": np.zeros((0, 3))}, "at least one mesh"),
+    ({"vertices": np.zeros((2, 5, 3)), "targets": np.zeros((2, 3)), "candidates": [5]}, "candidates: expected"),
+    ({"vertices": np.zeros((2, 5, 3)), "targets": np.zeros((2, 3)), "candidates": []}, "candidates: expected"),
+    ({"vertices": np.zeros((2, 5, 3)), "targets": np.zeros((2, 3)), "candidates": np.ones(4, bool)}, "candidates: expected"),
+    ({"vertices": np.zeros((2, 5, 3)), "targets": np.zeros((2, 3)), "candidates": [0.5]}, "candidates: expected"),
+    ({"vertices": np.zeros((2, 5, 3)), "targets": np.zeros((2, 3)), "mirror": [1, 2, 0, 3, 4]}, "its own inverse"),
+    ({"vertices": np.zeros((2, 5, 3)), "targets": np.zeros((2, 3)), "midline": True}, "needs mirror"),
+    ({"vertices": np.zeros((2, 5, 3)), "targets": np.zeros((2, 3)), "max_vertices": 0}, "max_vertices: expected"),
 ])
 def test_bad_input_is_named(bad, said):
     with pytest.raises(ValueError, match=said):

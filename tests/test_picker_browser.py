@@ -55,7 +55,7 @@ def written(folder, pattern):
 def lab(tmp_path_factory):
     "A JupyterLab server of our own on a scratch folder with one notebook: its address and folder."
     need(shutil.which("chromium") or shutil.which("google-chrome"), "chromium")
-    pytest.importorskip("playwright") if os.environ.get("CI") != "true" else __import__("playwright")
+    pytest.importorskip("playwright", reason="playwright is not installed here: pip install playwright") if os.environ.get("CI") != "true" else __import__("playwright")
     home = tmp_path_factory.mktemp("lab")
     work, runtime, config = home / "work", home / "runtime", home / "config"
     for folder in (work, runtime, config):
@@ -229,9 +229,9 @@ def test_clicks_mark_exactly_the_vertices_under_the_mouse(page, picker, body):
     for vertex, spot in clear_spots(kernel, box, *body, count=5, seed=0):
         page.mouse.click(*spot)
         wanted = sorted([*wanted, vertex])
-        wait_for(lambda: len(marked(kernel)) >= len(wanted), f"a click on vertex {vertex} to arrive")
+        wait_for(lambda wanted=wanted: len(marked(kernel)) >= len(wanted), f"a click on vertex {vertex} to arrive")
         assert marked(kernel) == wanted
-        wait_for(lambda: is_pink(page, box, spot), "the dot on the clicked vertex to be drawn")
+        wait_for(lambda spot=spot: is_pink(page, box, spot), "the dot on the clicked vertex to be drawn")
     page.mouse.click(spot[0] + 1, spot[1])  # a browser keeps quiet about a second click on the very same spot until the first has been answered
     wait_for(lambda: marked(kernel) == sorted(set(wanted) - {vertex}), "a second click to take the mark away")
     press(page, "undo")
@@ -271,11 +271,11 @@ def test_brush_erase_undo_redo(page, picker, body):
     erased = marked(kernel)
     for button, state in (("undo", brushed), ("undo", before), ("redo", brushed), ("redo", erased)):
         press(page, button)
-        wait_for(lambda: marked(kernel) == state, button)
+        wait_for(lambda state=state: marked(kernel) == state, button)
 
 
 def test_mirror_fit_and_save(page, picker, lab):
-    kernel, box = picker
+    kernel, _box = picker
     press(page, "mirror image")
     wait_for(lambda: kernel.ask("sorted(picker.state.mirrored)") == ["toe_l"], "the mirror switch")
     press(page, "fit")

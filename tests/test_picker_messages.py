@@ -1,5 +1,6 @@
 """The picker without a browser: a browser's messages are played to it, and its file goes to a regressor."""
 
+import json
 import subprocess
 import sys
 
@@ -62,7 +63,7 @@ def test_the_same_click_twice_is_two_clicks(picker):
 def test_drags_and_misses_mark_nothing(picker):
     click(picker, 10, hit=False)
     press(picker)
-    x, y, z = picker.view.camera.position
+    _x, y, z = picker.view.camera.position
     picker.view.camera.set_state({"position": [z * np.sin(0.1), y, z * np.cos(0.1)]})
     click(picker, 10)
     press(picker)
@@ -137,7 +138,7 @@ def test_shipped_toe_marks_fit_the_shipped_body(body):
 
 def test_marks_of_another_mesh_are_refused(body, tmp_path):
     path = tmp_path / "other.json"
-    path.write_text(__import__("json").dumps({**to_marks(PickerState(12)), "body": "other", "topology": "0" * 16}))
+    path.write_text(json.dumps({**to_marks(PickerState(12)), "body": "other", "topology": "0" * 16}))
     with pytest.raises(ValueError, match="with other faces"):
         KeypointPicker(body, path=path)
 

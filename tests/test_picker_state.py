@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 
 from hmr_nb.joint_regressor import check_marks, load_marks, save_marks
 from hmr_nb.picker_state import (
-    PickerState, at, brush, brush_area, clear, flip, from_marks, marked, redo, reflect, remove, switch_mirror, to_marks, toggle, undo,
+    PickerState,
+    at,
+    brush,
+    brush_area,
+    clear,
+    flip,
+    from_marks,
+    marked,
+    redo,
+    reflect,
+    remove,
+    switch_mirror,
+    to_marks,
+    toggle,
+    undo,
 )
 
 N = 40

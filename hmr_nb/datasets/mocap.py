@@ -394,7 +394,7 @@ def _read_motion(path: Path) -> dict:
             raise ValueError(f"{path}: expected a motion archive (.npz of plain arrays), got one that does not read ({error})") from error
     data = load_pickle(path)
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a pickled dict with poses, got {type(data).__name__}")
+        raise ValueError(f"{path}: expected a pickled dict with poses, got {type(data).__name__}")  # noqa: TRY004
     return {("poses" if k == "new_poses" else k): v for k, v in data.items() if k in ("poses", "new_poses", "betas", "trans")}
 
 

@@ -6,8 +6,8 @@
 __all__ = ['DOMAINS', 'PHOTO', 'BLOCK', 'SKINS', 'HAIRS', 'CLOTHES', 'ROOMS', 'NAMES', 'UNDER_SKIN', 'TASK', 'SHARD', 'Domain',
            'find_domain', 'view_rotation', 'Scene', 'place_camera', 'sample_block', 'sample_scene', 'Fit', 'measure',
            'Look', 'paint', 'paint_head', 'draw_look', 'find_look', 'Wardrobe', 'wardrobe_of', 'dress', 'meet_plane',
-           'Lamps', 'hang_lamps', 'floor_shadow', 'studio_room', 'cloud', 'ground_texture', 'add_houses', 'add_clutter',
-           'add_bush', 'street_view', 'stand_before', 'frame_person', 'skin_depth', 'states_of', 'develop',
+           'Lamps', 'hang_lamps', 'floor_shadow', 'studio_room', 'cloud', 'ground_texture', 'add_houses', 'add_bush',
+           'add_clutter', 'street_view', 'stand_before', 'frame_person', 'skin_depth', 'states_of', 'develop',
            'photograph', 'render_scene', 'smpl_layer', 'pose_block', 'render_task', 'scene_tasks', 'fingerprint',
            'render_domain', 'make_samples']
 
@@ -303,11 +303,11 @@ def hang_lamps(
     level = np.cross(up, rng.normal(size=3))
     level /= np.linalg.norm(level)
     level = level if level[2] < .3 else -level  # mostly from the camera's side
-    tint = lambda: tuple(np.clip(1 + colored * rng.normal(size=3), .6, 1.4))
-    key = Light(tuple(level + rng.uniform(.6, 1.8) * up), rng.uniform(.45, .7), tint())
-    return Lamps((key, Light(tuple(up), .15, tint()), Light((-level[0], 0., -.7), rng.uniform(.05, .2), tint())), rng.uniform(.38, .5))
+    tint = lambda: tuple(np.clip(1 + colored * rng.normal(size=3), .6, 1.4).tolist())
+    key = Light(tuple((level + rng.uniform(.6, 1.8) * up).tolist()), rng.uniform(.45, .7), tint())
+    return Lamps((key, Light(tuple(up.tolist()), .15, tint()), Light((-level[0], 0., -.7), rng.uniform(.05, .2), tint())), rng.uniform(.38, .5))
 
-
+# %% ../../nbs/29_synthetic.ipynb #ee70b9b4
 def floor_shadow(
     points: Array,  # (n, 3) m, on the floor
     scene: Any,  # of `ray_scene`
@@ -401,7 +401,24 @@ def add_houses(
     image[is_wall] = walls[house[is_wall]]
     image[pane] = image[pane] * rng.uniform(.3, .6) + rng.uniform(0, .4)
 
+# %% ../../nbs/29_synthetic.ipynb #03094bee
+def add_bush(
+    image: np.ndarray,  # (h, w, 3) changed in place
+    x: float,  # px
+    y: float,
+    radius: float,
+    rng: np.random.Generator,
+) -> np.ndarray:  # (h, w) bool, where it is
+    "Leaves: a ragged disc in two greens."
+    h, w = image.shape[:2]
+    yy, xx = np.mgrid[:h, :w]
+    leaf = cloud(rng, (h, w), 6, 4)
+    inside = np.hypot(xx - x, yy - y) < radius * (.4 + 1.1 * leaf)
+    green = np.array([rng.uniform(.1, .45), rng.uniform(.25, .5), rng.uniform(.05, .25)])
+    image[inside] = green * (.3 + 1.4 * leaf[inside, None])
+    return inside
 
+# %% ../../nbs/29_synthetic.ipynb #33d31d1c
 def add_clutter(
     image: np.ndarray,  # (h, w, 3) changed in place
     rng: np.random.Generator,
@@ -418,23 +435,6 @@ def add_clutter(
         if kind == 1: cv2.ellipse(image, ((x, y), (2 * a, 1.4 * b), 0.), color.tolist(), -1, cv2.LINE_AA)
         if kind == 2: cv2.line(image, (int(x), -5), (int(x + rng.normal(0, 4)), int(y + .2 * h)), color.tolist(), int(rng.integers(1, max(2, w // 24))), cv2.LINE_AA)
         if kind == 3: add_bush(image, x, y, a + b, rng)
-
-
-def add_bush(
-    image: np.ndarray,  # (h, w, 3) changed in place
-    x: float,  # px
-    y: float,
-    radius: float,
-    rng: np.random.Generator,
-) -> np.ndarray:  # (h, w) bool, where it is
-    "Leaves: a ragged disc in two greens."
-    h, w = image.shape[:2]
-    yy, xx = np.mgrid[:h, :w]
-    leaf = cloud(rng, (h, w), 6, 4)
-    inside = np.hypot(xx - x, yy - y) < radius * (.4 + 1.1 * leaf)
-    green = np.array([rng.uniform(.1, .45), rng.uniform(.25, .5), rng.uniform(.05, .25)])
-    image[inside] = green * (.3 + 1.4 * leaf[inside, None])
-    return inside
 
 # %% ../../nbs/29_synthetic.ipynb #9dc4be67
 def street_view(
@@ -539,7 +539,7 @@ def develop(
     image = image + rng.normal(0, rng.uniform(.003, .03 if rough else .01), image.shape)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
-
+# %% ../../nbs/29_synthetic.ipynb #eacc583e
 def photograph(
     scene: Scene,
     V: np.ndarray,  # (v, 3) m, camera frame, in place
@@ -558,7 +558,7 @@ def photograph(
     near = np.isfinite(to_floor) & (np.linalg.norm(X - scene.middle, axis=-1) < 1.8)
     shadow = np.ones((size, size), np.float32)
     shadow[near] = floor_shadow(X[near], rays, lamps, scene.up, rng)
-    back = cv2.GaussianBlur(back, (0, 0), .5) * cv2.GaussianBlur(shadow, (0, 0), size / 110)[..., None]
+    back = cv2.GaussianBlur(back, (0, 0), size / 256) * cv2.GaussianBlur(shadow, (0, 0), size / 110)[..., None]
     colors = lambda hits: dress(hits, wardrobe, find_look(scene))
     shot = render(V, wardrobe.faces, frame["focal"], frame["center"], (size, size), colors, (np.clip(back, 0, 1) * 255).astype(np.uint8),
                   lamps.lights, lamps.ambient, supersample=2, shadows=True, scene=rays)  # fmt: skip
@@ -641,11 +641,10 @@ def scene_tasks(
 def fingerprint(
     body: BodyData,
 ) -> str:  # eight hexadecimal digits
-    "A short name for a body's numbers."
-    digest = hashlib.sha256()
-    for x in (body.v_template, body.shapedirs, body.posedirs, body.J_regressor, body.weights):
-        digest.update(np.round(np.asarray(x, np.float32), 5).tobytes())
-    return digest.hexdigest()[:8]
+    "A short name for a body's numbers, blind to rounding in a file."
+    arrays = [np.asarray(x, float).ravel() for x in (body.v_template, body.shapedirs, body.posedirs, body.J_regressor, body.weights)]
+    sums = [f"{v:.4g}" for x in arrays for v in (np.abs(x).sum(), np.abs(x) @ np.linspace(0, 1, len(x)))]
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest()[:8]
 
 # %% ../../nbs/29_synthetic.ipynb #2ea50733
 def render_domain(
