@@ -30,7 +30,7 @@ from .augment import augment, test_view
 from .body_data import load_body
 from .camera import project
 from .datasets.mocap import load_mocap, open_poses
-from .encoder import build_encoder, joint_hints, rebuild
+from .encoder import build_encoder, joint_hints
 from .hmr import HMR, HMROutput, decode, load_weights_file, save_weights_file
 from .losses import (align_pelvis, critic_loss, generator_loss, hip_indices, joint_loss, keypoint_loss, masked_mean, pose_shape_loss,
                            rotation_loss, shape_loss)  # fmt: skip
@@ -312,13 +312,10 @@ def make_model(
     keras.utils.set_random_seed(e.seed)
     body = load_body(e.body) if e.body else open_body()
     size = None if e.encoder == "small" else e.input_size
-    model = HMR(e.encoder, body, e.keypoints, e.iterations, e.rotation, e.hidden, dropout=e.dropout, input_size=size, pool1=e.pool1)
-    if e.encoder_weights and not e.start:
-        model.encoder.set_weights(build_encoder(e.encoder, size, e.pool1, e.encoder_weights).get_weights())
-    if e.precision != "float32":
-        encoder = rebuild(model.encoder, {}, e.precision)
-        del model.encoder  # Keras would keep the old one beside the new
-        model.encoder = encoder
+    weights = e.encoder_weights if e.encoder_weights and not e.start else None
+    encoder = build_encoder(e.encoder, size, e.pool1, weights, None if e.precision == "float32" else e.precision)
+    model = HMR(encoder, body, e.keypoints, e.iterations, e.rotation, e.hidden, dropout=e.dropout, input_size=size, pool1=e.pool1)
+    model.settings["encoder"] = e.encoder  # by this name its file will build it again
     return load_weights_file(model, e.start) if e.start else model
 
 # %% ../nbs/30_train.ipynb #67699ba8
