@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'MOST_NUMBERS', 'CONVERTERS', 'MOST_BYTES', 'FIELDS', 'MORE_FIELDS', 'NEEDED', 'HOW_TO_GET_SMPL', 'shipped',
-           'parents_of', 'BodyData', 'locked', 'checked_names', 'checked_fields', 'UnsafePickleError', 'load_pickle',
-           'read_npz', 'body_from_arrays', 'load_body', 'arrays_of', 'save_body', 'check_body']
+           'write_whole', 'parents_of', 'BodyData', 'locked', 'checked_names', 'checked_fields', 'UnsafePickleError',
+           'load_pickle', 'read_npz', 'body_from_arrays', 'load_body', 'arrays_of', 'save_body', 'check_body']
 
-# %% ../nbs/04_body_data.ipynb #4ed15450
+# %% ../nbs/04_body_data.ipynb #65dbd06b
 import io
 import math
 import os
@@ -15,6 +15,7 @@ import pickle
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
@@ -41,6 +42,24 @@ def shipped(
             return folder / name
     looked = ", ".join(str(f) for f in folders)
     raise FileNotFoundError(f"{name} is not among the files that ship: looked in {looked}; set HMR_NB_DATA to the folder that has it")
+
+# %% ../nbs/04_body_data.ipynb #e796a56f
+def write_whole(
+    path: str | os.PathLike,  # the file wanted; its folders are made
+    save: Callable[[Path], Any],  # writes to the path it is given, which has the same suffix
+) -> Path:  # the file
+    "Write a file under a temporary name, then rename it: it is whole or not there."
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(part)
+        os.replace(part, path)
+        return path
+    except OSError as error:
+        raise OSError(f"{path}: could not be written ({error.strerror or error})") from error
+    finally:
+        part.unlink(missing_ok=True) if part.parent.is_dir() else None
 
 # %% ../nbs/04_body_data.ipynb #36cf71ae
 def parents_of(
@@ -446,15 +465,9 @@ def save_body(
     path, arrays = Path(path), arrays_of(body)
     if path.suffix not in (".npz", ".pkl"):
         raise ValueError(f"{path}: expected a name that ends in .npz or .pkl")
-    buffer = io.BytesIO()
     if path.suffix == ".npz":
-        np.savez_compressed(buffer, **arrays)
-    else:
-        buffer.write(_smpl_pickle(body, arrays))
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, path)
-    return path
+        return write_whole(path, lambda part: np.savez_compressed(part, **arrays))
+    return write_whole(path, lambda part: part.write_bytes(_smpl_pickle(body, arrays)))
 
 # %% ../nbs/04_body_data.ipynb #aca37dd2
 def _smpl_pickle(body: BodyData, arrays: dict[str, np.ndarray]) -> bytes:

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from .body_data import write_whole
+
 # %% ../nbs/90_cli.ipynb #5a82ebb8
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}, help="Human shape and pose from one image; keypoints of your own; how models carry over between datasets.")
 body_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What is in a body file; convert it without running its code.")
@@ -192,11 +194,12 @@ def convert(
 
         result = render_domain(domain, count, out, seed=seed, workers=workers, split=split, resume=resume)
     elif dataset in ("lsp", "lsp_extended"):
-        from hmr_nb.datasets import lsp
+        from hmr_nb.datasets.lsp import convert_lsp, convert_lsp_extended
 
         if data is None:
             raise ValueError(f"convert {dataset}: give the dataset's folder with --data")
-        result = getattr(lsp, f"convert_{dataset}")(data, out, workers=workers, resume=resume)
+        run = convert_lsp if dataset == "lsp" else convert_lsp_extended
+        result = run(data, out, workers=workers, resume=resume)
     else:
         raise ValueError(f"convert: expected lsp, lsp_extended or synthetic, got {dataset!r}")
     print_card(result, out)
@@ -352,16 +355,12 @@ def save_rows(
     "Save regressor rows in one step."
     if path.suffix not in (".npz", ".npy"):
         raise ValueError(f"{path}: expected a name that ends in .npz or .npy")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    stacked = np.stack(list(rows.values()))
     if path.suffix == ".npz":
-        np.savez_compressed(part, **rows)
-    else:
-        np.save(part, np.squeeze(np.stack(list(rows.values())), axis=0) if len(rows) == 1 else np.stack(list(rows.values())))
-    os.replace(part, path)
-    return path
+        return write_whole(path, lambda part: np.savez_compressed(part, **rows))
+    return write_whole(path, lambda part: np.save(part, stacked[0] if len(rows) == 1 else stacked))
 
-
+# %% ../nbs/90_cli.ipynb #70a3d9ba
 @app.command("fit-regressor")
 def fit_regressor(
     marks: Annotated[Path, typer.Argument(help="Marks saved by the picker, .json.")],
@@ -380,7 +379,7 @@ def fit_regressor(
 
     fits = fit_marks(load_marks(marks), load_body(body) if body else open_body())
     for name, fit in fits.items():
-        print(f"{name}: {fit.report}")
+        print(f"{name}: {fit}")
     print(save_rows({name: fit.weights for name, fit in fits.items()}, out))
 
 

@@ -140,8 +140,9 @@ def _toe_section(page: Page, body: BodyData, samples: Samples) -> pd.DataFrame:
     drawn = [keypoints_image(i, p.keypoints_px, points.edge_indices, points.sides) for i, p in zip(samples.images, people)]
     page.section("A new keypoint: toes", "Marked on the mesh in a few poses, fitted as a non-negative mean of vertices, added to the set by one line. Nothing was trained again.")
     page.picture(grid(drawn, columns=6), "The same pictures with the new keypoints toe_l and toe_r (blue left, orange right)").table(table)
-    for name in ("toe_l", "toe_r"):
-        page.text(f"{name}: {fits[name].report}")
+    report = {n: fits[n].report for n in ("toe_l", "toe_r")}
+    fitted = [{"row": n, "marked meshes": r["meshes"], "vertices used": r["support"], "residual, mm": r["residual_mean_mm"], "held out, mm": r["held_out_mean_mm"]} for n, r in report.items()]
+    page.text("How well the marks agree: residual of the fit, and the error on each pose when it is left out.").table(pd.DataFrame(fitted))
     return table
 
 
@@ -164,7 +165,7 @@ def run_demo(
     out, body, samples, tables = Path(out), open_body(), load_samples(), {}
     out.mkdir(parents=True, exist_ok=True)
     model = small_hmr(body)
-    page = Page("hmr_nb: what it does, on what ships", "Human shape and pose from one picture, keypoints of your own, and how a model carries over between domains. Everything on this page was computed by `hmr_nb demo`, without a download.")
+    page = Page("hmr_nb: what it does, on what ships", "Human shape and pose from one picture, keypoints of your own, and how a model carries over between domains. Everything on this page was computed by the command hmr_nb demo, without a download.")
     steps = {
         "Bodies from 12 pictures": lambda: _recover_section(page, out, model, samples),
         "A new keypoint pair in the same pictures": lambda: _toe_section(page, body, samples),

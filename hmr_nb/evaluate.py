@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from .augment import test_view
+from .body_data import write_whole
 from .camera import viewpoint
 from .datasets.mocap import mean_pose
 from .hmr import HMR
@@ -236,15 +237,7 @@ def summary(
         rows.append({"domain": "all", **_mean_rows(table, over)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/32_evaluate.ipynb #42bba656
-def _replace(path: Path, write: Callable[[Path], None]) -> Path:
-    "Write under a temporary name, then rename."
-    part = path.with_name("part-" + path.name)
-    write(part)
-    os.replace(part, path)
-    return path
-
-
+# %% ../nbs/32_evaluate.ipynb #ba210cfb
 def save_results(
     table: pd.DataFrame,  # of `evaluate`
     data_dirs: str | os.PathLike | Sequence,  # the folders that were evaluated
@@ -258,9 +251,9 @@ def save_results(
         for e in examples(folder):
             if e.pose is not None:
                 poses.setdefault(e.dataset, []).append(e.pose)
-    _replace(out / "poses.npz", lambda p: np.savez_compressed(p, **{k: np.stack(v).astype(np.float32) for k, v in poses.items()}))
-    _replace(out / "summary.csv", lambda p: summary(table).to_csv(p, index=False))
-    return _replace(out / "errors.csv.gz", lambda p: table.round(3).to_csv(p, index=False))
+    write_whole(out / "poses.npz", lambda p: np.savez_compressed(p, **{k: np.stack(v).astype(np.float32) for k, v in poses.items()}))
+    write_whole(out / "summary.csv", lambda p: summary(table).to_csv(p, index=False))
+    return write_whole(out / "errors.csv.gz", lambda p: table.round(3).to_csv(p, index=False))
 
 # %% ../nbs/32_evaluate.ipynb #c3eaf909
 def load_results(

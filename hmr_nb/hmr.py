@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from .body_data import BodyData, shipped
+from .body_data import BodyData, shipped, write_whole
 from .camera import project
 from .encoder import build_encoder, joint_hints
 from .open_body import open_body
@@ -154,19 +154,18 @@ def save_weights_file(
     training: dict | None = None,  # what to remember of the training, plain json
 ) -> Path:
     "Write the weights by name and what rebuilds the model; never anything of the body."
-    path = Path(path)
     about = {"kind": KIND, "version": VERSION, "config": model.get_config(), "training": training or {}}
-    path.parent.mkdir(parents=True, exist_ok=True)
     about["trained_with"] = {"body": model.smpl.body.name, "features": model.encoder.output_shape[-1]}
-    part = path.with_name(path.name + ".part")
-    with h5py.File(part, "w") as f:
-        f.attrs["about"] = json.dumps(about)
-        for name, weight in named_weights(model).items():
-            value = ops.convert_to_numpy(weight.value)
-            small = half and value.ndim > 1 and name != "regressor/mean" and np.abs(value).max(initial=0) < 6e4
-            f.create_dataset(name, data=value.astype("float16") if small else value)
-    os.replace(part, path)
-    return path
+
+    def save(part):
+        with h5py.File(part, "w") as f:
+            f.attrs["about"] = json.dumps(about)
+            for name, weight in named_weights(model).items():
+                value = ops.convert_to_numpy(weight.value)
+                small = half and value.ndim > 1 and name != "regressor/mean" and np.abs(value).max(initial=0) < 6e4
+                f.create_dataset(name, data=value.astype("float16") if small else value)
+
+    return write_whole(path, save)
 
 # %% ../nbs/14_hmr.ipynb #ede3e24b
 def weights_info(

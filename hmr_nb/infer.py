@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['load_photo', 'whole_box', 'boxes_from_openpose', 'Person', 'infer', 'draw_people', 'export_person', 'infer_files']
 
-# %% ../nbs/33_infer.ipynb #345bef27
+# %% ../nbs/33_infer.ipynb #3e162b92
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from keras import ops
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from .body_data import write_whole
 from .camera import apply_affine, box_from_keypoints, cam_to_translation, crop_for_box, default_focal, invert, ndc_to_px, project, warp_image
 from .draw import grid, keypoints_image
 from .evaluate import view_size
@@ -147,15 +148,7 @@ def draw_people(
     views = [v for p in people[:3] for v in render_views((p.vertices - p.translation) * [1, -1, -1], faces, views=("side", "back"), size=size)]
     return grid([top, *views], columns=1 + len(views))
 
-# %% ../nbs/33_infer.ipynb #5d95e8d1
-def _write(path: Path, save: Callable[[Path], Any]) -> Path:
-    "Save under a temporary name, then rename."
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    save(part)
-    os.replace(part, path)
-    return path
-
-
+# %% ../nbs/33_infer.ipynb #99cd2f48
 def export_person(
     person: Person,  # to be saved
     faces: np.ndarray,  # (F, 3) of the body
@@ -177,7 +170,7 @@ def export_person(
         "obj": mesh.export,
         "glb": mesh.export,
     }
-    return [_write(stem.with_name(f"{stem.name}.{f}"), savers[f]) for f in formats]
+    return [write_whole(stem.with_name(f"{stem.name}.{f}"), savers[f]) for f in formats]
 
 # %% ../nbs/33_infer.ipynb #c84b0890
 def infer_files(
@@ -204,7 +197,7 @@ def infer_files(
                 for i, person in enumerate(people):
                     export_person(person, model.smpl.faces, out / f"{name}_{i}", formats)
                 drawn = Image.fromarray(draw_people(image, people, model.smpl.faces))
-                _write(target, lambda f: drawn.save(f, quality=90))
+                write_whole(target, lambda f: drawn.save(f, quality=90))
             done.append(target)
         except (ValueError, OSError) as error:
             failed[str(path)] = str(error)

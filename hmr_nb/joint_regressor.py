@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from .body_data import BodyData
+from .body_data import BodyData, write_whole
 from .shapes import Array, check_shape
+from .skeleton import SMPL_JOINTS
 
 # %% ../nbs/40_joint_regressor.ipynb #334a61fc
 def stack_meshes(
@@ -278,32 +279,30 @@ def save_marks(
     marks: Mapping[str, Any],  # as `load_marks` gives them
     path: str | Path,  # json file
 ) -> Path:  # the file
-    "Write a marks file: beside it first, then in its place."
-    path = Path(path)
+    "Write a marks file, whole or not at all."
     text = json.dumps(check_marks(dict(marks), str(path)), ensure_ascii=False)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text + "\n", encoding="utf-8")
-    os.replace(beside, path)
-    return path
+    return write_whole(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
 
 # %% ../nbs/40_joint_regressor.ipynb #849e18e5
 def marking_poses() -> dict[str, np.ndarray]:  # {name: (24, 3) axis-angle, rad}
     "A few poses that bend most joints, to mark keypoints in: angles of SMPL's joints by name."
     turns = {
         "rest": {},
-        "arms down": {16: (0, 0, -1.2), 17: (0, 0, 1.2), 18: (0, -0.3, 0), 19: (0, 0.3, 0)},
-        "step": {1: (-0.7, 0, 0), 2: (0.4, 0, 0), 4: (0.5, 0, 0), 5: (0.3, 0, 0), 7: (-0.2, 0, 0), 8: (0.5, 0, 0), 11: (-0.5, 0, 0),
-                 16: (0.4, 0, -1.1), 17: (-0.4, 0, 1.1)},
-        "squat": {1: (-1.5, 0, 0.2), 2: (-1.5, 0, -0.2), 4: (1.9, 0, 0), 5: (1.9, 0, 0), 7: (-0.5, 0, 0), 8: (-0.5, 0, 0), 3: (0.4, 0, 0),
-                  16: (0, -1.0, -0.2), 17: (0, 1.0, 0.2)},
-        "tiptoe": {7: (0.6, 0, 0), 8: (0.6, 0, 0), 10: (-0.5, 0, 0), 11: (-0.5, 0, 0), 16: (0, 0, 0.9), 17: (0, 0, -0.9), 15: (-0.3, 0, 0)},
-        "twist": {3: (0.2, 0.4, 0), 6: (0, 0.4, 0), 12: (0, 0.4, 0), 15: (0.2, 0.3, 0), 7: (0, 0, 0.3), 8: (-0.3, 0, 0.3), 10: (-0.3, 0, 0),
-                  18: (0, -1.4, 0), 19: (0, 1.4, 0), 20: (0, 0, -0.6), 21: (0, 0, 0.6)},
+        "arms down": {"left_shoulder": (0, 0, -1.2), "right_shoulder": (0, 0, 1.2), "left_elbow": (0, -0.3, 0), "right_elbow": (0, 0.3, 0)},
+        "step": {"left_hip": (-0.7, 0, 0), "right_hip": (0.4, 0, 0), "left_knee": (0.5, 0, 0), "right_knee": (0.3, 0, 0), "left_ankle": (-0.2, 0, 0),
+                 "right_ankle": (0.5, 0, 0), "right_foot": (-0.5, 0, 0), "left_shoulder": (0.4, 0, -1.1), "right_shoulder": (-0.4, 0, 1.1)},
+        "squat": {"left_hip": (-1.5, 0, 0.2), "right_hip": (-1.5, 0, -0.2), "left_knee": (1.9, 0, 0), "right_knee": (1.9, 0, 0), "left_ankle": (-0.5, 0, 0),
+                  "right_ankle": (-0.5, 0, 0), "spine1": (0.4, 0, 0), "left_shoulder": (0, -1.0, -0.2), "right_shoulder": (0, 1.0, 0.2)},
+        "tiptoe": {"left_ankle": (0.6, 0, 0), "right_ankle": (0.6, 0, 0), "left_foot": (-0.5, 0, 0), "right_foot": (-0.5, 0, 0),
+                   "left_shoulder": (0, 0, 0.9), "right_shoulder": (0, 0, -0.9), "head": (-0.3, 0, 0)},
+        "twist": {"spine1": (0.2, 0.4, 0), "spine2": (0, 0.4, 0), "neck": (0, 0.4, 0), "head": (0.2, 0.3, 0), "left_ankle": (0, 0, 0.3),
+                  "right_ankle": (-0.3, 0, 0.3), "left_foot": (-0.3, 0, 0), "left_elbow": (0, -1.4, 0), "right_elbow": (0, 1.4, 0),
+                  "left_wrist": (0, 0, -0.6), "right_wrist": (0, 0, 0.6)},
     }
     poses = {name: np.zeros((24, 3)) for name in turns}
     for name, joints in turns.items():
-        for j, angle in joints.items():
-            poses[name][j] = angle
+        for joint, angle in joints.items():
+            poses[name][SMPL_JOINTS.index(joint)] = angle
     return poses
 
 # %% ../nbs/40_joint_regressor.ipynb #5c745014

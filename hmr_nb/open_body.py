@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import factorized
 from scipy.spatial.transform import Rotation
 
-from .body_data import BodyData, arrays_of, load_body, shipped
+from .body_data import BodyData, arrays_of, load_body, shipped, write_whole
 from .skeleton import SMPL_JOINTS, SMPL_PARENTS
 
 # %% ../nbs/05_open_body.ipynb #5ddf2ab0
@@ -1186,11 +1186,7 @@ def save_open_body(
             arrays[key] = value.astype(np.float32)
     for key in ("shapedirs", "posedirs"):
         arrays[key] = arrays[key].astype(np.float16) + np.float16(0)  # no negative zeros: the same bytes everywhere
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(part, path)
-    return path
+    return write_whole(path, lambda part: np.savez_compressed(part, **arrays))
 
 # %% ../nbs/05_open_body.ipynb #c70b0683
 def build_open_body(

@@ -499,7 +499,7 @@ def contact_sheet(
             scale = side / max(e.image.shape[:2])
             image = cv2.resize(e.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
             points = source_set(e.names)
-            pictures.append(keypoints_image(image, e.kp2d * scale, points.edge_indices, points.sides, e.state))
+            pictures.append(keypoints_image(image, (e.kp2d + 0.5) * scale - 0.5, points.edge_indices, points.sides, e.state))
             labels.append(Path(e.source).stem[-18:])
     return grid(pictures, columns, labels=labels)
 

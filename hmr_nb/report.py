@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .body_data import write_whole
 from .domain import domain_distance, error_by
 from .domain_plots import plot_errors, plot_poses, plot_viewpoints
 from .shapes import Array
@@ -94,12 +95,7 @@ def save_page(
     path: str | os.PathLike,  # where to write, such as demo/index.html
 ) -> Path:  # where it lies
     "Write the page in one step."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(page_html(page), encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return write_whole(path, lambda part: part.write_text(page_html(page), encoding="utf-8"))
 
 
 Page._repr_html_ = lambda self: "\n".join(self.parts)
@@ -142,7 +138,7 @@ def add_domain_study(
     means = error_by(errors, "domain").merge(error_by(errors, "domain", "err_pa_mm"), on="domain", suffixes=("", "_pa"))
     shown = pd.DataFrame({"domain": means.domain, "frames": means.domain.map(frames), "MPJPE, mm": means["mean"], "95 % from": means.low, "to": means.high,
                           "PA-MPJPE, mm": means.mean_pa, "from ": means.low_pa, "to ": means.high_pa})
-    page.section("Errors by domain", "Means over frames and keypoints; intervals are bootstrap intervals with the frames of a sequence drawn together.").table(shown)
+    page.section("Errors by domain", "Means over frames and keypoints; intervals are 95 % bootstrap intervals.").table(shown)
     ax = plot_errors(errors)
     plt.close(ax.figure)
     page.picture(ax.figure, "Mean error of each keypoint, with 95 % intervals")

@@ -33,7 +33,7 @@ from ..camera import apply_affine, box_from_keypoints, crop_for_box, perspective
 from .mocap import open_poses
 from ..open_body import open_body
 from ..records import STORED_MARGIN, Example, RecordWriter, card, encode_jpeg, examples
-from ..render import Hits, Light, is_lit, pixel_rays, ray_scene, render
+from ..render import Hits, Light, build_alone, is_lit, pixel_rays, ray_scene, render
 from ..shapes import Array, check_shape
 from ..skeleton import SMPL_JOINTS, keypoint_set
 
@@ -618,6 +618,7 @@ def render_task(
 ) -> list[Example]:
     "What one worker does: some pictures in a row."
     cv2.setNumThreads(1)
+    build_alone()
     return [render_scene(*one, wardrobe, size, split) for one in zip(scenes, V, kp3d)]
 
 
