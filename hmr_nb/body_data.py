@@ -7,9 +7,8 @@ __all__ = ['SIZES', 'MOST_NUMBERS', 'CONVERTERS', 'MOST_BYTES', 'FIELDS', 'MORE_
            'write_whole', 'parents_of', 'BodyData', 'locked', 'checked_names', 'checked_fields', 'UnsafePickleError',
            'load_pickle', 'read_npz', 'body_from_arrays', 'load_body', 'arrays_of', 'save_body', 'check_body']
 
-# %% ../nbs/04_body_data.ipynb #65dbd06b
+# %% ../nbs/04_body_data.ipynb #de699aa6
 import io
-import math
 import os
 import pickle
 import re

@@ -270,9 +270,9 @@ def evaluate(
     model = open_model(weights, body)
     table = run(model, [str(d) for d in data])
     save_results(table, data, out)
-    print(summary(table).round(1).to_string(index=False))
+    print(summary(table).to_string(index=False, float_format="{:.2f}".format))
     if baseline:
-        print("\nmean pose\n" + summary(mean_pose_baseline(model, [str(d) for d in data])).round(1).to_string(index=False))
+        print("\nmean pose\n" + summary(mean_pose_baseline(model, [str(d) for d in data])).to_string(index=False, float_format="{:.2f}".format))
     print(f"table: {out / 'errors.csv.gz'}")
 
 # %% ../nbs/90_cli.ipynb #1004ef7d

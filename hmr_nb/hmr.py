@@ -6,9 +6,8 @@
 __all__ = ['KIND', 'VERSION', 'HMROutput', 'decode', 'HMR', 'named_weights', 'save_weights_file', 'weights_info',
            'load_weights_file', 'load_hmr', 'small_hmr']
 
-# %% ../nbs/14_hmr.ipynb #3de3401d
+# %% ../nbs/14_hmr.ipynb #d67bf8a8
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -8,10 +8,9 @@ __all__ = ['stack_meshes', 'nearest_in_hull', 'hull_gap', 'best_mix', 'thin_out'
            'load_marks', 'save_marks', 'marking_poses', 'pose_meshes', 'marked_meshes', 'near_vertices', 'fit_marked',
            'name_poses', 'fit_marks']
 
-# %% ../nbs/40_joint_regressor.ipynb #a6433278
+# %% ../nbs/40_joint_regressor.ipynb #57ab7281
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -14,8 +14,7 @@ __all__ = ['LOFTS', 'TRUNK_SOLIDS', 'ARM_SOLIDS', 'HAND_AND_LEG_SOLIDS', 'HEAD_S
            'joint_rows', 'keypoint_rows', 'dual_quaternion_skin', 'volume', 'joint_mask', 'good_pose',
            'fit_correctives', 'all_correctives', 'region_labels', 'save_open_body', 'build_open_body']
 
-# %% ../nbs/05_open_body.ipynb #f2a8ccd9
-import os
+# %% ../nbs/05_open_body.ipynb #b2e8b409
 from pathlib import Path
 
 import numpy as np

@@ -8,12 +8,10 @@ __all__ = ['CHOICES', 'ModelSettings', 'CostSettings', 'StepSettings', 'Experime
            'make_model', 'Trainer', 'batch_costs', 'train_step', 'averaged_weights', 'turned_onto', 'validate',
            'validation_batches', 'save_state', 'load_state', 'NotANumber', 'Run', 'fit']
 
-# %% ../nbs/30_train.ipynb #8e46de90
+# %% ../nbs/30_train.ipynb #92d62213
 import contextlib
-import csv
 import difflib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,13 +19,14 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 from keras import ops
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from .augment import augment, test_view
-from .body_data import load_body
+from .body_data import load_body, write_whole
 from .camera import project
 from .datasets.mocap import load_mocap, open_poses
 from .encoder import build_encoder, joint_hints
@@ -492,10 +491,8 @@ def save_state(
 ) -> None:
     "Everything needed to go on, in one file that is whole or not there."
     about = json.dumps({"experiment": asdict(trainer.experiment), "rows": rows})
-    part = path.with_suffix(".part")
-    with open(part, "wb") as file:
-        np.savez(file, about=np.array(about), **{f"{i:04d}": ops.convert_to_numpy(v) for i, v in enumerate(trainer.state())})
-    os.replace(part, path)
+    numbers = {f"{i:04d}": ops.convert_to_numpy(v) for i, v in enumerate(trainer.state())}
+    write_whole(path, lambda part: np.savez(part, about=np.array(about), **numbers))
 
 
 def load_state(
@@ -562,11 +559,7 @@ def _epoch(
 
 def _keep(trainer: Trainer, out: Path, rows: list[dict]) -> None:
     "Log, weights and state of an epoch that is over."
-    with open(out / "log.part", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(out / "log.part", out / "log.csv")
+    write_whole(out / "log.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False))
     scores = [r["val_pa_mpjpe"] for r in rows if "val_pa_mpjpe" in r]
     about = {"experiment": asdict(trainer.experiment), "log": rows[-1]}
     with averaged_weights(trainer) as model:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hmr_nb.body_data import shipped
 from hmr_nb.cli import main
