@@ -23,7 +23,7 @@ setup(
     # what ships from data/ becomes the package hmr_nb.data; golden numbers stay in the repository
     packages=[*find_packages(include=["hmr_nb", "hmr_nb.*"]), "hmr_nb.data"],
     package_dir={"hmr_nb.data": "data"},
-    package_data={"hmr_nb.data": ["*.npz", "*.h5", "*.json", "*.toml", "samples/*"]},
+    package_data={"hmr_nb.data": ["*.npz", "*.h5", "*.json", "*.toml", "*.csv", "samples/*", "samples/*/*"]},
     python_requires=f">={cfg['min_python']},<3.13",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
