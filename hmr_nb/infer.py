@@ -37,6 +37,8 @@ def load_photo(
             image = ImageOps.exif_transpose(raw)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would cut them off at 255
+                image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such picture") from None
@@ -121,6 +123,9 @@ def infer(
     boxes = [whole_box(image)] if boxes is None else list(boxes)
     focal, center, size = focal or default_focal(h, w), np.array([(w - 1) / 2, (h - 1) / 2]), size or view_size(model)
     crops = [crop_for_box(box, size) for box in boxes]
+    for x, y, bw, bh in boxes:
+        if x >= w or y >= h or x + bw <= 0 or y + bh <= 0:
+            raise ValueError(f"box: {x:g},{y:g},{bw:g},{bh:g} lies outside the picture of {w} x {h} px; expected x,y,width,height in its pixels")
     people = []
     for start in range(0, len(boxes), batch):
         part = range(start, min(start + batch, len(boxes)))

@@ -68,6 +68,7 @@ BAD = {
     "not a picture": (lambda d: [(d / "text.jpg").write_text("hello") and "infer", d / "text.jpg", "--out", d / "o"], "expected a picture"),
     "empty folder": (lambda d: [(d / "empty").mkdir() or "infer", d / "empty", "--out", d / "o"], "found none in this folder"),
     "bad box": (lambda d: ["infer", PHOTO, "--box", "1,2,3", "--out", d / "o"], "expected x,y,width,height"),
+    "box outside": (lambda d: ["infer", PHOTO, "--box", "5000,10,50,90", "--out", d / "o"], "outside the picture"),
     "empty box": (lambda d: ["infer", PHOTO, "--box", "1,2,0,0", "--out", d / "o"], "positive size"),
     "bad json": (lambda d: [(d / "o.json").write_text("{}") and "infer", PHOTO, "--openpose", d / "o.json", "--out", d / "o"], "expected OpenPose's json"),
     "bad export": (lambda d: ["infer", PHOTO, "--export", "fbx", "--out", d / "o"], "expected npz, json, obj or glb"),
