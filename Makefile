@@ -28,7 +28,7 @@ test: $(VENV)/installed-dev  ## export, run every notebook, run every test
 
 notebooks: $(VENV)/installed-dev  ## run every notebook from the top and store its outputs
 	$(BIN)/nbdev_export
-	cd nbs && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 --ExecutePreprocessor.store_widget_state=False *.ipynb
+	cd nbs && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 --ExecutePreprocessor.store_widget_state=False "--ExecutePreprocessor.extra_arguments=['--IPKernelApp.capture_fd_output=False']" *.ipynb
 	$(BIN)/nbdev_clean
 
 lab: $(VENV)/installed-dev  ## JupyterLab on the notebooks

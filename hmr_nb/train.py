@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'ModelSettings', 'CostSettings', 'StepSettings', 'Experiment', 'read_experiment', 'target_points',
-           'training_batches', 'guess_costs', 'hint_costs', 'Muon', 'Rates', 'make_optimizer', 'real_poses',
-           'make_model', 'Trainer', 'batch_costs', 'train_step', 'averaged_weights', 'turned_onto', 'validate',
-           'validation_batches', 'save_state', 'load_state', 'NotANumber', 'Run', 'fit']
+           'training_batches', 'guess_costs', 'hint_costs', 'even_directions', 'Muon', 'Rates', 'make_optimizer',
+           'real_poses', 'make_model', 'Trainer', 'batch_costs', 'train_step', 'averaged_weights', 'turned_onto',
+           'validate', 'validation_batches', 'save_state', 'load_state', 'NotANumber', 'Run', 'fit']
 
 # %% ../nbs/30_train.ipynb #92d62213
 import contextlib
@@ -243,20 +243,36 @@ def hint_costs(
         "heat": masked_mean(-ops.sum(hill * log_heat, -1), seen),
     }
 
-# %% ../nbs/30_train.ipynb #fcb5aa00
-class Muon(keras.optimizers.Muon):
-    "Muon (Jordan et al. 2024) for convolutions too; everything that is not a kernel gets Adam."
+# %% ../nbs/30_train.ipynb #244da5dc
+def even_directions(
+    x: Array,  # (n, m)
+    steps: int = 5,  # of the iteration
+) -> Array:  # (n, m) with the same directions, all about equally long
+    "Singular values near one, by five Newton-Schulz steps instead of a decomposition (Jordan et al. 2024)."
+    wide = x if x.shape[0] <= x.shape[1] else ops.transpose(x)
+    wide = wide / (ops.norm(wide) + 1e-7)
+    for _ in range(steps):
+        square = wide @ ops.transpose(wide)
+        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+    return wide if x.shape[0] <= x.shape[1] else ops.transpose(wide)
 
-    def _should_use_adamw(self, variable):
-        return len(variable.shape) not in (2, 4) or "mean" in variable.path
 
-    def zeropower_via_newtonschulz5(self, x, steps):
-        flat = ops.reshape(x, (-1, x.shape[-1]))
-        return ops.reshape(super().zeropower_via_newtonschulz5(flat, steps), x.shape)
+class Muon(keras.optimizers.AdamW):
+    "Muon (Jordan et al. 2024) for kernels, convolutions laid flat; everything else gets AdamW."
 
-    def lr_adjust(self, x):
-        rows = int(np.prod(x.shape[:-1]))
-        return x * self.rms_rate * max(rows, x.shape[-1]) ** 0.5
+    def build(self, variables):
+        self.kernels = [len(v.shape) in (2, 4) and "mean" not in v.path for v in variables]
+        super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        place = self._get_variable_index(variable)
+        if not self.kernels[place]:
+            return super().update_step(gradient, variable, learning_rate)
+        momentum = self._momentums[place]
+        self.assign(momentum, 0.95 * momentum + gradient)
+        flat = ops.reshape(gradient + 0.95 * momentum, (-1, variable.shape[-1]))
+        length = 0.2 * max(flat.shape) ** 0.5  # so that Adam's learning rates and weight decay fit (Liu et al. 2025)
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * length * ops.reshape(even_directions(flat), variable.shape))
 
 # %% ../nbs/30_train.ipynb #352ac3c5
 class Rates(keras.optimizers.schedules.LearningRateSchedule):
@@ -287,9 +303,8 @@ def make_optimizer(
     e = experiment
     rate = Rates(e.critic_learning_rate if critic else e.learning_rate, total, e.schedule, e.warmup)
     clip = {"global_clipnorm": e.clip_norm} if e.clip_norm else {}
-    if e.optimizer == "muon" and not critic:
-        return Muon(rate, weight_decay=e.weight_decay, adam_weight_decay=0.0, **clip)
-    made = keras.optimizers.AdamW(rate, weight_decay=e.weight_decay, **clip)
+    kind = Muon if e.optimizer == "muon" and not critic else keras.optimizers.AdamW
+    made = kind(rate, weight_decay=e.weight_decay, **clip)
     made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "mean"])
     return made
 
