@@ -61,6 +61,7 @@ def test_killed_run_equals_uninterrupted(tmp_path, data):
     deadline = time.time() + 600
     while not (cut / "state.npz").exists() and process.poll() is None and time.time() < deadline:
         time.sleep(0.01)
+    assert process.poll() is None, f"the run ended by itself: {process.communicate()[1][-2000:]}"
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     done = len(json.loads(str(np.load(cut / "state.npz")["about"]))["rows"])
