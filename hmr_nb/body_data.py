@@ -58,7 +58,8 @@ def write_whole(
     except OSError as error:
         raise OSError(f"{path}: could not be written ({error.strerror or error})") from error
     finally:
-        part.unlink(missing_ok=True) if part.parent.is_dir() else None
+        if part.parent.is_dir():
+            part.unlink(missing_ok=True)
 
 # %% ../nbs/04_body_data.ipynb #36cf71ae
 def parents_of(

@@ -7,8 +7,9 @@ __all__ = ['app', 'body_app', 'Out', 'Body', 'Weights', 'Workers', 'Data', 'PICT
            'pictures_in', 'boxes_for', 'open_model', 'infer', 'convert', 'print_card', 'card', 'train', 'evaluate',
            'domain', 'body_inspect', 'body_convert', 'body_export', 'save_rows', 'fit_regressor', 'import_weights']
 
-# %% ../nbs/90_cli.ipynb #78294c6e
+# %% ../nbs/90_cli.ipynb #5c8b4a97
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -115,10 +116,9 @@ def boxes_for(
     if (box or (openpose and not openpose.is_dir())) and len(pictures) > 1:
         raise ValueError(f"--box and --openpose with one json go with one picture, got {len(pictures)}; for many give --openpose a folder of <name>_keypoints.json")
     if box:
-        try:
-            return {str(pictures[0]): [tuple(float(v) for v in b.split(",")) for b in box if len(b.split(",")) == 4 or [][0]]}
-        except (ValueError, IndexError):
-            raise ValueError(f"--box: expected x,y,width,height in pixels such as 40,10,120,300, got {' '.join(box)}") from None
+        if not all(re.fullmatch(r"\s*-?[\d.]+(\s*,\s*-?[\d.]+){3}\s*", b) for b in box):
+            raise ValueError(f"--box: expected x,y,width,height in pixels such as 40,10,120,300, got {' '.join(box)}")
+        return {str(pictures[0]): [tuple(float(v) for v in b.split(",")) for b in box]}
     if openpose:
         files = {p: openpose / f"{p.stem}_keypoints.json" if openpose.is_dir() else openpose for p in pictures}
         boxes = {str(p): boxes_from_openpose(f) for p, f in files.items()}
