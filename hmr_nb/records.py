@@ -287,6 +287,7 @@ def encode_example(
 def decode_example(
     data: bytes,  # one record
     names: Sequence[str],  # (k,) from the card
+    picture: bool = True,  # decode it too; else only its bytes are there
 ) -> Example:
     "The example in the bytes of one record."
     import tensorflow as tf
@@ -306,7 +307,7 @@ def decode_example(
             value = np.array(numbers).reshape([len(names) if s == "k" else s for s in shape])
             values[name] = value if shape else value.item()
     values["jpeg"] = values.pop("image")
-    return Example(image=decode_jpeg(values["jpeg"], values["source"]), **values)
+    return Example(image=decode_jpeg(values["jpeg"], values["source"]) if picture else None, **values)
 
 # %% ../nbs/20_records.ipynb #ef26a48b
 class Dropped(NamedTuple):
@@ -559,6 +560,7 @@ def examples(
     folder: str | Path,  # a directory of records
     split: str | None = None,  # one split only
     skip_bad: bool = False,  # leave out what is damaged, with a warning that counts it
+    pictures: bool = True,  # decode them; else only their bytes are there
 ) -> Iterator[Example]:
     "All people of a converted set, in the order written."
     facts, lost = card(folder), Counter()
@@ -567,7 +569,7 @@ def examples(
             good = list(_records(Path(folder) / shard["file"], shard, skip_bad))
             lost[shard["file"]] += shard["written"] - len(good)
             for record in good:
-                yield decode_example(record, facts["names"])
+                yield decode_example(record, facts["names"], pictures)
     if +lost:
         warnings.warn(f"{folder}: left out {sum(lost.values())} damaged records ({', '.join(f'{f}: {n}' for f, n in (+lost).items())})", stacklevel=2)
 
