@@ -109,7 +109,7 @@ def picture_folder(
     tried = ", ".join(dict.fromkeys(map(str, folders)))
     raise FileNotFoundError(f"{labels}: its pictures, such as {sources[0]}, were looked for in {tried} and not found; unpack them there, or say where with images=")
 
-# %% ../nbs/20c_photos.ipynb #49b06d97
+# %% ../nbs/20c_photos.ipynb #b8b32520
 SPLITS = ("train", "val", "test")
 
 
@@ -124,6 +124,9 @@ def convert_photos(
     sources: Sequence[str | Path] = (),  # label files: their checksums go on the card
 ) -> dict:  # the card
     "Labelled photographs to a directory of records."
+    unknown = {p.split for p in photos} - set(SPLITS)
+    if unknown:
+        raise ValueError(f"split: expected train, val or test, got {', '.join(map(repr, sorted(unknown)))}")
     items = sorted(photos, key=lambda p: SPLITS.index(p.split))
     with RecordWriter(out, dataset, resume=resume, options=options, sources=sources) as writer:
         convert_items(writer, convert_photo, items, workers, progress)
