@@ -333,10 +333,11 @@ def _plain_once(x: Any, plain: Any) -> Any:
 # %% ../nbs/04_body_data.ipynb #36739277
 def load_pickle(
     path: str | os.PathLike,  # a pickle of Python 2 or 3 that holds numbers, arrays, lists and dicts
+    data: bytes | None = None,  # the pickle itself, where it lies inside another file; `path` is then its name in errors
 ) -> Any:  # the same as plain Python and NumPy: sparse matrices and chumpy values become arrays
     "Read a data pickle without running anything that it names."
     path = Path(path)
-    reader = _InertUnpickler(path.read_bytes())
+    reader = _InertUnpickler(path.read_bytes() if data is None else data)
     try:
         notes, problem = reader.load(), None
     except Exception as error:

@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 
 from .body_data import write_whole
 from .camera import apply_affine, box_from_keypoints, cam_to_translation, crop_for_box, default_focal, invert, ndc_to_px, project, warp_image
+from .datasets.openpose import read_openpose
 from .draw import grid, keypoints_image
 from .evaluate import view_size
 from .hmr import HMR
 from .render import overlay, render_views
 from .shapes import check_shape
-from .skeleton import keypoint_set
 
 # %% ../nbs/33_infer.ipynb #dcfb8d12
 def load_photo(
@@ -63,17 +63,7 @@ def boxes_from_openpose(
     least_points: int = 4,  # people with fewer points are left out
 ) -> list[tuple[float, float, float, float]]:  # one box a person, px
     "Boxes around the people that OpenPose found."
-    try:
-        people = json.loads(Path(path).read_text())["people"]
-        rows = [np.asarray(p.get("pose_keypoints_2d", p.get("pose_keypoints")), float).reshape(-1, 3) for p in people]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{path}: expected OpenPose's json with a list 'people' of keypoints x, y, confidence ({type(error).__name__}: {error})") from None
-    sizes = {len(keypoint_set(n)) for n in ("openpose18", "body25")}
-    if any(len(r) not in sizes for r in rows):
-        raise ValueError(f"{path}: expected 18 or 25 points a person, found {[len(r) for r in rows]}")
-    seen = [np.where(r[:, 2:] > 0, r[:, :2], np.nan) for r in rows]
+    seen = [found[:, :2] for _, found in read_openpose(path)]
     return [box_from_keypoints(kp) for kp in seen if np.isfinite(kp).all(1).sum() >= least_points]
 
 # %% ../nbs/33_infer.ipynb #809a0f6c
