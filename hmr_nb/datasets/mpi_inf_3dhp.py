@@ -19,10 +19,10 @@ from ..records import RecordWriter, card, convert_items
 from ..skeleton import keypoint_set
 from ..video import Clip, convert_clip, cut_clips, find_film, fit_intrinsics
 
-# %% ../../nbs/25_mpi_inf_3dhp.ipynb #0ba60bb3
+# %% ../../nbs/25_mpi_inf_3dhp.ipynb #7cb86163
 NAMES = keypoint_set("mpi_inf_3dhp28").names  # of the training half
 TEST_NAMES = keypoint_set("mpi_inf_3dhp17").names  # of the test half
-VNECT_CAMERAS = (0, 1, 2, 4, 5, 6, 7, 8)  # chest height and above, without the one that is askew
+VNECT_CAMERAS = (0, 1, 2, 4, 5, 6, 7, 8)  # the eight that everyone trains on
 _LENGTHS = "6416 12430 6502 6081 12488 12283 6171 6675 12820 12312 6188 6145 6239 6320 6468 6054"
 OFFICIAL_FRAMES = {(i // 2 + 1, i % 2 + 1): int(n) for i, n in enumerate(_LENGTHS.split())}  # {(subject, sequence): frames}
 TEST_FRAMES = {"TS1": (6151, 603), "TS2": (6080, 540), "TS3": (5838, 505), "TS4": (6007, 553), "TS5": (320, 276), "TS6": (492, 452)}  # rows, valid
