@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STORED_MARGIN', 'STORED_SIDE', 'SCHEMA_VERSION', 'SCHEMA', 'Results', 'stored_crop', 'encode_jpeg', 'decode_jpeg',
-           'cut_frame', 'cut_person', 'Example', 'encode_example', 'decode_example', 'Dropped', 'write_shard',
-           'RecordWriter', 'card', 'source_set', 'damage', 'examples', 'convert_items']
+           'cut_frame', 'cut_person', 'jpeg_size', 'stored_jpeg', 'Example', 'encode_example', 'decode_example',
+           'Dropped', 'file_digest', 'write_shard', 'RecordWriter', 'card', 'source_set', 'damage', 'examples',
+           'convert_items']
 
 # %% ../nbs/20_records.ipynb #ba784e48
 import hashlib
@@ -67,7 +68,7 @@ def decode_jpeg(
     name: str = "image",  # for the error
 ) -> np.ndarray:  # (h, w, 3) uint8 RGB
     "The pixels of an encoded picture, or a clear error."
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
     if image is None:
         raise ValueError(f"{name}: not a readable JPEG or PNG ({len(data)} bytes)")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -112,6 +113,20 @@ def cut_frame(
     A, side = stored_crop(box)
     return _cut(image, A, side), A
 
+# %% ../nbs/20_records.ipynb #d8d04663
+def _decode(
+    data: bytes,  # JPEG or PNG
+    name: str,
+    reduce: int = 1,  # decode at 1 / reduce of the size: 1, 2, 4 or 8
+) -> np.ndarray:  # (h, w, 3) BGR
+    "The pixels as they lie in the file; an error if the file ends too early."
+    flag = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[reduce]
+    cut_short = data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-2048:]
+    image = None if cut_short or not data else cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError(f"{name}: {'cut short' if cut_short else 'not a readable JPEG or PNG'} ({len(data)} bytes)")
+    return image
+
 
 def cut_person(
     data: bytes,  # the photograph, JPEG or PNG
@@ -121,12 +136,38 @@ def cut_person(
     "Decode a photograph, no larger than needed, and cut out the square that is stored."
     A, side = stored_crop(box)
     reduce = max(r for r in (1, 2, 4, 8) if r * A[0, 0] <= 1)
-    flag = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[reduce]
-    cut_short = data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-2048:]
-    image = None if cut_short or not data else cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError(f"{name}: {'cut short' if cut_short else 'not a readable JPEG or PNG'} ({len(data)} bytes)")
+    image = _decode(data, name, reduce)
     return cv2.cvtColor(_cut(image, A, side, reduce), cv2.COLOR_BGR2RGB), A, (image.shape[0] * reduce, image.shape[1] * reduce)
+
+# %% ../nbs/20_records.ipynb #dab07fa6
+def jpeg_size(
+    data: bytes,
+) -> tuple[int, int] | None:  # height and width, px; None if this is no plain JPEG (other formats, progressive, four colours)
+    "The size of a JPEG from its header, nothing decoded."
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (0xC0, 0xC1):
+            size = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            return size if data[at + 9] in (1, 3) and min(size) > 0 else None
+        if marker in (0xC2, 0xD9, 0xDA):
+            return None
+        at += 2 + length
+    return None
+
+
+def stored_jpeg(
+    data: bytes,  # the photograph, JPEG or PNG
+    box: Sequence[float],  # person's x, y, width, height, source px
+    name: str = "image",  # for the error
+) -> tuple[bytes, np.ndarray, tuple[int, int]]:  # JPEG; (2, 3) source px -> stored px; height and width of the source, px
+    "What is stored of a photograph: its own bytes where it is small, else the square around the person, encoded."
+    (A, side), size = stored_crop(box), jpeg_size(data)
+    if size and A[0, 0] == 1 and max(size) <= STORED_SIDE and size[0] * size[1] <= side * side:
+        _decode(data, name, 8)  # it must be whole
+        return data, np.eye(2, 3), size
+    image, A, size = cut_person(data, box, name)
+    return encode_jpeg(image), A, size
 
 # %% ../nbs/20_records.ipynb #9ce43759
 SCHEMA_VERSION = 2  # 1 had no intrinsics, distortion and gender, and is read as well
@@ -286,12 +327,21 @@ def _put(
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise OSError(f"{path}: could not be written ({error.strerror or error})") from error
 
 
 def _json(facts: dict) -> bytes:
     "Readable, and the same bytes for the same facts."
     return (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
+
+# %% ../nbs/20_records.ipynb #c34e7b17
+def file_digest(
+    path: str | Path,
+) -> str:  # 64 characters
+    "The SHA-256 of a file."
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
 
 # %% ../nbs/20_records.ipynb #6109ddf1
 def write_shard(
@@ -308,9 +358,10 @@ def write_shard(
         with tf.io.TFRecordWriter(str(temporary)) as writer:
             for example in kept:
                 writer.write(encode_example(example))
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        digest = file_digest(temporary)
         os.replace(temporary, path)
     except (OSError, tf.errors.OpError) as error:
+        temporary.unlink(missing_ok=True)
         raise OSError(f"{path}: could not be written ({error})") from error
     names = kept[0].names if kept else []
     states = np.array([e.state for e in kept]).reshape(len(kept), len(names))
@@ -354,10 +405,12 @@ class RecordWriter:
         shard_size: int = 1000,  # items (written or dropped) a shard
         resume: bool = False,  # keep the whole shards of an earlier run with the same plan
         options: dict | None = None,  # of the converter; they go on the card
+        sources: Sequence[str | Path] = (),  # files with the labels: their checksums go on the card
         shard_bytes: int = 100_000_000,  # pictures of this size make a shard, however few
     ):
         self.out, self.shard_size, self.resume = Path(out), shard_size, resume
         self.plan = {"schema": SCHEMA_VERSION, "dataset": dataset, "software": f"hmr_nb {__version__}", "shard_size": shard_size, "shard_bytes": shard_bytes, "options": options or {}}
+        self.plan["sources"] = {Path(s).name: file_digest(s) for s in sources}
         self.shard_bytes, self.shards, self.items, self.complete = shard_bytes, [], [], False
         self.size, self.place = 0, (0, 0)  # bytes of the open shard; convert_items' next item, and result of it
 
@@ -409,7 +462,7 @@ def _begin(writer: RecordWriter) -> RecordWriter:
     for i, facts in enumerate(sorted(writer.out.glob("*-*.json"), key=lambda f: f.stem[-5:])):
         facts = json.loads(facts.read_text())
         shard = writer.out / facts["file"]
-        whole = shard.exists() and hashlib.sha256(shard.read_bytes()).hexdigest() == facts["sha256"]
+        whole = shard.exists() and file_digest(shard) == facts["sha256"]
         if not whole or not facts["file"].endswith(f"-{i:05d}.tfrecord"):
             break
         writer.shards.append({**facts, "dropped": [Dropped(*d) for d in facts["dropped"]]})
@@ -478,7 +531,7 @@ def damage(
         return "missing"
     if path.stat().st_size != facts["bytes"]:
         return f"{path.stat().st_size} bytes, expected {facts['bytes']}"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
+    if file_digest(path) != facts["sha256"]:
         return "wrong checksum"
     return ""
 
@@ -518,25 +571,6 @@ def examples(
     if +lost:
         warnings.warn(f"{folder}: left out {sum(lost.values())} damaged records ({', '.join(f'{f}: {n}' for f, n in (+lost).items())})", stacklevel=2)
 
-# %% ../nbs/20_records.ipynb #d6a3db14
-@contextmanager
-def _dask(
-    address: str,  # dask://host:port
-) -> Iterator[None]:
-    "Let joblib work on a Dask cluster that is running."
-    try:
-        from dask.distributed import Client
-    except ImportError as error:
-        raise ImportError('workers on a Dask cluster need Dask: pip install "hmr_nb[dask]"') from error
-    if not re.fullmatch(r"dask://[^/\s]+:\d+", address):
-        raise ValueError(f"workers: expected a number, or dask://host:port of a running Dask scheduler, got {address!r}")
-    try:
-        client = Client(address.replace("dask://", "tcp://"), timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise OSError(f"workers: no Dask scheduler answers at {address} ({error})") from error
-    with client, parallel_config("dask", client=client):
-        yield
-
 # %% ../nbs/20_records.ipynb #5479dd23
 Results = Example | Dropped | Sequence[Example | Dropped]  # what one item may become
 
@@ -567,7 +601,26 @@ def _map(
     else:
         yield lambda function, items: Parallel(workers or -1, return_as="generator", batch_size=8, pre_dispatch="4*n_jobs")(delayed(function)(i) for i in items)
 
+# %% ../nbs/20_records.ipynb #d6a3db14
+@contextmanager
+def _dask(
+    address: str,  # dask://host:port
+) -> Iterator[None]:
+    "Let joblib work on a Dask cluster that is running."
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise ImportError('workers on a Dask cluster need Dask: pip install "hmr_nb[dask]"') from error
+    if not re.fullmatch(r"dask://[^/\s]+:\d+", address):
+        raise ValueError(f"workers: expected a number, or dask://host:port of a running Dask scheduler, got {address!r}")
+    try:
+        client = Client(address.replace("dask://", "tcp://"), timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise OSError(f"workers: no Dask scheduler answers at {address} ({error})") from error
+    with client, parallel_config("dask", client=client):
+        yield
 
+# %% ../nbs/20_records.ipynb #e73a7c17
 def convert_items(
     writer: RecordWriter,  # inside its `with` block
     convert: Callable[[Any], Results],  # one item to one person, or to a list of several; at the top level of a module

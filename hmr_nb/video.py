@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['figure_motion', 'draw_figure', 'Film', 'find_film', 'film_frames', 'fit_intrinsics', 'Clip', 'cut_clips',
-           'convert_clip']
+           'labels_digest', 'convert_clip']
 
-# %% ../nbs/24a_video.ipynb #615dcea9
+# %% ../nbs/24a_video.ipynb #9e4c8fb7
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -186,6 +187,18 @@ def cut_clips(
     most = max(most, -(-n // 4))
     part = lambda x, i: None if x is None else x[i : i + most]  # noqa: E731
     return [clip._replace(frames=part(clip.frames, i), kp=part(clip.kp, i), kp3d=part(clip.kp3d, i)) for i in range(0, n, most)]
+
+# %% ../nbs/24a_video.ipynb #50703095
+def labels_digest(
+    clips: Sequence[Clip],
+) -> str:
+    "SHA-256 of the labels of all clips, in order."
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(f"{clip.source} {clip.split} {clip.why_not}".encode())
+        for x in (clip.frames, clip.kp, clip.kp3d, clip.K, clip.distortion):
+            digest.update(b"none" if x is None else np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
 
 # %% ../nbs/24a_video.ipynb #a3850871
 def _person(

@@ -53,8 +53,8 @@ numbers = st.floats(-1e4, 1e4, width=32) | st.just(float("nan"))
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), k=st.integers(1, 30))
 def test_what_goes_in_comes_out(data, k):
-    arrays = lambda *shape: data.draw(hnp.arrays(np.float32, shape, elements=numbers))  # noqa: E731
-    maybe = lambda *shape: arrays(*shape) if data.draw(st.booleans()) else None  # noqa: E731
+    arrays = lambda *shape: data.draw(hnp.arrays(np.float32, shape, elements=numbers))
+    maybe = lambda *shape: arrays(*shape) if data.draw(st.booleans()) else None
     text = data.draw(st.text(max_size=20))
     kp = arrays(k, 2)
     state = np.where(np.isfinite(kp).all(1), data.draw(hnp.arrays(int, k, elements=st.integers(0, 2))), 0)

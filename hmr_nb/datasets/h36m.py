@@ -6,7 +6,7 @@
 __all__ = ['CAMERAS', 'NAMES', 'TRAIN', 'TEST', 'PROTOCOLS', 'S9_DISPLACED', 'BROKEN', 'MMPOSE_NAME', 'FORMS', 'Camera',
            'Metadata', 'read_metadata', 'read_cdf', 'in_protocol', 'View', 'read_object_npz', 'convert_h36m']
 
-# %% ../../nbs/26_h36m.ipynb #a6a55f16
+# %% ../../nbs/26_h36m.ipynb #356d0c68
 import re
 import tempfile
 import zipfile
@@ -24,7 +24,7 @@ from scipy.spatial.transform import Rotation
 from ..body_data import load_pickle, read_npz
 from ..records import RecordWriter, card, convert_items
 from ..skeleton import keypoint_set
-from ..video import Clip, Film, convert_clip, cut_clips, find_film, fit_intrinsics
+from ..video import Clip, Film, convert_clip, cut_clips, find_film, fit_intrinsics, labels_digest
 
 # %% ../../nbs/26_h36m.ipynb #6c9ad8f3
 class Camera(NamedTuple):
@@ -331,7 +331,7 @@ def _views(data: Path, options: dict) -> Iterator[View]:
     else:
         yield from _mmpose(mmpose, options)
 
-# %% ../../nbs/26_h36m.ipynb #2e0ef6ff
+# %% ../../nbs/26_h36m.ipynb #e57967f4
 def _clips(data: Path, options: dict) -> list[Clip]:
     "Everything to convert, training before test, person by person."
     clips, films = [], 0
@@ -370,6 +370,6 @@ def convert_h36m(
     if step < 1:
         raise ValueError(f"step: expected 1 or more, got {step}")
     clips = _clips(Path(data), options)
-    with RecordWriter(out, "h36m", resume=resume, options=options) as writer:
+    with RecordWriter(out, "h36m", resume=resume, options=options | {"labels_sha256": labels_digest(clips)}) as writer:
         convert_items(writer, convert_clip, clips, workers, progress)
     return card(out)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'TEST_NAMES', 'VNECT_CAMERAS', 'OFFICIAL_FRAMES', 'TEST_FRAMES', 'read_annotations', 'Calibration',
-           'read_calibration', 'moving_frames', 'TestLabels', 'read_test_labels', 'convert_mpi_inf_3dhp']
+           'read_calibration', 'moving_frames', 'FilmLabels', 'read_test_labels', 'convert_mpi_inf_3dhp']
 
-# %% ../../nbs/25_mpi_inf_3dhp.ipynb #14828a84
+# %% ../../nbs/25_mpi_inf_3dhp.ipynb #4b90b384
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import scipy.io
 
 from ..records import RecordWriter, card, convert_items
 from ..skeleton import keypoint_set
-from ..video import Clip, convert_clip, cut_clips, find_film, fit_intrinsics
+from ..video import Clip, convert_clip, cut_clips, find_film, fit_intrinsics, labels_digest
 
 # %% ../../nbs/25_mpi_inf_3dhp.ipynb #7cb86163
 NAMES = keypoint_set("mpi_inf_3dhp28").names  # of the training half
@@ -140,8 +140,8 @@ def _sequence_clips(
             clips.append(clip._replace(frames=np.array(over), kp=px[over], kp3d=m[over], why_not="past the official end"))
     return clips
 
-# %% ../../nbs/25_mpi_inf_3dhp.ipynb #9e2c8197
-class TestLabels(NamedTuple):
+# %% ../../nbs/25_mpi_inf_3dhp.ipynb #59f3dd24
+class FilmLabels(NamedTuple):
     "The labels of a test film."
 
     kp: np.ndarray  # (n, 17, 2) px
@@ -153,7 +153,7 @@ class TestLabels(NamedTuple):
 
 def read_test_labels(
     file: str | Path,  # annot_data.mat of a test film
-) -> TestLabels:
+) -> FilmLabels:
     "The labels of a test film."
     found = {}
     try:
@@ -171,7 +171,7 @@ def read_test_labels(
         raise FileNotFoundError(f"{file}: no such file; each folder TS? of the test set has an annot_data.mat") from None
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{file}: expected a MATLAB 7.3 file (HDF5) with annot2, annot3, univ_annot3, valid_frame and activity_annotation, found {sorted(found)} ({error})") from error
-    return TestLabels(*arrays, flat["valid_frame"] > 0, flat["activity_annotation"].astype(int))
+    return FilmLabels(*arrays, flat["valid_frame"] > 0, flat["activity_annotation"].astype(int))
 
 # %% ../../nbs/25_mpi_inf_3dhp.ipynb #c32c7fc9
 def _test_clips(
@@ -215,7 +215,7 @@ def _clips(data: Path, split: str, options: dict) -> list[Clip]:
         raise FileNotFoundError(f"{root}: has labels, but no imageSequence/video_N.avi, nor frames unpacked from them, for any of the cameras {options['cameras']}")
     return sorted(clips, key=lambda c: c.split != "train")
 
-# %% ../../nbs/25_mpi_inf_3dhp.ipynb #2b0e85df
+# %% ../../nbs/25_mpi_inf_3dhp.ipynb #2ec90670
 def convert_mpi_inf_3dhp(
     data: str | Path,  # folder with S1 … S8, or with TS1 … TS6
     out: str | Path,  # directory for the records
@@ -237,6 +237,6 @@ def convert_mpi_inf_3dhp(
     train = {"subjects": list(subjects), "cameras": list(cameras), "step": step, "min_move": min_move, "min_inside": min_inside, "val_subjects": list(val_subjects)}
     options = {"split": split, **({"test_3d": test_3d} if split == "test" else train)}
     clips = _clips(Path(data), split, options)
-    with RecordWriter(out, "mpi_inf_3dhp", resume=resume, options=options) as writer:
+    with RecordWriter(out, "mpi_inf_3dhp", resume=resume, options=options | {"labels_sha256": labels_digest(clips)}) as writer:
         convert_items(writer, convert_clip, clips, workers, progress)
     return card(out)
