@@ -17,7 +17,7 @@ def dots(kp_px, size, radius=5, shade=30):
     "One picture: white dots on a dark ground."
     image = np.full((*size, 3), shade, np.uint8)
     for x, y in kp_px[np.isfinite(kp_px).all(1)]:
-        cv2.circle(image, (round(x * 16), round(y * 16)), radius * 16, (255, 255, 255), -1, cv2.LINE_AA, shift=4)
+        cv2.circle(image, (round(x * 16), round(y * 16)), round(radius * 16), (255, 255, 255), -1, cv2.LINE_AA, shift=4)
     return image
 
 
