@@ -176,6 +176,9 @@ class BodyFunction:
         dtype: str = "float32",  # of all sums
         jit: bool = True,  # compile with XLA on the TensorFlow backend
     ):
+        if dtype == "float64" and keras.config.backend() != "tensorflow":
+            raise ValueError(f"dtype: expected float32, got float64; Keras' operations round to float32 on {keras.config.backend()}, double precision needs its TensorFlow backend")
+
         def constants(tables):
             return {k: ops.convert_to_tensor(np.ascontiguousarray(v, dtype)) for k, v in tables.items()}
 
