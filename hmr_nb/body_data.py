@@ -490,7 +490,7 @@ def hand_pose(
 
 # %% ../nbs/04_body_data.ipynb #6a5b9c23
 ROWS = {
-    17: "pelvis hip_l knee_l ankle_l hip_r knee_r ankle_r spine thorax jaw head_top shoulder_l elbow_l wrist_l shoulder_r elbow_r wrist_r".split(),
+    17: "pelvis hip_l knee_l ankle_l hip_r knee_r ankle_r spine thorax jaw head shoulder_l elbow_l wrist_l shoulder_r elbow_r wrist_r".split(),
     9: "hip_r hip_l neck head_top pelvis thorax h36m_spine h36m_jaw h36m_head".split(),
     19: list(keypoint_set("cocoplus19").names),
 }

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['shape_blend', 'rest_joints', 'pose_features', 'tree_levels', 'forward_kinematics', 'skin', 'SMPLOutput',
-           'fused_tables', 'rotations_of', 'posed_planes', 'KeypointTables', 'BodyFunction', 'run_body', 'body_named',
-           'points_to_config', 'points_from_config', 'checked_inputs', 'SMPL']
+           'fused_tables', 'rotations_of', 'posed_planes', 'KeypointTables', 'held', 'BodyFunction', 'run_body',
+           'body_named', 'points_to_config', 'points_from_config', 'checked_inputs', 'SMPL']
 
 # %% ../nbs/06_smpl.ipynb #bf519b9f
 from functools import partial
@@ -165,6 +165,24 @@ class KeypointTables:
         places = {n: len(body.joint_names) + i for i, n in enumerate(by_row)} | as_joint
         self.order = np.array([places[n] for n in points.names], int)  # (K,) in the joints, then the points by row
 
+# %% ../nbs/06_smpl.ipynb #1536e480
+def held(
+    tables: dict[str, np.ndarray],  # from `fused_tables` and the like
+    dtype: str,  # of all sums
+    owner: str | None,  # name of a body that must not be exported; None where that does no harm
+) -> dict[str, Array]:  # the same as tensors
+    "Tables as constants, or as variables that cannot be exported."
+    backend = keras.config.backend()
+    if dtype == "float64" and backend != "tensorflow":
+        raise ValueError(f"dtype: expected float32, got float64; Keras' operations round to float32 on {backend}, double precision needs its TensorFlow backend")
+    out = {k: ops.convert_to_tensor(np.ascontiguousarray(v, dtype)) for k, v in tables.items()}
+    if owner is None or backend != "tensorflow":
+        return out
+    import tensorflow as tf
+
+    label = "".join(c if c.isalnum() else "_" for c in owner)
+    return {k: tf.Variable(v, trainable=False, name=f"{k}_of_{label}_is_not_exported") for k, v in out.items()}
+
 # %% ../nbs/06_smpl.ipynb #6f9f6968
 class BodyFunction:
     "A body as a function of pose, shape and place; what is not wanted is not computed."
@@ -176,11 +194,8 @@ class BodyFunction:
         dtype: str = "float32",  # of all sums
         jit: bool = True,  # compile with XLA on the TensorFlow backend
     ):
-        if dtype == "float64" and keras.config.backend() != "tensorflow":
-            raise ValueError(f"dtype: expected float32, got float64; Keras' operations round to float32 on {keras.config.backend()}, double precision needs its TensorFlow backend")
-
         def constants(tables):
-            return {k: ops.convert_to_tensor(np.ascontiguousarray(v, dtype)) for k, v in tables.items()}
+            return held(tables, dtype, None if body.name == open_body().name else body.name)
 
         self.parents, self.points = body.parents, None if points is None else KeypointTables(body, points)
         self.joints = constants({"template": body.joints_rest(), "shapedirs": np.einsum("jv,vcs->sjc", body.J_regressor, body.shapedirs)})

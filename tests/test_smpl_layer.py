@@ -14,12 +14,13 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
+from scipy.spatial.transform import Rotation
 
 from hmr_nb.body_data import BodyData, load_body, shipped
 from hmr_nb.open_body import open_body
 from hmr_nb.shapes import test_array as same
 from hmr_nb.skeleton import keypoint_set
-from hmr_nb.smpl import SMPL, BodyFunction, forward_kinematics, pose_features, rest_joints, rotations_of, run_body, shape_blend, skin
+from hmr_nb.smpl import SMPL, BodyFunction, forward_kinematics, fused_tables, pose_features, rest_joints, rotations_of, run_body, shape_blend, skin
 
 same.__test__ = False
 COCO = keypoint_set("cocoplus19")
@@ -335,6 +336,153 @@ def test_a_child_may_stand_before_its_parent(seed):
     b = run_body(BodyFunction(shuffled, dtype="float64", jit=False), "mesh", ops.convert_to_tensor(pose[:, order]), ops.convert_to_tensor(betas))
     same(b.vertices, a.vertices, atol=1e-12)
     same(b.joints, np.asarray(a.joints)[:, order], atol=1e-12)
+
+
+@pytest.mark.parametrize("joints,shapes", [(52, 16), (55, 400), (16, 10)], ids=["SMPL-H", "SMPL-X", "MANO"])
+def test_the_family_against_loops(joints, shapes):
+    "Bodies of the sizes of the other models, hands and expression included, by one compiled layer."
+    rng = np.random.default_rng(joints)
+    body = random_body(joints, 30, shapes, rng)
+    pose, betas = rng.normal(scale=0.5, size=(2, joints, 3)), rng.normal(size=(2, shapes))
+    smpl = SMPL(body, dtype="float64")
+    out, R = smpl(pose, betas), np.asarray(rotations_of(ops.convert_to_tensor(pose), joints))
+    for i in range(2):
+        vertices, places = slow_body(body, R[i], betas[i])
+        same(out.vertices[i], vertices, atol=1e-10)
+        same(out.joints[i], places, atol=1e-10)
+    same(smpl(pose, betas[:, :3]).vertices, smpl(pose, np.pad(betas[:, :3], [(0, 0), (0, shapes - 3)])).vertices, atol=1e-10)
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_root_moves_the_body_rigidly(seed):
+    "Turning the root turns everything about the pelvis, trans moves everything; nothing else changes."
+    rng = np.random.default_rng(seed)
+    smpl, pose, betas, trans = layer("float64", jit=False), rng.normal(size=(2, 24, 3)), rng.normal(size=(2, 10)), rng.normal(size=(2, 3))
+    turn = Rotation.from_rotvec(rng.normal(size=3) * 2)
+    turned = pose.copy()
+    turned[:, 0] = (turn * Rotation.from_rotvec(pose[:, 0])).as_rotvec()
+    before, after = smpl(pose, betas), smpl(turned, betas, trans)
+    pelvis = before.joints[:, :1].numpy()
+    for a, b in ((after.vertices, before.vertices), (after.joints, before.joints), (after.keypoints, before.keypoints)):
+        same(a, (b.numpy() - pelvis) @ turn.as_matrix().T + pelvis + trans[:, None], atol=1e-9)
+    same(after.rotations[:, 1:], before.rotations[:, 1:], atol=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_row_of_a_batch_is_a_batch_of_one(seed):
+    pose, betas = some(5, seed)
+    whole = layer()(pose, betas)
+    i = seed % 5
+    for a, b in zip(layer()(pose[i : i + 1], betas[i : i + 1]), whole):
+        same(a[0], b[i], atol=2e-6)
+
+
+def mirrored_body(rng):
+    "A random body that is its own mirror image; its last shape direction is lopsided, so its coefficient changes sign."
+    body, half = golden_body(), 40
+    flip = np.array([-1, 1, 1])
+    swap = np.argsort(np.r_[np.arange(half, 2 * half), np.arange(half)])
+    joints = keypoint_set("smpl24").flip
+    both = lambda x: np.concatenate([x, x * flip.reshape([-1 if n == 3 and i == 1 else 1 for i, n in enumerate(x.shape)][:2] + [1] * (x.ndim - 2))])
+    V, S = both(rng.normal(size=(half, 3))), both(rng.normal(size=(half, 3, 3)) * 0.1)
+    S[half:, :, 2] *= -1
+    signs = np.kron(flip, flip)  # M R M: entry (c, d) changes sign where one of them is x
+    columns = np.concatenate([9 * (joints[j] - 1) + np.arange(9) for j in range(1, 24)])
+    P = rng.normal(size=(half, 3, 207)) * 0.01
+    P = np.concatenate([P, (P * flip[:, None])[..., columns] * np.tile(signs, 23)])
+    W, reg = rng.random((half, 24)), rng.random((24, half))
+    W, reg = np.concatenate([W, W[:, joints]]), np.concatenate([reg, reg[joints]], axis=1)
+    return BodyData(V, S, P, reg / reg.sum(1, keepdims=True), W / W.sum(1, keepdims=True), body.parents, np.zeros((1, 3), int), mirror=swap)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_mirrored_pose_and_betas_give_the_mirrored_body(seed):
+    rng = np.random.default_rng(seed)
+    body, flip, swap = mirrored_body(rng), np.array([-1, 1, 1]), keypoint_set("smpl24").flip
+    smpl, pose, betas = SMPL(body, dtype="float64", jit=False), rng.normal(size=(2, 24, 3)), rng.normal(size=(2, 3))
+    out, other = smpl(pose, betas), smpl(pose[:, swap] * [1, -1, -1], betas * [1, 1, -1])
+    same(other.vertices, out.vertices.numpy()[:, body.mirror] * flip, atol=1e-10)
+    same(other.joints, out.joints.numpy()[:, swap] * flip, atol=1e-10)
+
+
+def test_joints_do_not_depend_on_the_number_of_vertices():
+    "Without half of the vertices, with the joints' rows kept as numbers: the joints are the same; more vertices change nothing."
+    body, (pose, betas) = golden_body(), some(3)
+    more = replace(
+        body, v_template=np.r_[body.v_template, body.v_template[:50]], shapedirs=np.r_[body.shapedirs, body.shapedirs[:50]], posedirs=np.r_[body.posedirs, body.posedirs[:50]],
+        weights=np.r_[body.weights, body.weights[:50]], J_regressor=np.c_[body.J_regressor, np.zeros((24, 50))], keypoint_regressors={},
+    )  # fmt: skip
+    out = SMPL(more, jit=False)(pose, betas)
+    same(out.joints, layer(jit=False)(pose, betas).joints, atol=1e-6)
+    same(out.vertices[:, 200:], out.vertices[:, :50], atol=1e-6)
+
+
+def test_keypoints_use_no_other_vertices():
+    "Vertices outside the support may be anything, if only the mesh is not asked for."
+    body, (pose, betas) = golden_body(), some(2)
+    smpl = layer(jit=False)
+    support = smpl.function.points.support
+    assert 0 < len(support) < 200 and smpl.function.few["basis"].shape == (217, 3 * len(support))
+    rest, far = np.setdiff1d(np.arange(200), support), np.array(body.posedirs)
+    far[rest] += 1e3
+    same(SMPL(replace(body, posedirs=far), keypoints=COCO, jit=False).keypoints_only(pose, betas), smpl.keypoints_only(pose, betas), atol=1e-6)
+    out = smpl.without_mesh(pose, betas)
+    assert out.vertices is None
+    for a, b in ((out.keypoints, smpl.keypoints_only(pose, betas)), (out.joints, smpl.joints_only(pose, betas)[0]), (out.rotations, smpl.joints_only(pose, betas)[1])):
+        same(a, b, atol=1e-6)
+
+
+def licensed():
+    "The open body as if it were somebody's: another name, other numbers."
+    body, rng = open_body(), np.random.default_rng(0)
+    return replace(body, v_template=body.v_template + rng.normal(scale=1e-3, size=body.v_template.shape), name="SMPL neutral")
+
+
+def test_no_saved_model_holds_somebodys_body(tmp_path):
+    "Weights and .keras files leave it out; an export, which would copy it, is refused by TensorFlow, which names the table."
+    body = licensed()
+    model, tables = whole_model(body), fused_tables(body)
+    model.save(tmp_path / "m.keras")
+    model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(Exception, match="of_SMPL_neutral_is_not_exported"):
+        model.export(tmp_path / "served", format="tf_saved_model", verbose=False)
+    arrays = (body.v_template, body.weights, body.posedirs, tables["template"], tables["basis"], tables["weights"])
+    files = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        files += [archive.read(n) for n in archive.namelist()]
+    assert len(files) > 4
+    for array in arrays:
+        for kind in ("<f4", "<f8"):
+            flat = np.ascontiguousarray(array, kind).ravel()
+            piece = flat[np.abs(flat).argmax() :][:8].tobytes()
+            assert not any(piece in data for data in files)
+
+
+def test_the_open_body_may_be_exported(tmp_path):
+    model, x = whole_model(open_body()), np.random.default_rng(0).normal(size=(2, 82)).astype("float32")
+    model.export(tmp_path / "served", format="tf_saved_model", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    again = served.serve(x)
+    for a, b in zip(again, model(x)):
+        same(a, b, atol=1e-6)
+
+
+def test_somebodys_body_works_in_graphs_and_under_fit():
+    "Held in variables, the same numbers: eager, in a graph, compiled, with gradients."
+    body, (pose, betas) = licensed(), some(2)
+    smpl, ours = SMPL(body, keypoints=COCO), SMPL(replace(body, name=open_body().name), keypoints=COCO)
+    assert smpl.weights == []
+    same(smpl(pose, betas).vertices, ours(pose, betas).vertices, atol=1e-6)
+    same(tf.function(lambda p, b: smpl(p, b).vertices)(tf.constant(pose), tf.constant(betas)), ours(pose, betas).vertices, atol=1e-6)
+    with tf.GradientTape() as tape:
+        score = tf.reduce_sum(smpl.keypoints_only(pose, betas))
+    assert not tape.watched_variables() and np.isfinite(score)
 
 
 # --- other backends of Keras ------------------------------------------------------------------------------------------
