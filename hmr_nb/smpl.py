@@ -180,8 +180,13 @@ def held(
         return out
     import tensorflow as tf
 
-    label = "".join(c if c.isalnum() else "_" for c in owner)
-    return {k: tf.Variable(v, trainable=False, name=f"{k}_of_{label}_is_not_exported") for k, v in out.items()}
+    def refuse(*args, **kwargs):
+        raise ValueError(f"the arrays of {owner} are not written into an exported model; export the network without its SMPL layer, or with the open body")
+
+    variables = {k: tf.Variable(v, trainable=False, name=k) for k, v in out.items()}
+    for variable in variables.values():
+        variable._export_to_saved_model_graph = refuse  # what TensorFlow calls for each variable that it saves
+    return variables
 
 # %% ../nbs/06_smpl.ipynb #6f9f6968
 class BodyFunction:
