@@ -1,6 +1,7 @@
 """The rows of `make bench` that are about the body layer: ours, smplx and smplfitter in turns, and our own floor."""
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,13 +19,14 @@ from hmr_nb.smpl import SMPL, fused_tables
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "build" / "peers"
 BATCHES = (1, 32, 256, 1024)
-ROUNDS = 5
+ROUNDS = 10
 
 
 def peers_python() -> Path | None:
     "The Python of an environment that has the peers; made at the first use, which takes minutes and a download."
     python = PEERS / "bin" / "python"
-    if subprocess.run([python, "-c", "import smplx, smplfitter.pt"], capture_output=True).returncode if python.exists() else True:
+    ready = python.exists() and not subprocess.run([python, "-c", "import smplx, smplfitter.pt"], capture_output=True, check=False).returncode
+    if not ready:
         pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
         try:
             subprocess.run([sys.executable, "-m", "venv", PEERS], check=True, capture_output=True)
@@ -87,7 +89,7 @@ def products(layer: SMPL, batch: int):
 
 def rounds(layer: SMPL, peers: Peers, batch: int) -> dict[str, float]:
     "Median seconds a call of everybody, in turns: what disturbs one round disturbs all."
-    rng, calls = np.random.default_rng(0), max(3, min(40, 2000 // batch))
+    rng, calls = np.random.default_rng(0), max(2, min(20, 1000 // batch))
     given = {"pose": rng.normal(0, 0.3, (batch, 24, 3)).astype("float32"), "betas": rng.normal(0, 1, (batch, 10)).astype("float32")}
     inputs = peers.folder / f"inputs_{batch}.npz"
     np.savez(inputs, **given)
@@ -121,8 +123,19 @@ def same_as_peers(layer: SMPL, peers: Peers) -> None:
             raise SystemExit(f"{name} makes another body of our pickle: {gap:.1e} m apart, at most 1e-5 expected")
 
 
+def memory_row(body, batch: int = 1024) -> None:
+    "By how much the largest size of this process grows for a batch of meshes, by the body."
+    mesh = SMPL(body)
+    sizes = []
+    for b in (1, batch, batch):
+        mesh(tf.zeros((b, 24, 3)), tf.zeros((b, 10))).joints.numpy()
+        sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(f"memory, batch {batch}: {(sizes[-1] - sizes[0]) / batch:.0f} kB a body, of which {len(body.v_template) * 12 / 1024:.0f} are the vertices")
+
+
 def smpl_rows(body) -> None:
     "Bodies a second at four batch sizes; ratios are what counts."
+    memory_row(body)
     layer = SMPL(body, keypoints=keypoint_set("cocoplus19"))
     with tempfile.TemporaryDirectory() as folder:
         peers = Peers(body, Path(folder))

@@ -520,7 +520,7 @@ def greedy_files(folder, fields):
 def test_greedy_files_stay_within_5_seconds_and_2_gb(tmp_path, fields):
     "Each in a process that the system ends when it takes more; what it used is looked at, too."
     files = list(greedy_files(tmp_path, fields))
-    done = subprocess.run([sys.executable, "-c", LIMITED, *files], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", LIMITED, *files], capture_output=True, text=True, check=False)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert done.returncode == 0 and len(lines) == 2 * len(files) and len(files) > 35, done.stderr[-1000:]
     said, used = {name: rest for name, *rest in lines[::2]}, {name: (end, int(kb)) for name, end, kb in lines[1::2]}
@@ -585,7 +585,7 @@ def family_file(folder, joints, shapes, ending):
 
 @pytest.mark.parametrize("joints,shapes,ending", [(52, 10, "pkl"), (52, 16, "npz"), (55, 400, "npz"), (16, 10, "pkl")], ids=["SMPL-H", "SMPL-H 16", "SMPL-X", "MANO"])
 def test_hands_of_the_family(tmp_path, joints, shapes, ending):
-    path, fields, hands = family_file(tmp_path, joints, shapes, ending)
+    path, _, hands = family_file(tmp_path, joints, shapes, ending)
     body = load_body(path)
     assert body.shapedirs.shape[-1] == shapes and body.parents.tolist() == family_tree(joints)
     side, key = ("left", "l") if joints > 16 else ("", "")
