@@ -8,6 +8,7 @@ here = Path(__file__).parent
 settings = ConfigParser(delimiters=["="])
 settings.read(here / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("dask", "tensorboard", "voila")}
 
 setup(
     name=cfg["lib_name"],
@@ -26,7 +27,7 @@ setup(
     package_data={"hmr_nb.data": ["*.npz", "*.h5", "*.json", "*.toml", "*.csv", "samples/*", "samples/*/*"]},
     python_requires=f">={cfg['min_python']},<3.13",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dask": cfg["dask_requirements"].split(), "dev": cfg["dev_requirements"].split()},
+    extras_require={**extras, "dev": [*cfg["dev_requirements"].split(), *sum(extras.values(), [])]},
     entry_points={"console_scripts": cfg["console_scripts"].split("\n")},
     zip_safe=False,
 )

@@ -6,8 +6,8 @@
 __all__ = ['app', 'body_app', 'Out', 'Body', 'Weights', 'Data', 'PICTURES', 'CONVERTERS', 'COMMON', 'one_line', 'quiet_start',
            'main', 'demo', 'pictures_in', 'boxes_for', 'open_model', 'infer', 'find_converter', 'own_options',
            'parse_value', 'read_settings', 'list_converters', 'read_workers', 'convert', 'print_card', 'print_people',
-           'card', 'train', 'evaluate', 'domain', 'body_inspect', 'body_convert', 'body_export', 'save_rows',
-           'fit_regressor', 'import_weights']
+           'card', 'train', 'evaluate', 'domain', 'tree_lines', 'body_inspect', 'body_convert', 'body_export',
+           'save_rows', 'fit_regressor', 'import_weights']
 
 # %% ../nbs/90_cli.ipynb #5c8b4a97
 import inspect
@@ -433,35 +433,54 @@ def domain(
     print(f"report: {out / 'report.html'}")
 
 # %% ../nbs/90_cli.ipynb #8d02977c
+def tree_lines(
+    names: tuple[str, ...],  # of the joints
+    parents: np.ndarray,  # (j,) root −1
+    at: int = -1,  # below which joint
+) -> list[str]:  # one line a joint, children indented
+    "A tree of joints as text."
+    return [line for j in np.flatnonzero(parents == at) for line in (names[j], *("  " + below for below in tree_lines(names, parents, j)))]
+
+
 @body_app.command("inspect")
 def body_inspect(file: Annotated[Path, typer.Argument(help="A .pkl or .npz body file.")]) -> None:
     """What is in a body file, and whether it passes the checks. None of its code is run.
 
     Example:  hmr_nb body inspect basicModel_neutral.pkl
     """
-    from hmr_nb.body_data import check_body, load_body
+    from hmr_nb.body_data import FIELDS, MORE_FIELDS, check_body, file_contents, load_body
 
+    used = [key.removesuffix("*") for key in FIELDS + MORE_FIELDS]
+    print(f"{file} holds")
+    for key, size in file_contents(file).items():
+        print(f"  {key:<20} {size}{'' if key.startswith(tuple(used)) else '   (extra, not used)'}")
     body = load_body(file)
-    print(body)
-    for field in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "parents", "faces"):
-        print(f"  {field:<12} {getattr(body, field).shape}")
-    print(f"  joints       {' '.join(body.joint_names)}\n  keypoints    {' '.join(body.keypoint_regressors) or 'none'}")
+    print(f"{body}\ntree")
+    print(*("  " + line for line in tree_lines(body.joint_names, body.parents)), sep="\n")
+    print(f"keypoints\n  {' '.join(body.keypoint_regressors) or 'none'}\nchecks")
     checks = check_body(body)
     for name, ok, detail in checks:
-        print(f"  {'ok    ' if ok else 'FAILED'} {name}: {detail}")
+        print(f"  {'passed' if ok else 'FAILED'} {name}: {detail}")
     if not all(ok for _, ok, _ in checks):
         raise typer.Exit(1)
 
-
+# %% ../nbs/90_cli.ipynb #63316802
 @body_app.command("convert")
-def body_convert(file: Annotated[Path, typer.Argument(help="A .pkl or .npz body file.")], out: Out) -> None:
+def body_convert(
+    file: Annotated[Path, typer.Argument(help="A .pkl or .npz body file.")],
+    out: Out,
+    regressors: Annotated[list[Path] | None, typer.Option(help="Keypoint rows to attach, .npy or .npz: J_regressor_h36m.npy, J_regressor_extra.npy, regressor_<name>.npy; may be given several times.")] = None,
+) -> None:
     """Rewrite a body file: SMPL pickle to npz or back, by the suffix of --out. None of its code is run.
 
-    Example:  hmr_nb body convert basicModel_neutral.pkl --out smpl.npz
+    Example:  hmr_nb body convert basicModel_neutral.pkl --regressors J_regressor_h36m.npy --out smpl.npz
     """
-    from hmr_nb.body_data import load_body, save_body
+    from hmr_nb.body_data import load_body, load_regressors, save_body
 
-    save_body(load_body(file), out)
+    body = load_body(file)
+    for path in regressors or []:
+        body = body.with_regressors(load_regressors(path))
+    save_body(body, out)
     print(out)
 
 # %% ../nbs/90_cli.ipynb #13930598
@@ -479,7 +498,8 @@ def body_export(out: Out, file: Annotated[Path | None, typer.Argument(help="A bo
     if out.suffix not in (".obj", ".glb", ".ply", ".stl"):
         raise ValueError(f"{out}: expected a name that ends in .obj, .glb, .ply or .stl")
     body = load_body(file) if file else open_body()
-    trimesh.Trimesh(body.v_template, body.faces, process=False).export(out)
+    mesh = trimesh.Trimesh(body.v_template, body.faces, process=False)
+    write_whole(out, mesh.export)
     print(out)
 
 # %% ../nbs/90_cli.ipynb #aedadc51

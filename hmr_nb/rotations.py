@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sinc_terms', 'axis_angle_to_matrix', 'quaternion_to_matrix', 'matrix_to_quaternion', 'matrix_to_axis_angle',
-           'matrix_to_6d', 'six_d_to_matrix', 'unit', 'geodesic', 'project_to_so3']
+           'matrix_to_6d', 'six_d_to_matrix', 'unit', 'geodesic', 'project_to_so3', 'rotation_mean', 'swing_twist']
 
 # %% ../nbs/01_rotations.ipynb #6910e3f2
 from keras import ops
@@ -147,3 +147,35 @@ def project_to_so3(
     mirrored = ops.sum(ops.cross(U[..., 0], U[..., 1]) * U[..., 2], axis=-1) * ops.sum(ops.cross(Vt[..., 0, :], Vt[..., 1, :]) * Vt[..., 2, :], axis=-1)
     U = ops.concatenate([U[..., :2], U[..., 2:] * mirrored[..., None, None]], axis=-1)
     return ops.matmul(U, Vt)
+
+# %% ../nbs/01_rotations.ipynb #df059ad2
+def rotation_mean(
+    R: Array,  # (..., n, 3, 3) rotations
+    kind: str = "chordal",  # nearest to the mean matrix; or "geodesic": least squared angles
+    steps: int = 10,  # of the geodesic mean; each gains several digits where the turns lie within 90° of it
+) -> Array:  # (..., 3, 3)
+    "Mean of rotations (Hartley et al. 2013), unweighted."
+    if kind not in ("chordal", "geodesic"):
+        raise ValueError(f"kind: expected chordal or geodesic, got {kind!r}")
+    R = ops.convert_to_tensor(R)
+    check_shape(R, "... n 3 3", "R")
+    mean = project_to_so3(ops.mean(R, axis=-3))
+    for _ in range(steps if kind == "geodesic" else 0):
+        seen = matrix_to_axis_angle(ops.matmul(ops.swapaxes(mean, -1, -2)[..., None, :, :], R))
+        mean = ops.matmul(mean, axis_angle_to_matrix(ops.mean(seen, axis=-2)))
+    return mean
+
+# %% ../nbs/01_rotations.ipynb #824edf9e
+def swing_twist(
+    R: Array,  # (..., 3, 3) rotations
+    axis: Array,  # (3,) or (..., 3) direction, such as the bone's in the rest pose
+) -> tuple[Array, Array]:  # swing and twist, each (..., 3, 3), R = swing @ twist
+    "Split a rotation into a twist about an axis and a swing across it; no twist where the swing is a half turn."
+    q = matrix_to_quaternion(R)
+    axis = unit(ops.convert_to_tensor(axis, q.dtype))
+    check_shape(axis, "... 3", "axis")
+    w, along = q[..., :1], ops.sum(q[..., 1:] * axis, axis=-1, keepdims=True)
+    half_turn = w * w + along * along < 1e-12  # here the twist is free: any one would do
+    w, along = ops.where(half_turn, ops.ones_like(w), w), ops.where(half_turn, ops.zeros_like(along), along)
+    twist = quaternion_to_matrix(ops.concatenate([w, along * axis], axis=-1))
+    return ops.matmul(R, ops.swapaxes(twist, -1, -2)), twist

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['shape_blend', 'rest_joints', 'pose_features', 'tree_levels', 'forward_kinematics', 'skin', 'SMPLOutput',
-           'fused_tables', 'rotations_of', 'posed_planes', 'KeypointTables', 'BodyFunction', 'run_body', 'body_named',
-           'points_to_config', 'points_from_config', 'checked_inputs', 'SMPL']
+           'fused_tables', 'rotations_of', 'posed_planes', 'KeypointTables', 'held', 'BodyFunction', 'run_body',
+           'body_named', 'points_to_config', 'points_from_config', 'checked_inputs', 'SMPL']
 
 # %% ../nbs/06_smpl.ipynb #bf519b9f
 from functools import partial
@@ -74,12 +74,12 @@ def forward_kinematics(
     order = np.concatenate(levels)
     bones = joints - ops.take(joints, np.maximum(parents, 0), axis=1) * (parents >= 0)[:, None]
     local = ops.take(ops.concatenate([R, bones[..., None]], axis=-1), order, axis=1)  # (b, j, 3, 4), level by level
-    world = [local[:, :1]]
+    world, start, shift = [local[:, :1]], 1, ops.eye(4, dtype=local.dtype)[3]
     for above, level in zip(levels, levels[1:]):
-        start = np.flatnonzero(order == level[0])[0]
         up = ops.take(world[-1], np.searchsorted(above, parents[level]), axis=1)  # each one's parent in the level above
-        step = ops.matmul(up[..., :3], local[:, start : start + len(level)])
-        world.append(ops.concatenate([step[..., :3], step[..., 3:] + up[..., 3:]], axis=-1))
+        step, start = local[:, start : start + len(level)], start + len(level)
+        turned = sum(up[..., i : i + 1] * step[..., i : i + 1, :] for i in range(3))  # as sums: XLA makes one loop of a level
+        world.append(turned + up[..., 3:] * shift)
     world = ops.take(ops.concatenate(world, axis=1), np.argsort(order), axis=1)
     return world[..., :3], world[..., 3]
 
@@ -165,6 +165,29 @@ class KeypointTables:
         places = {n: len(body.joint_names) + i for i, n in enumerate(by_row)} | as_joint
         self.order = np.array([places[n] for n in points.names], int)  # (K,) in the joints, then the points by row
 
+# %% ../nbs/06_smpl.ipynb #1536e480
+def held(
+    tables: dict[str, np.ndarray],  # from `fused_tables` and the like
+    dtype: str,  # of all sums
+    owner: str | None,  # name of a body that must not be exported; None where that does no harm
+) -> dict[str, Array]:  # the same as tensors
+    "Tables as constants, or as variables that cannot be exported."
+    backend = keras.config.backend()
+    if dtype == "float64" and backend != "tensorflow":
+        raise ValueError(f"dtype: expected float32, got float64; Keras' operations round to float32 on {backend}, double precision needs its TensorFlow backend")
+    out = {k: ops.convert_to_tensor(np.ascontiguousarray(v, dtype)) for k, v in tables.items()}
+    if owner is None or backend != "tensorflow":
+        return out
+    import tensorflow as tf
+
+    def refuse(*args, **kwargs):
+        raise ValueError(f"the arrays of {owner} are not written into an exported model; export the network without its SMPL layer, or with the open body")
+
+    variables = {k: tf.Variable(v, trainable=False, name=k) for k, v in out.items()}
+    for variable in variables.values():
+        variable._export_to_saved_model_graph = refuse  # what TensorFlow calls for each variable that it saves
+    return variables
+
 # %% ../nbs/06_smpl.ipynb #6f9f6968
 class BodyFunction:
     "A body as a function of pose, shape and place; what is not wanted is not computed."
@@ -177,28 +200,29 @@ class BodyFunction:
         jit: bool = True,  # compile with XLA on the TensorFlow backend
     ):
         def constants(tables):
-            return {k: ops.convert_to_tensor(np.ascontiguousarray(v, dtype)) for k, v in tables.items()}
+            return held(tables, dtype, None if body.name == open_body().name else body.name)
 
         self.parents, self.points = body.parents, None if points is None else KeypointTables(body, points)
         self.joints = constants({"template": body.joints_rest(), "shapedirs": np.einsum("jv,vcs->sjc", body.J_regressor, body.shapedirs)})
-        self.mesh = constants(fused_tables(body))
+        halves = np.array_split(np.arange(len(body.v_template)), 2)  # what one half needs in between is reused by the other
+        self.mesh = [constants(fused_tables(body, half)) for half in halves]
         if self.points is not None:
             self.few = constants(fused_tables(body, self.points.support) | {"rows": self.points.rows})
         J, S = body.J_regressor.shape[0], body.shapedirs.shape[-1]
         self.shapes = {3: (None, J, 3), 4: (None, J, 3, 3)}, (None, S), (None, 3)
         self.dtype, self.jit, self.compiled = dtype, jit and keras.config.backend() == "tensorflow", {}
 
-    def compute(self, want: str, pose: Array, betas: Array, trans: Array) -> SMPLOutput:
+    def compute(self, want: str, pose: Array, betas: Array, trans: Array | None = None) -> SMPLOutput:
         "Vertices for `mesh`, keypoints for `mesh` and `keypoints`, joints always."
         R = rotations_of(pose, len(self.parents))
         rest = self.joints["template"] + ops.einsum("bs,sjc->bjc", betas, self.joints["shapedirs"][: betas.shape[-1]])
         G, P = forward_kinematics(R, rest, self.parents)
-        P = P + trans[:, None]
+        P = P if trans is None else P + trans[:, None]
         shift = P - ops.sum(G * rest[..., None, :], axis=-1)
         transforms = ops.transpose(ops.concatenate([G, shift[..., None]], axis=-1), (0, 2, 3, 1))
         V = keypoints = None
         if want == "mesh":
-            V = ops.transpose(posed_planes(self.mesh, R, betas, transforms), (0, 2, 1))
+            V = ops.concatenate([ops.transpose(posed_planes(half, R, betas, transforms), (0, 2, 1)) for half in self.mesh], axis=1)
         if want != "joints" and self.points is not None:
             few = [ops.matmul(posed_planes(self.few, R, betas, transforms), self.few["rows"])] if self.points.support.size else []
             keypoints = ops.concatenate([P, *(ops.transpose(x, (0, 2, 1)) for x in few)], axis=1)
@@ -215,18 +239,18 @@ def run_body(
 ) -> SMPLOutput:  # what was wanted; the rest is None
     "Evaluate a body, compiled by XLA where it may be."
     poses, full, place = function.shapes
-    betas = ops.pad(betas, [[0, 0], [0, full[1] - betas.shape[-1]]]) if betas.shape[-1] < full[1] else betas
-    trans = ops.zeros_like(pose[:, 0] if len(pose.shape) == 3 else pose[:, 0, 0]) if trans is None else trans
     if not function.jit:
         return function.compute(want, pose, betas, trans)
     import tensorflow as tf
 
-    key = want, len(pose.shape)
+    betas = ops.pad(betas, [[0, 0], [0, full[1] - betas.shape[-1]]]) if betas.shape[-1] < full[1] else betas
+    given = (pose, betas) if trans is None else (pose, betas, trans)
+    key = want, len(pose.shape), len(given)
     if key not in function.compiled:
-        signature = [tf.TensorSpec(shape, function.dtype) for shape in (poses[key[1]], full, place)]
+        signature = [tf.TensorSpec(shape, function.dtype) for shape in (poses[key[1]], full, place)[: len(given)]]
         compute = partial(function.compute, want)
         function.compiled[key] = tf.function(compute, input_signature=signature, jit_compile=True, autograph=False)
-    return function.compiled[key](pose, betas, trans)
+    return function.compiled[key](*given)
 
 # %% ../nbs/06_smpl.ipynb #53f89969
 def body_named(
@@ -306,9 +330,19 @@ class SMPL(keras.layers.Layer):
 
     from_config = classmethod(lambda cls, config: cls(**config))  # Keras' own hides our message in a page of config
 
+    def __call__(self, *args, **kwargs):
+        "Keras' own bookkeeping takes as long as posing one body; there are no weights to build, so only symbols go through it."
+        ours = kwargs.keys() <= {"pose", "betas", "trans"}
+        symbols = any(isinstance(x, keras.KerasTensor) for x in (*args, *kwargs.values()))
+        return self.call(*args, **kwargs) if ours and not symbols else super().__call__(*args, **kwargs)
+
     def call(self, pose: Array, betas: Array, trans: Array | None = None) -> SMPLOutput:
         "Everything: pose (b, J, 3) or (b, J, 3, 3), betas (b, s), trans (b, 3)."
         return run_body(self.function, "mesh", *self._tensors(pose, betas, trans))
+
+    def without_mesh(self, pose: Array, betas: Array, trans: Array | None = None) -> SMPLOutput:
+        "Joints, rotations and the keypoints, if there are any, in one walk; vertices are None."
+        return run_body(self.function, "keypoints" if self.keypoints else "joints", *self._tensors(pose, betas, trans))
 
     def keypoints_only(self, pose: Array, betas: Array, trans: Array | None = None) -> Array:
         "The keypoints (b, K, 3), without making the mesh."

@@ -4,10 +4,10 @@ import statistics
 import time
 
 import numpy as np
+from bench_smpl import smpl_rows
 
 from hmr_nb.joint_regressor import fit_regressor
 from hmr_nb.open_body import open_body
-from hmr_nb.skeleton import keypoint_set
 from hmr_nb.smpl import SMPL
 
 
@@ -20,26 +20,6 @@ def seconds(call, repeats: int = 15) -> float:
         if i >= 2:
             times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def smpl_rows(body) -> None:
-    "The body layer: full meshes, keypoints alone, and the two matrix products that are its floor."
-    import tensorflow as tf
-
-    layer = SMPL(body, keypoints=keypoint_set("cocoplus19"))
-    vertices, features = len(body.v_template), body.shapedirs.shape[-1] + body.posedirs.shape[-1]
-    print(f"{'batch':>6} {'meshes/s':>10} {'keypoints/s':>12} {'ratio':>6} {'time / its two products':>24}")
-    for batch in (1, 32, 256, 1024):
-        rng = np.random.default_rng(0)
-        pose = tf.constant(rng.normal(0, 0.3, (batch, 24, 3)), tf.float32)
-        betas = tf.constant(rng.normal(0, 1, (batch, 10)), tf.float32)
-        a, basis = tf.random.normal((batch, features)), tf.random.normal((features, 3 * vertices))
-        c, skin = tf.random.normal((batch * 12, 24)), tf.random.normal((24, vertices))
-        products = tf.function(lambda a, b, c, d: (a @ b, c @ d), jit_compile=True)
-        full = seconds(lambda: layer(pose, betas).vertices.numpy()[0, 0])
-        points = seconds(lambda: layer.keypoints_only(pose, betas).numpy())
-        floor = seconds(lambda: [x.numpy()[0, 0] for x in products(a, basis, c, skin)])
-        print(f"{batch:>6} {batch / full:>10,.0f} {batch / points:>12,.0f} {full / points:>6.1f} {full / floor:>24.2f}")
 
 
 def regressor_row(body) -> None:

@@ -21,8 +21,11 @@ from hmr_nb.body_data import (
     arrays_of,
     body_from_arrays,
     check_body,
+    file_contents,
+    hand_pose,
     load_body,
     load_pickle,
+    load_regressors,
     parents_of,
     read_npz,
     save_body,
@@ -464,3 +467,158 @@ def test_checks_tell_good_from_bad(golden):
 def test_body_data_needs_no_tensorflow():
     code = "import sys, hmr_nb.body_data; assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- limits of time and memory -----------------------------------------------------------------------------------------
+
+LIMITED = """
+import os, resource, sys
+from hmr_nb.body_data import load_body
+for path in sys.argv[1:]:
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+        resource.setrlimit(resource.RLIMIT_AS, (2 * 10**9, 2 * 10**9))
+        code = "loaded"
+        try:
+            load_body(path)
+        except ValueError as error:
+            code = "named" if path in str(error) else "unnamed " + str(error)
+        except BaseException as error:
+            code = type(error).__name__
+        print(os.path.basename(path), code, flush=True)
+        os._exit(0)
+    _, status, used = os.wait4(child, 0)
+    print(os.path.basename(path), "killed" if status else "lived", used.ru_maxrss, flush=True)
+"""
+
+
+def greedy_files(folder, fields):
+    "Files that ask for much time or memory, some just within what is allowed."
+    for name, data in bombs():
+        path = folder / f"{name.replace(' ', '_')}.pkl"
+        path.write_bytes(data)
+        yield path
+    for i, (name, data, _) in enumerate(hostile_pickles(str(folder / "canary"))):
+        path = folder / f"hostile_{i}.pkl"
+        path.write_bytes(data)
+        yield path
+    (folder / "many_steps.pkl").write_bytes(b"N0" * 8_000_000 + b"N.")
+    (folder / "many_numbers.pkl").write_bytes(b"(" + b"K\x01" * 8_000_000 + b"l.")
+    empty = {f"matrix {i}": sparse.csc_matrix((4000, 4900)) for i in range(60)}
+    (folder / "many_sparse.pkl").write_bytes(pickle.dumps(empty, 2))
+    np.savez_compressed(folder / "just_allowed.npz", **{**fields, "v_template": np.zeros((2**29 // 24 - 50_000, 3))})
+    np.savez_compressed(folder / "two_halves.npz", **{**fields, "v_template": np.zeros((2**28 // 24, 3)), "shapedirs": np.zeros((2**28 // 24 - 50_000, 3, 1))})
+    np.savez_compressed(folder / "too_large.npz", **{**fields, "posedirs": np.zeros((2**27 // 24, 3, 9))})
+    with zipfile.ZipFile(folder / "many_members.npz", "w") as archive:
+        for i in range(20_000):
+            archive.writestr(f"extra_{i}.npy", b"")
+    yield from (folder / n for n in ("many_steps.pkl", "many_numbers.pkl", "many_sparse.pkl", "just_allowed.npz", "two_halves.npz", "too_large.npz", "many_members.npz"))
+
+
+def test_greedy_files_stay_within_5_seconds_and_2_gb(tmp_path, fields):
+    "Each in a process that the system ends when it takes more; what it used is looked at, too."
+    files = list(greedy_files(tmp_path, fields))
+    done = subprocess.run([sys.executable, "-c", LIMITED, *files], capture_output=True, text=True, check=False)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(lines) == 2 * len(files) and len(files) > 35, done.stderr[-1000:]
+    said, used = {name: rest for name, *rest in lines[::2]}, {name: (end, int(kb)) for name, end, kb in lines[1::2]}
+    assert all(rest == ["named"] for rest in said.values()), {k: v for k, v in said.items() if v != ["named"]}
+    assert all(end == "lived" and kb < 2_000_000 for end, kb in used.values()), {k: v for k, v in used.items() if v[0] != "lived" or v[1] >= 2_000_000}
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_class_that_only_looks_like_chumpy(tmp_path):
+    "Another class in chumpy's place, a state that is code, attributes that would be called: named, or read as plain data."
+    canary = tmp_path / "canary"
+    touch = f"touch {canary}"
+    path = tmp_path / "chumpy.pkl"
+    wanted = {
+        b"cchumpy.ch\nMatVecMult\n)\x81}b.": "chumpy.ch.MatVecMult",
+        b"cchumpy.ch\nCh\n)\x81}(U\x01xcos\nsystem\n(V" + touch.encode() + b"\ntRub.": "os.system",
+        b"cchumpy.evil\nCh\n)\x81}U\x0c__setstate__K\x01sb.": "chumpy.evil.Ch",
+        b"cchumpy\nch.Ch.__init__.__globals__\n.": "__globals__",
+    }
+    for data, name in wanted.items():
+        path.write_bytes(b"\x80\x02" + data)
+        with pytest.raises(UnsafePickleError, match=name):
+            load_body(path)
+    for state in (b"}U\x0c__setstate__K\x01s", b"]", b"N", b"}U\x01xK\x01s"):
+        path.write_bytes(b"\x80\x02cchumpy.ch\nCh\n)\x81" + state + b"b.")
+        with pytest.raises(ValueError, match="chumpy.pkl"):
+            load_body(path)
+    assert not canary.exists()
+
+
+# --- the family, as its files are ---------------------------------------------------------------------------------------
+
+SMPL_TREE = [-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19]
+
+
+def family_tree(joints):
+    "Parents of SMPL-H (52), SMPL-X (55) and MANO (16)."
+    def hand(wrist, first):
+        return [p for finger in range(5) for p in (wrist, first + 3 * finger, first + 3 * finger + 1)]
+    if joints == 16:
+        return [-1, *hand(0, 1)]
+    body = SMPL_TREE + ([15, 15, 15] if joints == 55 else [])
+    return [*body, *hand(20, len(body)), *hand(21, len(body) + 15)]
+
+
+def family_file(folder, joints, shapes, ending):
+    "A file with the keys, types and shapes of the real one, for 60 random vertices."
+    fields = other_model(joints, shapes)
+    fields["kintree_table"] = np.stack([np.array(family_tree(joints)) % 2**32, np.arange(joints)]).astype(np.uint32)
+    rng, hands = np.random.default_rng(1), {}
+    for side in ("l", "r") if joints > 16 else ("",):
+        hands |= {f"hands_components{side}": rng.normal(size=(45, 45)), f"hands_mean{side}": rng.normal(size=45) * 0.2, f"hands_coeffs{side}": rng.normal(size=(7, 45))}
+    more = {**hands, "bs_style": "lbs", "bs_type": "lrotmin", "J": np.zeros((joints, 3)), "weights_prior": fields["weights"]}
+    path = folder / f"model.{ending}"
+    if ending == "npz":
+        objects = {"joint2num": np.array({"Pelvis": 0}, object), "part2num": np.array({"head": 0}, object), "dynamic_lmk_faces_idx": np.zeros((79, 17), int), "ft": np.zeros((9, 3), int), "vt": np.zeros((9, 2))}
+        np.savez(path, **fields, **more, **objects, allow_pickle=True)
+    else:
+        path.write_bytes(pickle.dumps({**fields, **more, "J_regressor": sparse.csc_matrix(fields["J_regressor"])}, 2))
+    return path, fields, hands
+
+
+@pytest.mark.parametrize("joints,shapes,ending", [(52, 10, "pkl"), (52, 16, "npz"), (55, 400, "npz"), (16, 10, "pkl")], ids=["SMPL-H", "SMPL-H 16", "SMPL-X", "MANO"])
+def test_hands_of_the_family(tmp_path, joints, shapes, ending):
+    path, _, hands = family_file(tmp_path, joints, shapes, ending)
+    body = load_body(path)
+    assert body.shapedirs.shape[-1] == shapes and body.parents.tolist() == family_tree(joints)
+    side, key = ("left", "l") if joints > 16 else ("", "")
+    first = body.joint_names.index(f"{side}_index1".strip("_"))
+    assert body.joint_names[body.parents[first]] == ("left_wrist" if side else "wrist")
+    assert body.joint_names[body.parents[body.joint_names.index(f"{side}_thumb3".strip("_"))]] == f"{side}_thumb2".strip("_")
+    angles = hand_pose(body, np.eye(3, 12), side)
+    assert np.allclose(angles.reshape(3, 45), hands["hands_mean" + key] + hands["hands_components" + key][:3])
+    again = load_body(save_body(body, tmp_path / "copy.npz"))
+    assert np.array_equal(hand_pose(again, np.eye(3, 12), side), angles) and again.joint_names == body.joint_names
+    listed = file_contents(path)
+    assert listed["posedirs"] == f"float64 (40, 3, {9 * (joints - 1)})" and (ending == "pkl" or listed["joint2num"] == "Python objects, not read")
+
+
+def test_rows_of_other_people(tmp_path, golden):
+    rng = np.random.default_rng(0)
+    rows = rng.random((17, 200))
+    np.save(tmp_path / "J_regressor_h36m.npy", rows)
+    np.save(tmp_path / "J_regressor_extra.npy", rows[:9])
+    np.save(tmp_path / "regressor_toe_l.npy", rows[:1].T)
+    np.savez(tmp_path / "mine.npz", nose=rows[0], chin=rows[1])
+    h36m, extra = load_regressors(tmp_path / "J_regressor_h36m.npy"), load_regressors(tmp_path / "J_regressor_extra.npy")
+    assert list(h36m)[:5] == ["h36m_pelvis", "h36m_hip_l", "h36m_knee_l", "h36m_ankle_l", "h36m_hip_r"] and np.array_equal(h36m["h36m_wrist_r"], rows[16])
+    assert list(extra)[3] == "head_top" and np.array_equal(extra["h36m_head"], rows[8])
+    assert np.array_equal(load_regressors(tmp_path / "regressor_toe_l.npy")["toe_l"], rows[0])
+    assert list(load_regressors(tmp_path / "mine.npz")) == ["nose", "chin"]
+    assert len(golden.with_regressors(h36m | extra).keypoint_regressors) == 19 + 17 + 9 - 7  # four of LSP's names are replaced, three of Human3.6M's occur twice
+    for name, array in (("three.npy", rows[:3]), ("deep.npy", rows[None, :4].reshape(2, 2, 200)), ("objects.npy", np.array([None]))):
+        np.save(tmp_path / name, array, allow_pickle=True)
+        with pytest.raises(ValueError, match=name):
+            load_regressors(tmp_path / name)
+    (tmp_path / "text.npy").write_text("hello")
+    with pytest.raises(ValueError, match="text.npy"):
+        load_regressors(tmp_path / "text.npy")
+    with pytest.raises(ValueError, match=r"v=200.*17|17.*v=200|keypoint_regressors"):
+        golden.with_regressors({"short": rows[0][:17]})

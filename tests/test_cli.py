@@ -114,9 +114,23 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
 def test_body_commands(run, tmp_path):
     code, out, _ = run("body", "inspect", shipped("open_body.npz"))
     assert code == 0 and "6,890 vertices" in out and "FAILED" not in out
-    assert run("body", "convert", shipped("open_body.npz"), "--out", tmp_path / "b.pkl")[0] == 0
-    assert run("body", "inspect", tmp_path / "b.pkl")[0] == 0
+    np.save(tmp_path / "regressor_heart.npy", np.eye(6890, dtype="float32")[:1])
+    assert run("body", "convert", shipped("open_body.npz"), "--regressors", tmp_path / "regressor_heart.npy", "--out", tmp_path / "b.pkl")[0] == 0
+    code, out, _ = run("body", "inspect", tmp_path / "b.pkl")
+    assert code == 0 and " heart" in out and "\n    left_hip\n      left_knee\n" in out and "bs_type" in out and "(extra, not used)" in out and "passed the mesh is closed" in out
     assert run("body", "export", "--out", tmp_path / "b.glb")[0] == 0 and (tmp_path / "b.glb").read_bytes()[:4] == b"glTF"
+    code, out, _ = run("body", "inspect", shipped("goldens/body_random_v200.npz"))
+    assert code == 1 and "FAILED the mesh is closed" in out and "float64 (200, 3, 207)" in out
+
+
+def test_body_inspect_of_what_does_not_load(run, tmp_path):
+    "The contents are listed all the same; then one line says why it is no body."
+    np.savez(tmp_path / "half.npz", v_template=np.zeros((5, 3)), objects=np.array([None]))
+    code, out, err = run("body", "inspect", tmp_path / "half.npz")
+    assert code != 0 and "float64 (5, 3)" in out and "Python objects, not read" in out and "it has no shapedirs" in last_line(err)
+    np.save(tmp_path / "short_regressor.npy", np.zeros((1, 9)))
+    code, _, err = run("body", "convert", shipped("open_body.npz"), "--regressors", tmp_path / "short_regressor.npy", "--out", tmp_path / "o.npz")
+    assert code != 0 and "short_regressor" in last_line(err) and not (tmp_path / "o.npz").exists()
 
 
 def test_fit_regressor(run, tmp_path):

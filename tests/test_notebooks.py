@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-FLAGS = ("slow", "gpu", "browser", "data")
+FLAGS = ("slow", "gpu", "browser", "data", "backend")
 
 
 def cells(path: Path, kind: str = "code") -> list[dict]:
