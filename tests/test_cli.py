@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmr_nb.body_data import shipped
+from hmr_nb.body_data import load_body, shipped
 from hmr_nb.cli import main
+from hmr_nb.open_body import open_body
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "real"
@@ -131,6 +132,21 @@ def test_body_inspect_of_what_does_not_load(run, tmp_path):
     np.save(tmp_path / "short_regressor.npy", np.zeros((1, 9)))
     code, _, err = run("body", "convert", shipped("open_body.npz"), "--regressors", tmp_path / "short_regressor.npy", "--out", tmp_path / "o.npz")
     assert code != 0 and "short_regressor" in last_line(err) and not (tmp_path / "o.npz").exists()
+
+
+def test_body_build_refuses_what_it_cannot_write(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("hmr_nb.open_body.build_open_body", lambda: pytest.fail("built before the name was looked at"))
+    code, _, err = run("body", "build", "--out", tmp_path / "person.obj")
+    assert code != 0 and "person.obj" in last_line(err) and ".npz" in last_line(err)
+    code, _, err = run("body", "build", "--out", tmp_path / "nowhere" / "person.npz")
+    assert code != 0 and "nowhere" in last_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_body_build_writes_a_body(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("hmr_nb.open_body.build_open_body", open_body)  # the build itself takes minutes: a slow cell of 05_open_body
+    assert run("body", "build", "--out", tmp_path / "person.npz")[0] == 0
+    np.testing.assert_array_equal(load_body(tmp_path / "person.npz").v_template, open_body().v_template)
 
 
 def test_fit_regressor(run, tmp_path):
