@@ -24,7 +24,8 @@ from .camera import viewpoint
 from .datasets.mocap import mean_pose
 from .hmr import HMR
 from .metrics import point_errors, rooted, similarity
-from .records import card, examples, record_dataset
+from .record_stream import record_dataset
+from .records import card, examples
 from .skeleton import KeypointSet, keypoint_set
 
 # %% ../nbs/32_evaluate.ipynb #37ca7099

@@ -35,7 +35,8 @@ from .losses import (align_pelvis, critic_loss, generator_loss, hip_indices, joi
                            rotation_loss, shape_loss)  # fmt: skip
 from .open_body import open_body
 from .prior import Discriminator
-from .records import card, record_dataset
+from .record_stream import record_dataset
+from .records import card
 from .rotations import axis_angle_to_matrix
 from .shapes import Array
 from .skeleton import KeypointSet, keypoint_set

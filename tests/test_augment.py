@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from hmr_nb.augment import augment, test_view, view_affine, view_pixels, view_window
 from hmr_nb.camera import apply_affine, box_from_keypoints, compose, crop_for_box, flip_affine, ndc_to_px, warp_image
-from hmr_nb.records import Example, RecordWriter, decode_jpeg, encode_jpeg, record_dataset
+from hmr_nb.record_stream import record_dataset
+from hmr_nb.records import Example, RecordWriter, decode_jpeg, encode_jpeg
 from hmr_nb.skeleton import keypoint_set
 
 LSP = keypoint_set("lsp14")

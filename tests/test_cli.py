@@ -78,7 +78,7 @@ BAD = {
     "wrong body": (lambda d: [np.savez(d / "b.npz", x=np.zeros(3)) or "body", "inspect", d / "b.npz"], "b.npz"),
     "missing weights": (lambda d: ["infer", PHOTO, "--weights", d / "w.h5", "--out", d / "o"], "w.h5"),
     "weights of another kind": (lambda d: ["infer", PHOTO, "--weights", PHOTO, "--out", d / "o"], PHOTO.name),
-    "unknown dataset": (lambda d: ["convert", "imagenet", "--data", d, "--out", d / "o"], "expected lsp"),
+    "unknown dataset": (lambda d: ["convert", "imagenet", "--data", d, "--out", d / "o"], "expected one of lsp"),
     "dataset without labels": (lambda d: ["convert", "lsp", "--data", d, "--out", d / "o"], "joints.mat"),
     "missing records": (lambda d: ["card", d / "none"], "none"),
     "empty records": (lambda d: [(d / "empty").mkdir() or "evaluate", "--data", d / "empty", "--out", d / "o"], "empty"),

@@ -13,7 +13,8 @@ from hmr_nb.body_data import shipped
 from hmr_nb.camera import apply_affine, box_from_keypoints, invert
 from hmr_nb.datasets import lsp
 from hmr_nb.datasets.lsp import convert_lsp, convert_lsp_extended, read_joints
-from hmr_nb.records import card, card_table, examples
+from hmr_nb.dataset_card import card_table
+from hmr_nb.records import card, examples
 
 GOLDENS = shipped("goldens")
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"

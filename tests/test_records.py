@@ -13,19 +13,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hmr_nb.dataset_card import card_table
+from hmr_nb.record_stream import record_dataset
 from hmr_nb.records import (
     Dropped,
     Example,
     RecordWriter,
     card,
-    card_table,
     convert_items,
     cut_person,
     decode_example,
     encode_example,
     encode_jpeg,
     examples,
-    record_dataset,
     source_set,
     stored_crop,
 )
