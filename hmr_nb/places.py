@@ -103,6 +103,7 @@ def cloud(
 
 
 _GRAIN = cloud(np.random.default_rng(0), (256, 256), 16, 4) - .5
+_GRAIN = np.block([[_GRAIN, _GRAIN[:, ::-1]], [_GRAIN[::-1], _GRAIN[::-1, ::-1]]])  # its own mirror: no seams
 
 
 def grain(
@@ -111,7 +112,7 @@ def grain(
     fine: float = 60.,  # samples of noise a metre
 ) -> np.ndarray:  # (n,) about -.5….5
     "Noise that lies on a surface."
-    return _GRAIN[np.floor(v * fine).astype(int) & 255, np.floor(u * fine).astype(int) & 255]
+    return _GRAIN[np.floor(v * fine).astype(int) & 511, np.floor(u * fine).astype(int) & 511]
 
 # %% ../nbs/28b_places.ipynb #530ab3fa
 def surface_colors(
@@ -598,7 +599,7 @@ def develop(
         image = np.clip(image, 0, 1.5) ** np.float32(rng.uniform(.8, 1.3)) * rng.normal(1, .05, 3).astype(np.float32)
         image = (image - .5) * np.float32(rng.uniform(.8, 1.2)) + np.float32(.5 + rng.normal(0, .05))
         if rng.random() < .3: image = cv2.GaussianBlur(image, (0, 0), rng.uniform(.35, .8))
-        if rng.random() < .1: image = np.repeat(image.mean(-1, keepdims=True), 3, -1)  # black and white
+        if rng.random() < .04: image = np.repeat(image.mean(-1, keepdims=True), 3, -1)  # black and white
         yy, xx = np.mgrid[-1 : 1 : image.shape[0] * 1j, -1 : 1 : image.shape[1] * 1j]
         image *= (1 - rng.uniform(0, .12) * (xx**2 + yy**2)).astype(np.float32)[..., None]
     image = image + np.float32(rng.uniform(.003, .025 if rough else .01)) * rng.standard_normal(image.shape, np.float32)
