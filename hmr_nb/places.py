@@ -32,7 +32,7 @@ def view_rotation(
 # %% ../nbs/28b_places.ipynb #e3d59679
 def level_axes(
     up: Array,  # (3,) unit, camera frame
-) -> np.ndarray:  # (3, 3) rows: to the side, up, away from the camera
+) -> np.ndarray:  # (3, 3) rows: to the left in the picture, up, away from the camera
     "The axes of a place as the camera sees them."
     ahead = np.array([0., 0, 1]) - up[2] * np.asarray(up, float)
     if np.linalg.norm(ahead) < .05: ahead = np.cross([1., 0, 0], up)
@@ -468,7 +468,7 @@ class View(NamedTuple):
 
     image: np.ndarray  # (h, w, 3) colours, 0…1
     depth: np.ndarray  # (h, w) m along z, infinite in the sky
-    points: np.ndarray  # (h, w, 3) m, camera frame; anything where the depth is infinite
+    points: np.ndarray  # (h, w, 3) m of the ground and the boxes, camera frame; anything where the depth is infinite
 
 
 def _hit_boxes(place: Place, D: Array, eye: Array) -> tuple:

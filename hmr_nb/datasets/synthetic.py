@@ -451,7 +451,7 @@ def shadow_map(
 ) -> np.ndarray:  # (h, w) 0…1 how much light is left
     "The body's shadow on its surroundings, near the body."
     points, size = view.points[::2, ::2], view.depth.shape
-    near = np.isfinite(view.depth[::2, ::2])
+    near = np.abs(view.depth[::2, ::2] - points[..., 2]) < .01  # not on leaves, nor in the sky
     reach = 1.6 * float(np.abs(V - V.mean(0)).max())
     near[near] = ((points[near] - V.mean(0)) ** 2).sum(-1) < reach**2
     shadow = np.ones(near.shape, np.float32)
