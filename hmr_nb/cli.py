@@ -6,8 +6,8 @@
 __all__ = ['app', 'body_app', 'Out', 'Body', 'Weights', 'Data', 'PICTURES', 'CONVERTERS', 'COMMON', 'one_line', 'quiet_start',
            'main', 'demo', 'pictures_in', 'boxes_for', 'open_model', 'infer', 'find_converter', 'own_options',
            'parse_value', 'read_settings', 'list_converters', 'read_workers', 'convert', 'print_card', 'card', 'train',
-           'evaluate', 'domain', 'body_inspect', 'body_convert', 'body_export', 'save_rows', 'fit_regressor',
-           'import_weights']
+           'evaluate', 'domain', 'body_inspect', 'body_convert', 'body_export', 'body_build', 'save_rows',
+           'fit_regressor', 'import_weights']
 
 # %% ../nbs/90_cli.ipynb #5c8b4a97
 import inspect
@@ -460,6 +460,21 @@ def body_export(out: Out, file: Annotated[Path | None, typer.Argument(help="A bo
     body = load_body(file) if file else open_body()
     trimesh.Trimesh(body.v_template, body.faces, process=False).export(out)
     print(out)
+
+# %% ../nbs/90_cli.ipynb #bc0e0001
+@body_app.command("build")
+def body_build(out: Out) -> None:
+    """Grow the open body again from its tables and write it as .npz; two to three minutes, the same body every time.
+
+    Example:  hmr_nb body build --out my_open_body.npz
+    """
+    from hmr_nb.open_body import build_open_body, save_open_body
+
+    if out.suffix != ".npz":
+        raise ValueError(f"{out}: expected a name that ends in .npz, got {out.suffix or 'none'}; `hmr_nb body convert` makes other formats of it")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out}: expected a folder {out.parent} to write into; make it first")
+    print(save_open_body(build_open_body(), out))
 
 # %% ../nbs/90_cli.ipynb #aedadc51
 def save_rows(

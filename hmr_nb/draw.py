@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDE_COLORS', 'AXIS_COLORS', 'VIEWS', 'view_matrix', 'shade_faces', 'mesh', 'new_axes', 'bare', 'edge_sides',
-           'skeleton', 'axes3', 'keypoints', 'as_rgb', 'keypoints_image', 'grid', 'picture']
+           'skeleton', 'axes3', 'keypoints', 'as_rgb', 'keypoints_image', 'grid', 'picture', 'still', 'line_up']
 
 # %% ../nbs/03_draw.ipynb #c11c0b9b
 import io
@@ -17,6 +17,7 @@ from IPython.display import Image as DisplayImage
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 from .shapes import Array, check_shape
@@ -258,3 +259,42 @@ def picture(
         if buffer.tell() <= limit:
             break
     return DisplayImage(data=buffer.getvalue(), format="jpeg", width=width)
+
+# %% ../nbs/03_draw.ipynb #bd0e0003
+def still(
+    fig: Figure,
+    limit: int = 13_000,  # largest file, bytes
+) -> DisplayImage:
+    "A figure as a small JPEG; the figure is closed."
+    fig.tight_layout(pad=.2)
+    fig.canvas.draw()
+    image = np.array(fig.canvas.buffer_rgba())[..., :3]
+    plt.close(fig)
+    return picture(image, limit=limit)
+
+# %% ../nbs/03_draw.ipynb #bd0e0004
+def line_up(
+    meshes: Sequence[Array],  # (v, 3) each, m, y up
+    F: Array,  # (f, 3)
+    views: Sequence,  # one for each mesh, see `view_matrix`
+    titles: Sequence[str] = (),  # one under each mesh
+    points: Sequence[Array] = (),  # (k, 3) for each mesh, marked on it
+    colors: Array | None = None,  # (f, 3)
+    width: float = 9.0,  # of the figure, inch
+    gap: float = .12,  # between neighbours, m
+) -> DisplayImage:
+    "Meshes side by side in one scale, each from its own viewpoint."
+    fig, ax = plt.subplots(dpi=72)
+    left, top, low = 0.0, -9.0, 9.0
+    for i, (V, view) in enumerate(zip(meshes, views)):
+        M = view_matrix(view)
+        page = V @ M.T
+        shift = (left - page[:, 0].min()) * M[0]
+        mesh(V + shift, F, ax=bare(ax), view=view, face_colors=colors, points=points[i] + shift if len(points) else None)
+        if len(titles):
+            ax.text(left + np.ptp(page[:, 0]) / 2, page[:, 1].min() - .03, titles[i], ha="center", va="top")
+        left, top, low = left + np.ptp(page[:, 0]) + gap, max(top, page[:, 1].max()), min(low, page[:, 1].min())
+    low -= .2 if len(titles) else 0
+    ax.set(xlim=(-gap / 2, left - gap / 2), ylim=(low - .03, top + .03))
+    fig.set_size_inches(width, width * (top - low + .06) / left)
+    return still(fig)

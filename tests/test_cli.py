@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmr_nb.body_data import shipped
+from hmr_nb.body_data import load_body, shipped
 from hmr_nb.cli import main
+from hmr_nb.open_body import open_body
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "real"
@@ -117,6 +118,21 @@ def test_body_commands(run, tmp_path):
     assert run("body", "convert", shipped("open_body.npz"), "--out", tmp_path / "b.pkl")[0] == 0
     assert run("body", "inspect", tmp_path / "b.pkl")[0] == 0
     assert run("body", "export", "--out", tmp_path / "b.glb")[0] == 0 and (tmp_path / "b.glb").read_bytes()[:4] == b"glTF"
+
+
+def test_body_build_refuses_what_it_cannot_write(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("hmr_nb.open_body.build_open_body", lambda: pytest.fail("built before the name was looked at"))
+    code, _, err = run("body", "build", "--out", tmp_path / "person.obj")
+    assert code != 0 and "person.obj" in last_line(err) and ".npz" in last_line(err)
+    code, _, err = run("body", "build", "--out", tmp_path / "nowhere" / "person.npz")
+    assert code != 0 and "nowhere" in last_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_body_build_writes_a_body(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("hmr_nb.open_body.build_open_body", open_body)  # the build itself takes minutes: a slow cell of 05_open_body
+    assert run("body", "build", "--out", tmp_path / "person.npz")[0] == 0
+    np.testing.assert_array_equal(load_body(tmp_path / "person.npz").v_template, open_body().v_template)
 
 
 def test_fit_regressor(run, tmp_path):
