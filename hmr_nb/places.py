@@ -280,8 +280,8 @@ def _studio(rng: np.random.Generator) -> Place:
     floor = some_surface(rng, "plain plain planks tiles dirt", np.array([[.62, .60, .58], [.45, .36, .28], [.35, .37, .40], [.58, .55, .48], [.75, .74, .72], [.30, .30, .32]]), (.3, .6))
     floor = floor._replace(second=tuple(.85 * c for c in floor.color))
     colors = np.array([[.80, .80, .79], [.86, .83, .76], [.62, .68, .75], [.55, .62, .55], [.42, .45, .50], [.74, .66, .60]])
-    wall, z, side = Surface("plain", _near(rng, colors, .05)), rng.uniform(2., 3.5), rng.uniform(2.5, 5)
-    turn = rng.uniform(-.5, .5)
+    wall, z, side = Surface("plain", _near(rng, colors, .05)), rng.uniform(2., 3.5), rng.uniform(3.4, 5.5)
+    turn = rng.uniform(-.3, .3)
     skirting = Surface("plain", tuple(.7 * c for c in wall.color))
     ways = [(z, turn), (side, turn + math.pi / 2), (side, turn - math.pi / 2)]
     boxes = [Box((d * math.sin(t), d * math.cos(t)), (14, 4.5, .1), wall, t) for d, t in ways]

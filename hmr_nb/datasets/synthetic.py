@@ -438,7 +438,8 @@ def surroundings(
         return view
 
     view = look(place._replace(boxes=(*place.boxes, *before[0]), cutouts=(*place.cutouts, *before[1])))
-    return view if share_hidden(V, view, frame.focal, frame.center) < .55 else look(place._replace(cutouts=()))
+    if share_hidden(V, view, frame.focal, frame.center) < .55: return view
+    return look(place._replace(boxes=tuple(b for b in place.boxes if b.middle[1] > .3 or max(b.size) > 9), cutouts=()))  # nothing before the person
 
 # %% ../../nbs/29_synthetic.ipynb #015ca27c
 def shadow_map(
