@@ -37,23 +37,23 @@ BACK, CALF = ((.11, 1.29, -.10), (.07, .12, .06)), ((.105, .35, -.05), (.06, .09
 NECK, JAW = ((.06, 1.46, -.04), (.060, .040, .060)), ((.045, 1.535, .045), (.035, .035, .050))
 SHAPES = [
     ("height", [(EVERY, (.034, .047, .034)), (ARMS, (.013, 0, 0)), ("head", (.015, .018, .015))], []),
-    ("weight", [(TRUNK, (.042, 0, .052)), (LEGS, (.030, 0, .030)), (ARMS, (0, .042, .042)), ("neck", (.045, 0, .045))],
-     [(*BELLY, 18), (*FLANK, 14), (*SEAT, 11), (*BUST, 10), (*THIGH, 6), (*UPPER_ARM, 6), (*BACK, 8), (*JAW, 3)]),
-    ("build", [("spine3", (.040, 0, .018)), ("left_collar", (.064, 0, .02)), ("pelvis spine1", (-.022, 0, 0)),
+    ("weight", [(TRUNK, (.038, 0, .047)), (LEGS, (.027, 0, .027)), (ARMS, (0, .038, .038)), ("neck", (.040, 0, .040)), ("left_collar", (.006, 0, 0))],
+     [(*BELLY, 17), (*FLANK, 12), (*SEAT, 10), (*BUST, 9), (*THIGH, 5), (*UPPER_ARM, 5), (*BACK, 7), (*JAW, 3)]),
+    ("build", [("spine3", (.040, 0, .018)), ("left_collar", (.058, 0, .02)), ("pelvis spine1", (-.022, 0, 0)),
                (ARMS, (-.010, .034, .034)), ("neck", (.055, 0, .055)), ("head", (.010, .004, .006))],
      [(*BUST, -14), (*SEAT, -6), ((.135, .90, .0), (.06, .10, .12), -6), ((.125, 1.12, 0), (.05, .07, .10), 6), (*DELTOID, 4), (*BACK, 5),
       (*NECK, 4), (*THIGH, -4), (*JAW, 2.5), ((0, 1.636, .09), (.05, .012, .03), 2), ((0, 1.515, .08), (.03, .02, .03), 2)]),
     ("legs", [(LEGS, (0, .034, 0)), (TRUNK, (0, -.034, 0)), ("left_collar", (0, -.034, 0))], []),
     ("arms", [(ARMS, (.034, 0, 0)), (HANDS, (.030, .01, .01))], []),
-    ("muscle", [(ARMS, (0, .030, .030)), ("neck", (.03, 0, .03))],
+    ("muscle", [(ARMS, (0, .030, .030)), ("neck", (.03, 0, .03)), ("left_collar", (.008, 0, 0))],
      [(*DELTOID, 9), (*UPPER_ARM, 7), (*CHEST, 9), (*BACK, 9), (*CALF, 6), (*NECK, 6), ((.10, .68, .04), (.07, .14, .07), 8),
       (*BELLY, -7), (*FLANK, -4), ((.50, 1.40, -.02), (.06, .05, .05), 4)]),
     ("belly", [], [(*BELLY, 18), (*FLANK, 6), (*SEAT, -11), (*THIGH, -7), (*BUST, 3)]),
     ("head", [("head", (.028, .028, .028)), ("neck", (-.02, .08, -.02))], []),
-    ("hips", [("pelvis", (.060, 0, .010)), ("left_hip", (.020, 0, .020)), ("left_collar", (.034, 0, 0)), ("spine3", (.012, 0, -.012))],
+    ("hips", [("pelvis", (.060, 0, .010)), ("left_hip", (.020, 0, .020)), ("left_collar", (.028, 0, 0)), ("spine3", (.012, 0, -.012))],
      [((.14, .90, 0), (.06, .09, .12), 7), (*THIGH, 3), (*BUST, -5), (*FLANK, -7), (*BELLY, -5)]),
     ("ends", [(HANDS, (.035, .03, .03)), (FEET, (.03, .03, .045)), ("head", (0, 0, .010))],
-     [(*JAW, 3), ((0, 1.578, .11), (.016, .02, .016), 2.5), ((0, 1.515, .08), (.03, .02, .03), 2.5)]),
+     [(*JAW, 3), ((0, 1.582, .11), (.014, .016, .016), 1.5), ((0, 1.515, .08), (.03, .02, .03), 2)]),
 ]
 
 # %% ../nbs/04d_body_shapes.ipynb #d287a7f0
@@ -93,6 +93,8 @@ def shape_directions(
             height = mm / 1000 * np.exp(-(((Q - centre) / radii) ** 2).sum(1))
             D[..., k] += height[:, None] * N
     D = (D + D[mirror] * np.array([-1, 1, 1])[:, None]) / 2
+    between = np.clip((Q[:, 0] - .002) / .045, 0, 1) ** 2  # thighs stay on their own side
+    D[:, 0] *= np.where(Q[:, 1] < .84, between, 1)[:, None]
     return D, DJ
 
 # %% ../nbs/04d_body_shapes.ipynb #da9773d3
@@ -120,7 +122,7 @@ def fit_row(
     even: float = .004,  # pull towards equal weights, m
 ) -> np.ndarray:  # (n,) non-negative, sums to one
     "Non-negative least squares: one set of weights that hits the target in every example."
-    e, n, _ = points.shape
+    n = points.shape[1]
     A = np.vstack([points.transpose(0, 2, 1).reshape(-1, n), np.full((1, n), 30.0), np.eye(n) * even])
     w, _ = nnls(A, np.r_[target.ravel(), 30.0, np.zeros(n)], maxiter=20 * n)
     return w / w.sum()

@@ -203,7 +203,7 @@ def collapse_edge(
     m: EditMesh,  # changed in place
     a: int,  # vertex
     b: int,  # vertex
-    longest: float = None,  # refuse if an edge longer than this would arise, m
+    longest: float | None = None,  # refuse if an edge longer than this would arise, m
 ) -> bool:  # False: refused, nothing changed
     "Merge the ends of edge ab if the surface stays a surface and no face turns by 60 degrees."
     faces = m.around[a] & m.around[b]

@@ -40,18 +40,18 @@ def region_labels(
     V: np.ndarray,  # (v, 3) floor at y = 0
 ) -> np.ndarray:  # (v,) int, index into REGIONS
     "Coarser parts, to dress a body: what a shirt, trousers, a shoe or hair would cover."
-    of = dict(pelvis=0, spine1=1, spine2=1, spine3=1, neck=2, head=3, left_hip=8, left_knee=9, left_ankle=10, left_foot=10,
-              left_collar=1, left_shoulder=5, left_elbow=6, left_wrist=7, left_hand=7)
+    of = {"pelvis": 0, "spine1": 1, "spine2": 1, "spine3": 1, "neck": 2, "head": 3, "left_hip": 8, "left_knee": 9, "left_ankle": 10,
+          "left_foot": 10, "left_collar": 1, "left_shoulder": 5, "left_elbow": 6, "left_wrist": 7, "left_hand": 7}
     FACE = REGIONS.index("face")
     region = np.array([of[n.replace("right", "left")] for n in SMPL_JOINTS])[part_labels(V)]
     Q = np.c_[np.abs(V[:, 0]), V[:, 1:]]
     x, y, z = Q.T
     region[(region == FACE) & (solid(Q, "hair") < .002) & (solid(Q, "ear") > .002)] = REGIONS.index("hair")
     ahead = (region == FACE) & (z > .055)
-    region[ahead & (solid(Q, "mouth") < .0012)] = REGIONS.index("lips")
-    region[ahead & (x > .010) & (x < .050) & (np.abs(y - 1.6335 + 3.5 * (x - .028) ** 2) < .0042)] = REGIONS.index("brows")
-    region[ahead & (np.hypot((x - .0320) / .0120, (y - 1.6105) / .0052) < 1)] = REGIONS.index("eyes")
-    region[ahead & (np.hypot(x - .0320, y - 1.6108) < .0046)] = REGIONS.index("irises")
+    region[ahead & (solid(Q, "mouth") < .0004)] = REGIONS.index("lips")
+    region[ahead & (x > .010) & (x < .050) & (np.abs(y - 1.6335 + 3.5 * (x - .028) ** 2) < .0031)] = REGIONS.index("brows")
+    region[ahead & (np.hypot((x - .0320) / .0115, (y - 1.6105) / .0044) < 1)] = REGIONS.index("eyes")
+    region[ahead & (np.hypot(x - .0320, y - 1.6108) < .0042)] = REGIONS.index("irises")
     return region
 
 # %% ../nbs/05_open_body.ipynb #aa030001
