@@ -11,9 +11,9 @@ import scipy.io
 
 from hmr_nb.body_data import shipped
 from hmr_nb.camera import apply_affine, box_from_keypoints, invert
+from hmr_nb.dataset_card import card_table
 from hmr_nb.datasets import lsp
 from hmr_nb.datasets.lsp import convert_lsp, convert_lsp_extended, read_joints
-from hmr_nb.dataset_card import card_table
 from hmr_nb.records import card, examples
 
 GOLDENS = shipped("goldens")
@@ -91,7 +91,7 @@ def test_two_workers_and_resume_give_the_same_bytes(tmp_path, monkeypatch):
     convert_lsp_extended(raw, tmp_path / "two", workers=2, progress=False)
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
 
-    small = lambda *a, **k: RecordWriter(*a, shard_size=4, **k)  # noqa: E731
+    small = lambda *a, **k: RecordWriter(*a, shard_size=4, **k)
     RecordWriter = lsp.RecordWriter
     monkeypatch.setattr(lsp, "RecordWriter", small)
     convert_lsp_extended(raw, tmp_path / "whole", workers=1, progress=False)
@@ -169,7 +169,7 @@ def test_the_real_extended_images(tmp_path):
     for e in examples(tmp_path / "r"):
         source = apply_affine(invert(e.crop), e.kp2d)
         np.testing.assert_allclose(source[e.state > 0], joints[e.state > 0, :2, e.frame - 1], atol=1e-3)
-        assert ((e.kp2d[e.state > 0] > -1) & (e.kp2d[e.state > 0] < e.image.shape[0])).all()
+        assert ((e.kp2d[e.state > 0] > -1) & (e.kp2d[e.state > 0] < e.image.shape[1::-1])).all()
         side = {n: e.kp2d[e.names.index(n)] for n in ("shoulder_l", "shoulder_r", "hip_l", "hip_r")}
         facing.append((side["shoulder_l"] - side["shoulder_r"]) @ (side["hip_l"] - side["hip_r"]))
     facing = np.array(facing)[np.isfinite(facing)]
