@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['LIGHTS', 'SKIN', 'pixel_rays', 'Hits', 'ray_scene', 'cast_rays', 'is_lit', 'build_alone', 'vertex_normals', 'Light',
            'shade', 'Rendering', 'gather_pixels', 'seen_window', 'surface_colors', 'render', 'face_labels', 'part_map',
-           'silhouette', 'overlay', 'render_views']
+           'pixel_flow', 'motion_blur', 'silhouette', 'overlay', 'render_views']
 
 # %% ../nbs/08_render.ipynb #d271e310
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
@@ -246,6 +247,36 @@ def part_map(
 ) -> Array:  # (h, w) int, -1 outside the mask
     "Which part each pixel shows."
     return np.where(rendering.face >= 0, np.asarray(labels, int)[rendering.face], -1)
+
+# %% ../nbs/08_render.ipynb #b8f20a03
+def pixel_flow(
+    rendering: Rendering,
+    V: Array,  # (v, 3) m, camera frame, in the middle of the exposure
+    F: Array,  # (f, 3) int
+    moved: Array,  # (v, 3) m, how far each vertex goes during the exposure
+    focal: float,  # px
+    center: Array,  # (2,) px
+) -> Array:  # (h, w, 2) px, 0 outside the mask
+    "How far each pixel of a mesh travels during the exposure."
+    ends = [perspective(np.asarray(V + s * moved), focal, np.asarray(center)) for s in (-.5, .5)]
+    per_face = (ends[1] - ends[0])[F].mean(1).astype(np.float32)
+    return np.where(rendering.face[..., None] >= 0, per_face[rendering.face], np.float32(0))
+
+
+def motion_blur(
+    image: Array,  # (h, w, 3) float32
+    flow: Array,  # (h, w, 2) px, 0 where nothing moves
+    steps: int = 9,  # pictures that are averaged
+) -> Array:  # (h, w, 3) float32
+    "Each pixel is the mean of what passed it: half the way before, half the way after."
+    reach = int(np.ceil(np.abs(flow).max())) | 1
+    if reach < 2: return image
+    moves = (np.abs(flow).sum(-1) > 0).astype(np.float32)
+    near = cv2.blur(moves, (reach, reach))[..., None]
+    wide = np.where(moves[..., None] > 0, flow, cv2.blur(flow, (reach, reach)) / np.maximum(near, .05))  # what moves sweeps over its surroundings
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
+    passed = [cv2.remap(image, x - s * wide[..., 0], y - s * wide[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for s in np.float32(np.linspace(-.5, .5, steps))]
+    return np.mean(passed, 0, dtype=np.float32)
 
 # %% ../nbs/08_render.ipynb #f75360ef
 def silhouette(

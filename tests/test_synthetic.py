@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hmr_nb.camera import apply_affine, perspective
 from hmr_nb.datasets import synthetic
-from hmr_nb.datasets.synthetic import DOMAINS, NAMES, render_domain, sample_scene
+from hmr_nb.datasets.synthetic import DOMAINS, NAMES, render_domain, render_example, sample_scene
 from hmr_nb.records import card, examples
+from hmr_nb.render import render, silhouette
+from hmr_nb.skeleton import keypoint_set
 
 QUICK = dict(size=48, progress=False)
 
@@ -34,9 +37,10 @@ def test_scene_is_a_function_of_its_arguments(name):
     for a, b in zip(one, again):
         assert np.array_equal(a, b)
     for other in (sample_scene(name, 6, 200), sample_scene(name, 5, 201)):
-        assert not np.array_equal(one.pose, other.pose) and not np.array_equal(one.betas, other.betas)
+        assert not np.array_equal(one.pose, other.pose)
+    assert not np.array_equal(one.betas, sample_scene(name, 6, 200).betas)
     assert one.pose.shape == (24, 3) and np.isfinite(one.pose).all() and np.abs(one.betas).max() <= 2
-    assert np.isclose(np.linalg.norm(one.up), 1) and one.middle[2] > 2
+    assert np.isclose(np.linalg.norm(one.up), 1) and one.foot[2] > 1
 
 
 @pytest.mark.parametrize("name", DOMAINS)
@@ -80,8 +84,11 @@ def test_small_counts_hold_their_truth(count, tmp_path):
         assert tuple(e.names) == NAMES and e.image.shape == (48, 48, 3) and set(e.state) <= {1, 2}
         assert np.allclose(e.kp2d, perspective(e.kp3d, e.focal, e.center), atol=2e-3)
         assert np.allclose(apply_affine(e.crop, np.full((1, 2), 499.5))[0], e.center, atol=2e-3)  # the photograph's middle
-        assert (e.kp2d > 0).all() and (e.kp2d < 47).all() and (e.kp3d[:, 2] > 1).all()
+        inside = ((e.kp2d > -.5) & (e.kp2d < 47.5)).all(1)
+        assert inside.mean() > .4 and not (e.state[~inside] == 2).any() and (e.kp3d[:, 2] > .5).all()
         assert np.isclose(max(e.box[2:]), 48 / 1.5, atol=1e-3)
+        f, _, cx, cy = e.intrinsics
+        assert np.allclose(apply_affine(e.crop, perspective(e.kp3d, f, np.array([cx, cy]))), e.kp2d, atol=2e-2)  # the photograph's own camera
 
 
 def test_other_seeds_give_other_people(tmp_path):
@@ -104,3 +111,97 @@ def test_errors_are_clear(tmp_path):
 def test_workers_need_no_tensorflow():
     code = "import sys, hmr_nb.datasets.synthetic; sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_bad_numbers_are_refused_before_anything_is_written(tmp_path):
+    for bad in ({"count": 0}, {"count": 2, "seed": -1}, {"count": 2, "size": 3}):
+        with pytest.raises(ValueError, match="expected count"):
+            render_domain("street", out=tmp_path / "x", **bad)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        render_domain("street", 2, tmp_path / "file" / "x", workers=1, **QUICK)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_want_is_checked_and_needs_part_labels():
+    with pytest.raises(ValueError, match="'mask' or 'depth', got 'normals'"):
+        render_example("street", 0, 0, want=["normals"])
+    with pytest.raises(ValueError, match="index -1"):
+        render_example("street", 0, -1)
+    bare = replace(synthetic.open_body(), extras={})
+    with pytest.raises(ValueError, match="no part labels"):
+        render_example("studio", 0, 0, 48, body=bare, smpl=QUICK["smpl"])
+    assert np.isfinite(render_example("studio", 0, 0, 48, want=["depth"], body=bare, smpl=QUICK["smpl"]).depth).any()
+
+
+@pytest.fixture(scope="module")
+def many(one_layer):
+    "Thirty pictures of each domain with mask and depth, and their meshes."
+    body, smpl = synthetic.open_body(), QUICK["smpl"]
+    wardrobe, found = synthetic.wardrobe_of(body, smpl), {}
+    for name in DOMAINS:
+        scenes = synthetic.sample_block(name, 11, 0)
+        V, kp3d = synthetic.pose_block(smpl, scenes)
+        rendered = [synthetic.render_scene(*one, wardrobe, 96, want=("mask", "depth")) for one in list(zip(scenes, V, kp3d))[:30]]
+        found[name] = [(r, v + r.example.trans) for r, v in zip(rendered, V)]
+    return body, found
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_mask_and_depth_are_those_of_the_mesh(name, many):
+    body, found = many
+    for r, V in found[name]:
+        e, shows = r.example, r.mask >= 0
+        assert np.array_equal(shows, np.isfinite(r.depth))
+        truth = render(V, body.faces, e.focal, e.center, (96, 96), supersample=2)
+        assert not (shows & ~truth.mask).any() and shows.sum() > .2 * truth.mask.sum()
+        assert np.allclose(r.depth[shows], truth.depth[shows], atol=2e-3)
+        labels = body.extras["part_labels"][body.faces[truth.face[shows]]]
+        assert (labels == r.mask[shows][:, None]).any(1).all()  # the part of one of the triangle's corners
+        if name == "studio":
+            outline = silhouette(V, body.faces, e.focal, e.center, (96, 96))
+            assert (shows & outline).sum() / (shows | outline).sum() > .95  # nothing stands in the way there
+
+
+def test_states_agree_with_the_pictures(many):
+    "Points beyond the picture are never visible; nearly every visible point lies on a pixel of the person; hidden things are found."
+    _, found = many
+    on_person, shares = [], {}
+    for name in DOMAINS:
+        for r, _ in found[name]:
+            e = r.example
+            col, row = np.clip(np.rint(e.kp2d), 0, 95).astype(int).T
+            near = np.array([(r.mask[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] >= 0).any() for x, y in zip(col, row)])
+            on_person += near[e.state == 2].tolist()
+            inside = ((e.kp2d > -.5) & (e.kp2d < 95.5)).all(1)
+            assert not (e.state[~inside] == 2).any()
+        shares[name] = np.mean([(r.example.state == 2).mean() for r, _ in found[name]])
+    assert np.mean(on_person) > .99
+    assert shares["studio"] > max(shares["street"], shares["sports"])
+
+
+def test_people_stand_on_the_floor(many):
+    "The lowest point of the body is on the ground, but for athletes in the air."
+    _, found = many
+    for name in DOMAINS:
+        gaps = []
+        for r, V in found[name]:
+            scene = sample_scene(name, 11, r.example.frame)
+            gaps.append((V @ scene.up).min() - scene.up @ scene.foot)
+        gaps = np.array(gaps)
+        assert (gaps > -2e-3).all() and gaps.max() < .65
+        assert (gaps > .03).any() == (name == "sports"), gaps
+
+
+def test_every_point_of_the_common_sets_is_there():
+    for s in ("lsp14", "cocoplus19", "coco17", "mpii16", "openpose18", "body25", "smpl24"):
+        assert set(keypoint_set(s).names) <= set(NAMES)
+
+
+def test_studio_has_few_people_and_four_cameras():
+    scenes = synthetic.sample_block("studio", 2, 0)
+    by_subject = {s.subject: s.betas for s in scenes}
+    assert len(by_subject) <= 20 and all(np.array_equal(s.betas, by_subject[s.subject]) for s in scenes)
+    assert len({(s.camera, round(float(s.focal))) for s in scenes}) == 4
+    assert len({synthetic.find_look(s).shirt for s in scenes}) > 120  # but many clothes
+    assert len({s.betas.tobytes() for s in synthetic.sample_block("street", 2, 0)}) == len(scenes)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REST_JOINTS', 'ARM', 'LEG', 'TRUNK', 'ROOT', 'ANGLES', 'place_joints', 'arm_rotations', 'leg_rotations',
            'angles_to_pose', 'cycle_angles', 'prototype_names', 'prototype_angles', 'clip_angles', 'free_angles',
-           'swap_sides', 'random_angles', 'segment_distance', 'self_contact', 'open_poses', 'within_limits',
+           'swap_sides', 'tumble', 'random_angles', 'segment_distance', 'self_contact', 'open_poses', 'within_limits',
            'mean_pose', 'Mocap', 'smpl_rotations', 'load_mocap']
 
 # %% ../../nbs/28_mocap.ipynb #5fae80fd
@@ -161,7 +161,42 @@ _PROTOTYPES |= {
     "skate": ((58, 30, 0, 20, 0), (62, -55, 0, 15, 0), (72, 6, 6, 62, 20), (10, 28, 10, 28, 0), (22, 0, 8, -26, 0, 0), (36, 6), 0.2, 1.0),
     "push_up": ((84, 78, 0, 18, 0), (84, 78, 0, 18, 0), (4, 5, 2, 6, 25), (4, 5, 2, 6, 25), (-4, 0, 0, -26, 0, 0), (74, 0), 0.1, 0.8),
 }
+_USUAL = len(_PROTOTYPES)  # those whose arms may be exchanged
 _CYCLES = {"walk": (2.2, 0.5), "run": (1.2, 2.0), "free": (2.6, 2.6)}  # made by rule below; weight everyday, weight sports
+
+# %% ../../nbs/28_mocap.ipynb #b31f0a02
+_OVER = (172, 40, 0, 6, 0)
+_PROTOTYPES |= {  # root: pitch, roll; weight everyday, weight sports
+    "handstand": (_OVER, _OVER, (6, 8, 4, 8, -25), (-10, 8, 4, 14, -25), (-8, 0, 0, -25, 0, 0), (180, 0), 0, 1.2),
+    "cartwheel": ((150, 0, 0, 6, 0), (150, 0, 0, 6, 0), (4, 50, 8, 6, -20), (4, 50, 8, 6, -20), (0, 0, 0, -10, 0, 0), (0, 125), 0, 1.2),
+    "dive": (_OVER, _OVER, (0, 3, 2, 4, -35), (2, 3, 2, 6, -35), (-6, 0, 0, -15, 0, 0), (100, 0), 0, 1.0),
+    "somersault": ((66, 72, 0, 55, 0), (66, 72, 0, 55, 0), (96, 14, 4, 118, -20), (96, 14, 4, 118, -20), (30, 0, 0, 16, 0, 0), (180, 0), 0, 0.8),
+    "bicycle_kick": ((62, -25, 0, 20, 0), (75, 10, 0, 20, 0), (104, 6, 4, 18, -20), (35, 10, 6, 92, -20), (10, 0, 0, 20, 0, 0), (-95, 8), 0, 0.8),
+    "flying_kick": ((65, 45, 0, 85, 0), (70, -30, 0, 35, 0), (92, 10, 4, 8, 10), (40, 22, 10, 125, -15), (10, 0, 0, 6, 0, 10), (-14, 8), 0, 1.0),
+    "high_kick": ((85, 15, 0, 20, 0), (60, 60, 0, 60, 0), (112, 10, 0, 24, -20), (-10, 6, 10, 6, -10), (4, 0, 8, 4, 0, 0), (-18, 0), 0, 1.0),
+    "split_leap": ((92, 40, 0, 6, 0), (95, 0, 0, 6, 0), (92, 6, 0, 8, -30), (-28, 4, 6, 10, -35), (-10, 0, 0, -6, 0, 0), (24, 0), 0, 1.0),
+    "long_jump": ((110, 78, 0, 10, 0), (118, 70, 0, 12, 0), (92, 8, 4, 30, 5), (88, 8, 4, 36, 5), (34, 0, 0, -10, 0, 0), (6, 0), 0, 0.7),
+    "lay_up": (_OVER, (58, 60, 0, 80, 0), (-6, 4, 4, 12, -35), (96, 6, 4, 105, -15), (-6, -6, 8, -18, 0, 0), (4, -6), 0, 1.0),
+    "smash": ((125, 55, 0, 18, 0), (165, -5, 40, 70, 0), (-22, 8, 6, 52, -35), (-14, 10, 6, 74, -35), (-20, 8, -20, -15, 0, 0), (-8, 6), 0, 1.0),
+    "forehand": ((72, 55, 0, 55, 0), (86, -30, 20, 30, 0), (56, 20, 10, 50, 8), (-8, 22, 20, 30, 5), (12, 0, -34, 0, 0, 30), (10, -4), 0, 1.2),
+    "golf": ((112, 70, 0, 12, 0), (100, 95, 0, 70, 20), (12, 14, 10, 18, 0), (14, 12, 8, 20, 0), (22, 0, -36, 6, 0, 40), (20, 0), 0, 0.8),
+    "bowl": ((78, 30, 0, 25, 0), (58, -65, 0, 8, 0), (94, 5, 2, 92, 10), (-26, -4, 6, 58, -25), (26, 0, -16, -26, 0, 0), (30, 0), 0, 0.8),
+}
+
+
+# %% ../../nbs/28_mocap.ipynb #b31f0a04
+_PROTOTYPES |= {
+    "hurdle": ((98, 84, 0, 10, 0), (38, -60, 0, 60, 0), (62, 58, 20, 108, -10), (102, 6, 4, 22, 5), (34, 0, 10, -22, 0, 0), (30, 0), 0, 0.8),
+    "fencing": ((92, 62, 0, 6, 0), (102, -35, 0, 70, 0), (78, 20, 28, 72, 6), (-14, 42, 30, 8, 0), (6, 0, 14, 0, 0, 0), (4, 0), 0, 0.9),
+    "warrior": ((90, 5, 0, 4, 0), (90, 5, 0, 4, 0), (80, 26, 24, 82, 6), (-12, 36, 26, 6, 0), (0, 0, 0, 0, 0, 40), (0, 0), 0, 0.8),
+    "tree": ((172, 10, 0, 20, 0), (172, 10, 0, 20, 0), (50, 56, 40, 132, 0), (0, 4, 6, 2, 0), (-2, 0, 0, 0, 0, 0), (0, 0), 0, 0.6),
+    "sumo": ((55, 60, 0, 50, 0), (55, 60, 0, 50, 0), (80, 56, 40, 88, 10), (80, 56, 40, 88, 10), (20, 0, 0, -12, 0, 0), (18, 0), 0, 0.7),
+    "goalkeeper": ((158, 35, 0, 10, 0), (148, 55, 0, 15, 0), (6, 10, 5, 18, -25), (46, 22, 10, 62, -20), (0, 14, 0, 0, 12, 10), (0, 62), 0, 1.0),
+    "slide_tackle": ((62, -65, 0, 10, 0), (70, 30, 0, 40, 0), (74, 8, 6, 8, 0), (52, 24, 12, 108, -10), (22, 0, -10, 14, 0, 0), (-52, 6), 0, 0.9),
+    "side_plank": ((90, 0, 0, 4, 0), (94, 0, 0, 4, 0), (0, 2, 2, 3, -5), (0, 14, 2, 3, -5), (0, 0, 0, 0, 0, 0), (0, 64), 0, 0.6),
+    "crab": ((48, -76, 0, 6, 0), (48, -76, 0, 6, 0), (36, 12, 5, 98, 0), (40, 12, 5, 102, 0), (-8, 0, 0, 15, 0, 0), (-78, 0), 0, 0.6),
+    "fly": ((168, 20, 0, 6, 0), (60, 0, 0, 10, 0), (-22, 4, 2, 8, -35), (-26, 6, 2, 40, -35), (-22, 0, 0, -26, 0, 0), (82, 0), 0, 0.6),
+}
 
 # %% ../../nbs/28_mocap.ipynb #12130788
 def cycle_angles(
@@ -243,6 +278,28 @@ def swap_sides(
     sign[[21, 22, 24, 25, 27]] = -1
     return angles[:, order] * sign
 
+# %% ../../nbs/28_mocap.ipynb #b31f0a05
+_TUMBLE = {  # root pitch and roll of those that turn over: least, most, degrees
+    "handstand": ((162, 198), (-10, 10)), "cartwheel": ((-8, 8), (55, 300)), "dive": ((55, 150), (-20, 20)), "somersault": ((40, 330), (-12, 12)),
+    "bicycle_kick": ((-125, -60), (-20, 20)), "goalkeeper": ((-10, 25), (35, 85)), "slide_tackle": ((-68, -35), (-15, 25)), "side_plank": ((-8, 8), (55, 72)),
+    "crab": ((-86, -62), (-5, 5)), "fly": ((60, 110), (-15, 15)), "push_up": ((66, 82), (-4, 4)), "flying_kick": ((-30, 10), (-10, 30))}
+
+
+def tumble(
+    rng: np.random.Generator,  # randomness
+    angles: np.ndarray,  # (n, 28) degrees
+    which: np.ndarray,  # (n,) prototype, position in `prototype_names()`
+    mirrored: np.ndarray,  # (n,) bool: whose sides were swapped, and so the roll
+) -> np.ndarray:  # (n, 28) degrees
+    "Turn those who stand on their hands, dive or roll: the pelvis of a gymnast knows no limits."
+    out, names, u = angles.copy(), prototype_names(), rng.random((2, len(angles)))
+    for name, ranges in _TUMBLE.items():
+        these = which == names.index(name)
+        for k, (lo, hi) in enumerate(ranges): out[these, 26 + k] = lo + (hi - lo) * u[k, these]
+        out[these & mirrored, 27] *= -1
+    return out
+
+
 # %% ../../nbs/28_mocap.ipynb #55cd232f
 def random_angles(
     rng: np.random.Generator,  # randomness
@@ -259,13 +316,14 @@ def random_angles(
     cycles = cycle_angles(phase, amplitude, which == len(fixed) + 1)
     for c, made in enumerate((cycles, cycles, free_angles(rng, n))):
         angles[which == len(fixed) + c] = made[which == len(fixed) + c]
-    exchange = (rng.random(n) < 0.25) & (which < len(fixed) + 1)
-    angles[exchange, :10] = fixed[rng.integers(0, len(fixed), n)][exchange, :10]
+    exchange = (rng.random(n) < 0.25) & ((which < _USUAL) | (which == len(fixed)))
+    angles[exchange, :10] = fixed[rng.integers(0, _USUAL, n)][exchange, :10]
     spread = rng.uniform(0.5, 1.4, (n, 1)) * (1.15 if kind == "sports" else 1.0)
     shared = np.repeat(rng.normal(0, 1, (n, 2)), [10, 18], axis=1)  # both arms, and legs with trunk, move partly together
     angles = angles + spread * _NOISE * (0.4 * shared + 0.92 * rng.normal(0, 1, (n, 28)))
     mirrored = rng.random(n) < 0.5
-    return clip_angles(np.where(mirrored[:, None], swap_sides(angles), angles)), which
+    angles = clip_angles(np.where(mirrored[:, None], swap_sides(angles), angles))
+    return (tumble(rng, angles, which, mirrored) if kind == "sports" else angles), which
 
 # %% ../../nbs/28_mocap.ipynb #91741e13
 def segment_distance(
