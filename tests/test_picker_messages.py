@@ -10,8 +10,9 @@ import pytest
 from hmr_nb.body_data import shipped
 from hmr_nb.joint_regressor import fit_marks, load_marks
 from hmr_nb.open_body import open_body
-from hmr_nb.picker import NOWHERE, KeypointPicker
+from hmr_nb.picker import KeypointPicker
 from hmr_nb.picker_state import PickerState, marked, to_marks
+from hmr_nb.scene import NOWHERE
 
 KEYS = {"": (0, 0, 0, 0), "shift": (1, 0, 0, 0), "ctrl": (0, 1, 0, 0), "meta": (0, 0, 0, 1)}
 
