@@ -188,3 +188,27 @@ def _dot(
 
 
 MeshView.show, MeshView.paint, MeshView.dot = _show, _paint, _dot
+
+# %% ../nbs/09_scene.ipynb #e9b182e2
+def _eye(
+    view: MeshView,
+) -> np.ndarray:  # (3,) m, in the body's frame
+    "Where the camera stands."
+    return np.asarray(view.camera.position, float) + view.centre
+
+
+def _on_screen(
+    view: MeshView,
+    points: Array,  # (n, 3) m, in the body's frame
+) -> np.ndarray:  # (n, 2) shares of the canvas' width and height, from its top left corner
+    "Where points of the body are on the canvas."
+    ahead = np.asarray(view.orbit.target, float) + view.centre - view.eye
+    ahead /= np.linalg.norm(ahead)
+    right = np.cross(ahead, [0, 1, 0])
+    right /= np.linalg.norm(right)
+    away = np.reshape(points, (-1, 3)) - view.eye
+    zoom = .5 / np.tan(np.radians(view.camera.fov / 2)) / (away @ ahead)
+    return np.stack([.5 + zoom * (away @ right) / view.camera.aspect, .5 - zoom * (away @ np.cross(right, ahead))], axis=1)
+
+
+MeshView.eye, MeshView.on_screen = property(_eye), _on_screen
