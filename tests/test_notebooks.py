@@ -32,8 +32,9 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 
 
-def number(module: str) -> int:
-    return int(re.match(r"\d+", HOMES[module].name).group())
+def number(module: str) -> str:
+    "Its place in the book, such as 05 or 05a; sorted as text."
+    return re.match(r"\d+[a-z]?", HOMES[module].name).group()
 
 
 def imported_modules(path: Path) -> set[str]:
