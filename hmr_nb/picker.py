@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['STRIP', 'STRIP_STYLE', 'HANDS', 'KEYS', 'still_camera', 'still_of', 'still_spots', 'PoseStrip', 'Hands',
            'report_plot', 'picker_controls', 'arrange', 'autosave_of', 'read_session', 'open_session', 'marking_shapes',
-           'KeypointPicker', 'picker_dots', 'advice', 'hull_of', 'ghost_points']
+           'KeypointPicker', 'picker_dots', 'advice', 'hull_of', 'ghost_points', 'without_notes']
 
 # %% ../nbs/42_picker.ipynb #d874e00b
 import asyncio
 import base64
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def still_camera(
 def still_of(
     V: Array,  # (v, 3) m, y up
     F: Array,  # (f, 3)
-    size: int = 88,  # px
+    size: int = 156,  # px
 ) -> str:  # a JPEG as a data address
     "A small picture of a body."
     Y = still_camera(V, V)
@@ -112,8 +113,8 @@ function render({ model, el }) {
     if (picture) card.append(Object.assign(document.createElement("img"), { src: picture, alt: name, draggable: false }));
     for (const [x, y] of model.get("dots")[name] ?? []) {
       const dot = document.createElement("i");
-      dot.style.left = `${2 + 88 * x}px`;
-      dot.style.top = `${2 + 88 * y}px`;
+      dot.style.left = `${2 + 78 * x}px`;
+      dot.style.top = `${2 + 78 * y}px`;
       card.append(dot);
     }
     card.append(Object.assign(document.createElement("span"), { textContent: (model.get("ticks").includes(name) ? "\u2713 " : "") + name }));
@@ -127,9 +128,9 @@ export default { render };
 """
 STRIP_STYLE = """
 .hmr-strip { display: flex; gap: 4px; overflow-x: auto; padding: 2px; }
-.hmr-strip button { position: relative; flex: none; width: 92px; height: 110px; padding: 0; border: 2px solid #d5dbe1; border-radius: 4px; background: #fff; cursor: pointer; overflow: hidden; }
+.hmr-strip button { position: relative; flex: none; width: 82px; height: 100px; padding: 0; border: 2px solid #d5dbe1; border-radius: 4px; background: #fff; cursor: pointer; overflow: hidden; }
 .hmr-strip button.here { border-color: #2f6fab; }
-.hmr-strip img { position: absolute; left: 0; top: 0; width: 88px; height: 88px; }
+.hmr-strip img { position: absolute; left: 0; top: 0; width: 78px; height: 78px; }
 .hmr-strip i { position: absolute; width: 7px; height: 7px; margin: -5.5px 0 0 -5.5px; border-radius: 50%; background: #f2c200; border: 1px solid #333; }
 .hmr-strip span { position: absolute; left: 0; right: 0; bottom: 1px; font: 12px/16px sans-serif; color: #333; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 """
@@ -153,13 +154,14 @@ function render({ model, el }) {
     if (e.target.matches("input, textarea, select")) return;
     const letter = e.key.toLowerCase(), shift = e.shiftKey && /^[a-z]$/.test(letter);
     const name = (e.ctrlKey || e.metaKey ? "ctrl+" : "") + (shift ? "shift+" : "") + letter;
-    if (!model.get("keys").includes(name)) return;
+    if (!model.get("listen").includes(name)) return;
     e.preventDefault(); e.stopPropagation();
     model.set("pressed", [name, model.get("pressed")[1] + 1]); model.save_changes();
   };
   const attach = (tries) => {
     if (!box()) return tries && requestAnimationFrame(() => attach(tries - 1));
     box().tabIndex = 0;
+    box().style.outline = "none";
     box().dataset.lmSuppressShortcuts = "true";
     box().addEventListener("keydown", press);
     box().addEventListener("pointerdown", (e) => { if (!e.target.closest("input, textarea, select")) box().focus({ preventScroll: true }); }, true);
@@ -189,7 +191,7 @@ class Hands(anywidget.AnyWidget):
     "What hands do around the mesh: keys pressed, a line drawn over the canvas."
 
     _esm = HANDS
-    keys = traitlets.List().tag(sync=True)  # those to listen to
+    listen = traitlets.List().tag(sync=True)  # those to listen to
     pressed = traitlets.List(["", 0]).tag(sync=True)  # the last one, and how many there were
     lasso = traitlets.Bool(False).tag(sync=True)  # whether a line is to be drawn now
     outline = traitlets.Dict().tag(sync=True)  # {"points": [[x, y], …] shares of the canvas, "erase": whether ctrl was held}
@@ -198,13 +200,13 @@ class Hands(anywidget.AnyWidget):
 KEYS = {
     "ctrl+z": "undo", "u": "undo", "ctrl+shift+z": "redo", "ctrl+y": "redo", "r": "redo", "delete": "clear", "l": "lasso", ".": "grow", ",": "shrink",
     "[": "thinner", "]": "thicker", "m": "mirror", "x": "reflect", "k": "kind", "n": "next", "p": "previous", "f": "fit", "ctrl+s": "save", "e": "export",
-    "w": "wireframe", "t": "transparent", "b": "backface", "h": "hull", "g": "ghosts", "o": "through", "escape": "leave",
+    "w": "wireframe", "t": "transparent", "b": "backface", "h": "hull", "g": "ghosts", "o": "through", "z": "zoom", "escape": "leave",
 }  # key: what it does
 
 # %% ../nbs/42_picker.ipynb #30c517ca
 def report_plot(
     report: Mapping[str, Any],  # of a RegressorFit
-    width: int = 280,  # px
+    width: int = 274,  # px
 ) -> str:  # html
     "Residual and leave-one-out error of every mesh, as bars."
     residual, unseen = report["residual_mm"], report["held_out_mm"] or [None] * len(report["residual_mm"])
@@ -223,8 +225,8 @@ def report_plot(
 # %% ../nbs/42_picker.ipynb #f52cec58
 def picker_controls() -> dict[str, widgets.Widget]:
     "The widgets beside the mesh, by name."
-    wide, label = widgets.Layout(width="290px"), {"description_width": "70px"}
-    half, third = widgets.Layout(width="143px"), widgets.Layout(width="94px")
+    wide, label = widgets.Layout(width="280px"), {"description_width": "76px"}
+    half, third = widgets.Layout(width="138px"), widgets.Layout(width="91px")
 
     def button(name, icon, tip, layout=third, **more):
         return widgets.Button(description=name, icon=icon, tooltip=tip, layout=layout, **more)
@@ -236,8 +238,9 @@ def picker_controls() -> dict[str, widgets.Widget]:
         "name": widgets.Combobox(description="keypoint", continuous_update=False, ensure_option=False, layout=wide, style=label, placeholder="its name"),
         "mirror": switch("mirror image", "The keypoint has an image on the other side (M)"),
         "kind": switch("triangles", "Mark whole triangles instead of vertices (K)"),
-        "brush": widgets.BoundedFloatText(15, min=1, max=300, step=5, description="brush, mm", layout=widgets.Layout(width="143px"), style=label),
+        "brush": widgets.BoundedFloatText(15, min=1, max=300, step=5, description="brush, mm", layout=half, style=label),
         "through": switch("far side too", "Brush and lasso also what the eye does not see (O)"),
+        "zoom": switch("close-up", "Look at the keypoint from near, or at the whole body (Z)", wide),
         "undo": button("undo", "undo", "Ctrl-Z"), "redo": button("redo", "repeat", "Ctrl-Shift-Z"),
         "clear": button("clear", "eraser", "Unmark all of this keypoint on this mesh (Delete)"),
         "grow": button("grow", "plus", "Add the ring of neighbours (.)"), "shrink": button("shrink", "minus", "Take the outer ring away (,)"),
@@ -262,11 +265,11 @@ def arrange(
     "Mesh and strip on the left, controls on the right."
     c = controls
     help_line = widgets.HTML("<div style='font:12px/18px sans-serif; color:#555'>click: mark · shift-click: brush · ctrl-click: erase<br>drag: turn · wheel: zoom · right drag: shift</div>")
-    rows = [["name"], ["mirror", "kind"], ["brush", "through"], ["undo", "redo", "clear"], ["grow", "shrink", "lasso"], ["pose"], ["shape"], ["ghosts"],
+    rows = [["name"], ["mirror", "kind"], ["zoom"], ["brush", "through"], ["undo", "redo", "clear"], ["grow", "shrink", "lasso"], ["pose"], ["shape"], ["ghosts"],
             ["wireframe", "transparent"], ["backface", "hull"], ["status"], ["report"], ["fit", "export"], ["file"], ["save", "load"], ["body"]]
-    right = widgets.VBox([widgets.HBox([c[n] for n in row]) for row in rows], layout=widgets.Layout(width="306px", flex="0 0 auto"))
-    strip.layout.width = "600px"
-    box = widgets.HBox([widgets.VBox([canvas, strip, help_line, hands]), right], layout=widgets.Layout(width="920px"))
+    right = widgets.VBox([widgets.HBox([c[n] for n in row]) for row in rows], layout=widgets.Layout(width="292px", flex="0 0 auto"))
+    strip.layout.width = "520px"
+    box = widgets.HBox([widgets.VBox([canvas, strip, help_line, hands]), right])
     box.add_class("hmr-picker")
     return box
 
@@ -320,7 +323,7 @@ class KeypointPicker:
         shapes: Mapping[str, Array] | None = None,  # {name: (s,)} shape coefficients; see `marking_shapes` if None
     ):
         self.given, self.waiting = (poses, shapes), {}
-        self.controls, self.strip, self.hands, self.canvas = picker_controls(), PoseStrip(), Hands(keys=list(KEYS)), widgets.Box()
+        self.controls, self.strip, self.hands, self.canvas = picker_controls(), PoseStrip(), Hands(listen=list(KEYS)), widgets.Box()
         self.widget = arrange(self.controls, self.canvas, self.strip, self.hands)
         self.open(body, path)
         self.connect()
@@ -335,7 +338,7 @@ class KeypointPicker:
         self.shapes = {**(marking_shapes(body) if shapes is None else {MEAN: np.zeros(0), **shapes}), **{n: np.array(b) for n, b in saved.get("shapes", {}).items()}}
         self.meshes, self.stills = {}, {}
         self.state = at(state, pose=state.pose if state.pose in self.poses else next(iter(self.poses)), shape=state.shape if state.shape in self.shapes else MEAN)
-        self.view = MeshView(self.vertices, body.faces, self.click, (600, 560), picker_dots())
+        self.view = MeshView(self.vertices, body.faces, self.click, (520, 560), picker_dots())
         self.canvas.children = (self.view.widget,)
         self.set_options()
         self.refit()
@@ -347,7 +350,7 @@ class KeypointPicker:
         return self.mesh_of(self.state.pose, self.state.shape)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        self.later(self.fill_strip, 0.5)
+        self.start()
         return self.widget._repr_mimebundle_(**kwargs) | {"text/plain": f"KeypointPicker({self.body.name}, {len(self.poses)} poses)"}
 
 # %% ../nbs/42_picker.ipynb #24b09e73
@@ -483,23 +486,54 @@ def _set_options(
     c["name"].options = list(dict.fromkeys([picker.state.keypoint, *names]))
     c["pose"].options, c["shape"].options = list(picker.poses), list(picker.shapes)
     c["ghosts"].options = ["none", "all keypoints", "all joints", *own]
+    c["ghosts"].value = "none"
     c["body"].value = "open body" if picker.body.name == "open_body" else picker.body.name
     picker.strip.names, picker.strip.pictures = list(picker.poses), {}
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    "Keep what a C++ library prints while it loads out of the cell."
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved), os.close(null)
+
+
+def _pose_all(
+    picker: KeypointPicker,
+    shape: str,
+) -> None:
+    "Pose and render a build in all poses; what is there already costs nothing."
+    with without_notes():
+        for pose in picker.poses:
+            if (pose, shape) not in picker.stills:
+                picker.stills[pose, shape] = still_of(picker.mesh_of(pose, shape), picker.body.faces)
+
+
+def _start(
+    picker: KeypointPicker,
+) -> None:
+    "Make the stills in another thread, so that the first clicks need not wait for the body layer to load."
+    with suppress(RuntimeError):  # no event loop: nobody is looking
+        task = asyncio.get_running_loop().run_in_executor(None, picker.pose_all, picker.state.shape)
+        task.add_done_callback(picker.guarded(lambda done: (done.result(), picker.fill_strip())))
 
 
 def _fill_strip(
     picker: KeypointPicker,
 ) -> None:
-    "Render the stills of all poses in the current build."
+    "Show the stills of all poses in the current build."
     shape = picker.state.shape
-    for pose in picker.poses:
-        if (pose, shape) not in picker.stills:
-            picker.stills[pose, shape] = still_of(picker.mesh_of(pose, shape), picker.body.faces)
+    picker.pose_all(shape)
     picker.strip.pictures = {pose: picker.stills[pose, shape] for pose in picker.poses}
     picker.show()
 
 
-KeypointPicker.set_options, KeypointPicker.fill_strip = _set_options, _fill_strip
+KeypointPicker.set_options, KeypointPicker.pose_all, KeypointPicker.start, KeypointPicker.fill_strip = _set_options, _pose_all, _start, _fill_strip
 
 # %% ../nbs/42_picker.ipynb #bfbb9c97
 def _change(
@@ -515,11 +549,21 @@ def _change(
         picker.controls["status"].value = "posing the body …"
     picker.show()
     if edited or state.done != before.done:
-        save_marks(picker.marks(), autosave_of(picker.path))
+        picker.keep()
     if edited or state.keypoint != before.keypoint:
         picker.later(picker.refit)
     if state.shape != before.shape and picker.strip.pictures:
         picker.later(picker.fill_strip, 0.2)
+
+
+def _keep(
+    picker: KeypointPicker,
+) -> None:
+    "Write the autosave; where that cannot be done, say so and go on."
+    try:
+        save_marks(picker.marks(), autosave_of(picker.path))
+    except OSError as error:
+        picker.show(f"<span style='color:#c1272d'>Not kept in a file: {escape(str(error))}</span>")
 
 
 def _refit(
@@ -532,7 +576,7 @@ def _refit(
     picker.show()
 
 
-KeypointPicker.change, KeypointPicker.refit = _change, _refit
+KeypointPicker.change, KeypointPicker.keep, KeypointPicker.refit = _change, _keep, _refit
 
 # %% ../nbs/42_picker.ipynb #bc2f3025
 def _area(
@@ -698,7 +742,7 @@ def _moves(
     def set_to(name, value):
         return lambda: setattr(picker.controls[name], "value", value(picker.controls[name].value))
 
-    switches = {n: set_to(n, lambda on: not on) for n in ("mirror", "kind", "through", "lasso", "wireframe", "transparent", "backface", "hull")}
+    switches = {n: set_to(n, lambda on: not on) for n in ("mirror", "kind", "through", "lasso", "wireframe", "transparent", "backface", "hull", "zoom")}
     ghosts = set_to("ghosts", lambda now: "none" if now != "none" else "all keypoints")
     return {"undo": of_state(undo), "redo": of_state(redo), "clear": of_state(clear), "grow": rings(grow), "shrink": rings(shrink),
             "reflect": lambda: picker.change(reflect(picker.state, mirror_items(picker.body.mirror, picker.body.faces))), "next": turn(1), "previous": turn(-1),
@@ -725,6 +769,11 @@ def _connect(
         if event["new"] != (partner_of(picker.state, picker.state.keypoint) is not None):
             picker.change(switch_mirror(picker.state))
 
+    def zoom(event):
+        spots = picker.view.V[vertices_of(picker.state, marked(picker.state))]
+        fitted = picker.fits[picker.state.keypoint].weights @ picker.view.V if picker.state.keypoint in picker.fits else picker.view.centre
+        picker.view.look((spots.mean(0) if len(spots) else fitted) if event["new"] else None, 0.35)
+
     def rename(event):
         if event["new"] != str(picker.path):
             picker.path = Path(event["new"].strip() or "keypoints.json")
@@ -739,6 +788,7 @@ def _connect(
     c["mirror"].observe(guarded(switched), "value")
     c["file"].observe(guarded(rename), "value")
     c["body"].observe(guarded(lambda e: picker.change_body(e["new"])), "value")
+    c["zoom"].observe(guarded(zoom), "value")
     c["lasso"].observe(lambda e: setattr(picker.hands, "lasso", e["new"]), "value")
     picker.strip.observe(guarded(lambda e: picker.change(at(picker.state, pose=e["new"]))), "current")
     picker.hands.observe(guarded(lambda e: picker.lasso(e["new"])), "outline")
@@ -771,8 +821,9 @@ def _add_to(
     keypoints: KeypointSet,  # such as keypoint_set("cocoplus19")
 ) -> KeypointSet:  # with the fitted keypoints at its end
     "The keypoint set with everything that was fitted here."
-    for name, fit in picker.fits.items():
-        partner = partner_of(picker.state, name) or next((k for k in picker.fits if partner_of(picker.state, k) == name), None)
+    fits = picker.fit()
+    for name, fit in fits.items():
+        partner = partner_of(picker.state, name) or next((k for k in fits if partner_of(picker.state, k) == name), None)
         keypoints = keypoints.add(name, fit.weights, mirror=partner)
     return keypoints
 

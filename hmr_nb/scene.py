@@ -144,6 +144,7 @@ class MeshView:
         self.skin = three.MeshPhongMaterial(vertexColors="VertexColors", shininess=12, polygonOffset=True, polygonOffsetFactor=5, polygonOffsetUnits=5)
         self.mesh = three.Mesh(geometry, self.skin, frustumCulled=False)
         self.camera, self.orbit, self.scene = stage([self.mesh, *(d.object for d in self.dots.values())], np.ptp(self.V, axis=0), size)
+        self.distance = self.camera.position[2]
         self.clicks = Clicks(self.mesh, self.camera, self.orbit, self.hit) if on_click else None
         controls = [self.orbit, *([self.clicks.press, self.clicks.click] if on_click else [])]
         self.widget = three.Renderer(self.scene, self.camera, controls, width=size[0], height=size[1], antialias=True)
@@ -211,4 +212,17 @@ def _on_screen(
     return np.stack([.5 + zoom * (away @ right) / view.camera.aspect, .5 - zoom * (away @ np.cross(right, ahead))], axis=1)
 
 
-MeshView.eye, MeshView.on_screen = property(_eye), _on_screen
+def _look(
+    view: MeshView,
+    point: Array | None = None,  # (3,) m, what to look at; the whole body if None
+    extent: float = 0.35,  # how much around it shall be seen, m
+) -> None:
+    "Move the camera, without turning it."
+    target = np.zeros(3) if point is None else np.asarray(point, float) - view.centre
+    away = np.asarray(view.camera.position, float) - np.asarray(view.orbit.target, float)
+    distance = view.distance if point is None else extent / (2 * np.tan(np.radians(view.camera.fov / 2)))
+    view.orbit.target, view.camera.position = target.tolist(), (target + distance * away / np.linalg.norm(away)).tolist()
+    view.orbit.exec_three_obj_method("update")
+
+
+MeshView.eye, MeshView.on_screen, MeshView.look = property(_eye), _on_screen, _look
