@@ -162,7 +162,7 @@ def leeway_mm(
     A, x = P[:, some], P @ w
     limits = {"A_ub": np.vstack([A, -A]), "b_ub": np.r_[x + tol, tol - x], "A_eq": np.ones((1, len(some))), "b_eq": [1]}
     ends = [[linprog(sign * arm, **limits).fun for sign in (1, -1)] for arm in arms[some].T]
-    return 2e3 * np.sin(np.radians(15)) * max((-a - b for a, b in ends if a is not None and b is not None), default=0.0)
+    return float(2e3 * np.sin(np.radians(15)) * max((-a - b for a, b in ends if a is not None and b is not None), default=0.0))
 
 # %% ../nbs/39a_fit_report.ipynb #4ce2f4e1
 def stiff_joints(

@@ -252,7 +252,7 @@ def picker_controls() -> dict[str, widgets.Widget]:
         c[name] = switch(text, tip)
     for name, text, tip in (("body", "body", "open body, or the path of a body file"), ("file", "file", "The marks file of Save and Load")):
         c[name] = widgets.Text(description=text, continuous_update=False, layout=wide, style=label, tooltip=tip)
-    return c | {"fit": button("fit", "crosshairs", "Fit all keypoints, with the full report (F)", half, button_style="primary"), "export": button("export", "download", "Write the fitted regressors as .npz (E)", half),
+    return c | {"fit": button("fit", "crosshairs", "Fit all keypoints, with the full report (F)", half, button_style="primary"), "export": button("export", "download", "Write the fitted regressors beside the marks file (E)", half),
                 "save": button("save", "save", "Ctrl-S", half), "load": button("load", "folder-open", "Go on with the marks in the file", half), "report": widgets.HTML(), "status": widgets.HTML(layout=wide)}
 
 # %% ../nbs/42_picker.ipynb #616d8a2a
@@ -679,16 +679,16 @@ def _load(
     if path == picker.path:
         autosave_of(path).unlink(missing_ok=True)
     picker.open(picker.body, path)
-    picker.later(picker.fill_strip)
+    picker.start()
 
 
 def _export(
     picker: KeypointPicker,
-    path: str | Path | None = None,  # beside the marks file if None
+    path: str | Path | None = None,  # .json, .npz or .npy; beside the marks file if None
 ) -> Path:  # the file
-    "Write the fitted rows, for `load_rows` or any program that reads npz."
+    "Write the fitted rows with their report, for `load_rows`."
     fits = picker.fit()
-    written = save_rows(path or picker.path.with_name(f"{picker.path.stem}_regressors.npz"), {n: f.weights for n, f in fits.items()}, picker.body)
+    written = save_rows(fits, path or picker.path.with_name(f"{picker.path.stem}_regressors.json"), picker.body, picker.marks())
     picker.show(f"{', '.join(map(escape, fits))} written to {escape(str(written))}.")
     return written
 
@@ -706,7 +706,7 @@ def _change_body(
     if same and picker.state.marks:
         save_marks({**picker.marks(), "body": body.name}, autosave_of(picker.path))
     picker.open(body, picker.path if same else picker.path.with_name(f"{Path(body.name).stem}_{picker.path.name}"))
-    picker.later(picker.fill_strip)
+    picker.start()
 
 
 KeypointPicker.change_body = _change_body

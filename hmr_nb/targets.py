@@ -40,11 +40,11 @@ def ray_through(
     o, d = np.asarray(origin, float), np.asarray(direction, float) / np.linalg.norm(direction)
     h = np.cross(d, C - A)
     det = np.einsum("fc,fc->f", B - A, h)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # faces that the ray only grazes
         u = np.einsum("fc,fc->f", o - A, h) / det
         q = np.cross(o - A, B - A)
         s, far = q @ d / det, np.einsum("fc,fc->f", C - A, q) / det
-    hit = np.flatnonzero((det != 0) & (u >= 0) & (s >= 0) & (u + s <= 1) & (far > 1e-9))
+        hit = np.flatnonzero((det != 0) & (u >= 0) & (s >= 0) & (u + s <= 1) & (far > 1e-9))
     ways = [hit[(np.sign(det[hit]) == side)] for side in (1, -1)]  # a face that looks at us is the way in
     ins = ways[0][np.argsort(far[ways[0]])]
     outs = [f for f in ways[1][np.argsort(far[ways[1]])] if len(ins) and far[f] > far[ins[0]]]

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from hmr_nb.joint_regressor import fit_regressor
+from hmr_nb.joint_regressor import fit_regressor, near_vertices
 from hmr_nb.open_body import open_body
 from hmr_nb.skeleton import keypoint_set
 from hmr_nb.smpl import SMPL
@@ -48,7 +48,12 @@ def regressor_row(body) -> None:
     layer = SMPL(body)
     V = np.asarray(layer(rng.normal(0, 0.3, (30, 24, 3)).astype(np.float32), np.zeros((30, 10), np.float32)).vertices)
     target = V[:, [10, 20, 30]].mean(1)
-    print(f"fit_regressor, 30 meshes, {V.shape[1]} candidates: {seconds(lambda: fit_regressor(V, target), 3):.2f} s")
+    noisy = target + rng.normal(0, 0.003, target.shape)
+    print(f"fit_regressor, 30 meshes, {V.shape[1]} candidates, with its report: clean {seconds(lambda: fit_regressor(V, target, body=body), 3):.2f} s, "
+          f"trembling marks {seconds(lambda: fit_regressor(V, noisy, body=body), 3):.2f} s")
+    live = near_vertices(V[:5], noisy[:5], 0.1)
+    print(f"five meshes as in the picker: fit and leave-one-out {1e3 * seconds(lambda: fit_regressor(V[:5], noisy[:5], candidates=live, bootstrap=0), 9):.0f} ms, "
+          f"with stiff joints {1e3 * seconds(lambda: fit_regressor(V[:5], noisy[:5], candidates=live, bootstrap=0, body=body), 9):.0f} ms")
 
 
 def model_row() -> None:

@@ -219,7 +219,7 @@ def test_export_can_be_read_back(picker, body):
     click(picker, 10)
     picker.controls["mirror"].value = True
     picker.controls["export"].click()
-    rows = load_rows(picker.path.with_name("marks_regressors.npz"), body)
+    rows = load_rows(picker.path.with_name("marks_regressors.json"), body)
     assert sorted(rows) == ["toe_l", "toe_r"] and rows["toe_l"].argmax() == 10 and rows["toe_r"].argmax() == body.mirror[10]
 
 
