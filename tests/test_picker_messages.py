@@ -149,7 +149,7 @@ def test_triangles_and_their_fit(picker):
     face, = triangles_of(picker.state, marked(picker.state))
     assert 10 in picker.view.F[face] and picker.view.dots["facets"].object.visible
     np.testing.assert_allclose(picker.fits["toe_l"].weights @ picker.view.V, picker.view.V[picker.view.F[face]].mean(0), atol=1e-6)
-    picker.controls["through"].value = True
+    picker.controls["through"].value, picker.controls["brush"].value = True, 60  # wider than the largest triangle
     click(picker, 10, "shift")
     assert len(triangles_of(picker.state, marked(picker.state))) > 1 and not vertices_of(picker.state, marked(picker.state))
     click(picker, 10, "ctrl")
