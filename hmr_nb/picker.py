@@ -118,6 +118,7 @@ function render({ model, el }) {
       card.append(dot);
     }
     card.append(Object.assign(document.createElement("span"), { textContent: (model.get("ticks").includes(name) ? "\u2713 " : "") + name }));
+    card.onmousedown = (e) => e.preventDefault();  // the keys stay with the picker: this button will be drawn anew
     card.onclick = () => { model.set("current", name); model.save_changes(); };
     return card;
   }));
@@ -164,7 +165,7 @@ function render({ model, el }) {
     box().style.outline = "none";
     box().dataset.lmSuppressShortcuts = "true";
     box().addEventListener("keydown", press);
-    box().addEventListener("pointerdown", (e) => { if (!e.target.closest("input, textarea, select")) box().focus({ preventScroll: true }); }, true);
+    for (const what of ["pointerdown", "click"]) box().addEventListener(what, (e) => { if (!e.target.closest("input, textarea, select")) box().focus({ preventScroll: true }); }, true);
   };
   let sheet = null;
   const lasso = () => {
@@ -387,7 +388,7 @@ def _later(
 def picker_dots() -> dict[str, Dots]:
     "What can be laid over the mesh, bottom first."
     return {"hull": Facets("#cc2f7b", 0.25), "facets": Facets("#cc2f7b"), "mirror_facets": Facets("#eda6c8"), "ghosts": Dots("#5b86b3", 7, on_top=True),
-            "mirrored": Dots("#eda6c8", 7), "marked": Dots("#cc2f7b", 9), "keypoint": Dots("#f2c200", 11, on_top=True)}
+            "mirrored": Dots("#eda6c8", 8), "marked": Dots("#cc2f7b", 11), "keypoint": Dots("#f2c200", 7, on_top=True)}
 
 
 KeypointPicker.mesh_of, KeypointPicker.later = _mesh_of, _later

@@ -24,7 +24,6 @@ HARMLESS = ("t.on is not a function", "lumino", "GPU stall", "favicon", "Failed 
 CELL = "from hmr_nb.open_body import open_body\nfrom hmr_nb.picker import KeypointPicker\npicker = KeypointPicker(open_body(), path='marks.json')\npicker"
 PINK = (204, 47, 123)
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-BROWSER_ARGS = ["--no-sandbox", "--enable-unsafe-swiftshader"]
 
 
 def need(found, what):
@@ -88,19 +87,30 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    "The notebook, open in Chromium, with a list of what its console called errors."
+def chromium(lab):
+    "A browser without a window."
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, headless=True, args=BROWSER_ARGS)
-        page = browser.new_page(viewport={"width": 1300, "height": 900})
-        page.errors = []
-        page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: page.errors.append(str(e)))
-        page.goto(f"{lab[0]}lab/tree/picker.ipynb")
-        yield page
+        browser = play.chromium.launch(executable_path=BROWSER, headless=True, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
+        yield browser
         browser.close()
+
+
+def open_page(browser, address):
+    "A page of a browser, with a list of what its console called errors."
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.errors = []
+    page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: page.errors.append(str(e)))
+    page.goto(address, timeout=120_000)
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(lab, chromium):
+    "The notebook, open in Chromium."
+    return open_page(chromium, f"{lab[0]}lab/tree/picker.ipynb")
 
 
 class Kernel:
@@ -377,10 +387,8 @@ def test_nothing_went_wrong_in_the_console(page, picker, tmp_path_factory):
     assert not unknown
 
 
-def test_the_same_in_voila(lab, body, tmp_path):
+def test_the_same_in_voila(chromium, body, tmp_path):
     need(importlib.util.find_spec("voila"), "voila")
-    from playwright.sync_api import sync_playwright
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -392,22 +400,15 @@ def test_the_same_in_voila(lab, body, tmp_path):
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_for(lambda: str(port) in (tmp_path / "voila.log").read_text(), f"Voila to start, see {tmp_path / 'voila.log'}")
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=BROWSER, headless=True, args=BROWSER_ARGS)
-            page = browser.new_page(viewport={"width": 1000, "height": 900})
-            errors = []
-            page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-            page.on("pageerror", lambda e: errors.append(str(e)))
-            page.goto(f"http://127.0.0.1:{port}/", timeout=120_000)
-            box, kernel = drawn(page), Kernel(runtime)
-            (vertex, spot), = clear_spots(kernel, box, *body, count=1, seed=7)
-            page.mouse.click(*spot)
-            wait_for(lambda: marked(kernel) == [vertex], "a click in Voila")
-            page.keyboard.press("Control+s")
-            wait_for((tmp_path / "marks.json").exists, "the saved file")
-            assert json.loads((tmp_path / "marks.json").read_text())["keypoints"]["toe_l"]["marks"][0]["vertices"] == [vertex]
-            assert not [e for e in errors if not any(h in e for h in HARMLESS)]
-            browser.close()
+        page = open_page(chromium, f"http://127.0.0.1:{port}/")
+        box, kernel = drawn(page), Kernel(runtime)
+        (vertex, spot), = clear_spots(kernel, box, *body, count=1, seed=7)
+        page.mouse.click(*spot)
+        wait_for(lambda: marked(kernel) == [vertex], "a click in Voila")
+        page.keyboard.press("Control+s")
+        wait_for((tmp_path / "marks.json").exists, "the saved file")
+        assert json.loads((tmp_path / "marks.json").read_text())["keypoints"]["toe_l"]["marks"][0]["vertices"] == [vertex]
+        assert not [e for e in page.errors if not any(h in e for h in HARMLESS)]
     finally:
         os.killpg(server.pid, signal.SIGINT)
         try:
