@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,15 @@ def written(folder, pattern):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "A JupyterLab server of our own on a scratch folder with one notebook: its address and folder."
     need(BROWSER, "chromium")
-    pytest.importorskip("playwright", reason="playwright is not installed here: pip install playwright") if os.environ.get("CI") != "true" else __import__("playwright")
-    home = tmp_path_factory.mktemp("lab")
+    need(importlib.util.find_spec("playwright"), "playwright")
+    with serve_lab(tmp_path_factory.mktemp("lab")) as served:
+        yield served
+
+
+@contextmanager
+def serve_lab(home):
+    "A JupyterLab server of our own on a scratch folder with one notebook: its address, its folder, and where its kernels are known."
     work, runtime, config = home / "work", home / "runtime", home / "config"
     for folder in (work, runtime, config):
         folder.mkdir()
@@ -88,6 +94,12 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium(lab):
+    with headless() as browser:
+        yield browser
+
+
+@contextmanager
+def headless():
     "A browser without a window."
     from playwright.sync_api import sync_playwright
 
@@ -97,9 +109,10 @@ def chromium(lab):
         browser.close()
 
 
-def open_page(browser, address):
-    "A page of a browser, with a list of what its console called errors."
+def open_page(browser, address, script=""):
+    "A page of a browser, with a list of what its console called errors; a script can be run before all others."
     page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.add_init_script(script)
     page.errors = []
     page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: page.errors.append(str(e)))
@@ -119,7 +132,7 @@ class Kernel:
     def __init__(self, runtime):
         from jupyter_client import BlockingKernelClient
 
-        connection = wait_for(lambda: written(runtime, "kernel-*.json"), "the notebook's kernel")
+        connection = wait_for(lambda: written(runtime, "**/kernel-*.json"), "the notebook's kernel")
         self.client = BlockingKernelClient(connection_file=str(connection))
         self.client.load_connection_file()
         self.client.start_channels()
@@ -152,7 +165,11 @@ class Kernel:
 
 @pytest.fixture(scope="module")
 def picker(lab, page):
-    "Run the notebook; give the kernel and where the canvas is once the body is drawn."
+    return run_notebook(lab, page)
+
+
+def run_notebook(lab, page):
+    "Run the notebook; the kernel, and where the canvas is once the body is drawn."
     page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context && "
                            "window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'", timeout=60_000)
     kernel = Kernel(lab[2])
@@ -394,7 +411,7 @@ def test_the_same_in_voila(chromium, body, tmp_path):
         port = free.getsockname()[1]
     runtime = tmp_path / "runtime"
     runtime.mkdir()
-    env = {**os.environ, "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "-1"}
+    env = {**os.environ, "TMPDIR": str(runtime), "JUPYTER_CONFIG_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "-1"}
     command = [Path(sys.executable).parent / "hmr_nb", "pick", "--no-browser", f"--port={port}", "--marks", str(tmp_path / "marks.json")]
     with (tmp_path / "voila.log").open("wb") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
