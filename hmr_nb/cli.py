@@ -7,13 +7,16 @@ __all__ = ['app', 'body_app', 'Out', 'Body', 'Weights', 'Data', 'PICTURES', 'CON
            'main', 'demo', 'pictures_in', 'boxes_for', 'open_model', 'infer', 'find_converter', 'own_options',
            'parse_value', 'read_settings', 'list_converters', 'read_workers', 'convert', 'print_card', 'print_people',
            'card', 'train', 'evaluate', 'domain', 'tree_lines', 'body_inspect', 'body_convert', 'body_export',
-           'body_build', 'named', 'share_of', 'fit_regressor', 'import_weights']
+           'body_build', 'named', 'share_of', 'fit_regressor', 'import_weights', 'pick', 'picker_page']
 
 # %% ../nbs/90_cli.ipynb #5c8b4a97
 import inspect
+import json
 import os
 import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
@@ -583,3 +586,43 @@ def import_weights(
     from hmr_nb.published import import_weights as run
 
     print(run(kind, checkpoint, out))
+
+# %% ../nbs/90_cli.ipynb #b8a5848d
+@app.command()
+def pick(
+    body: Body = None,
+    marks: Annotated[Path, typer.Option("--marks", help="Marks file: read if it is there, written by Save.")] = Path("keypoints.json"),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 takes any that is free.")] = 8866,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")] = True,
+) -> None:
+    """Mark keypoints on a body with the mouse, in the browser; stop with Ctrl-C.
+
+    Example:  hmr_nb pick --body smpl.npz --marks toes.json
+    """
+    from importlib.util import find_spec
+
+    from hmr_nb.body_data import load_body
+
+    if find_spec("voila") is None:
+        raise ImportError("the picker's own page needs Voila: pip install 'hmr_nb[voila]' (in JupyterLab, KeypointPicker works without it)")
+    if body:
+        load_body(body)  # what is wrong with it is said here, not in the page
+    with tempfile.TemporaryDirectory() as folder:
+        page = picker_page(Path(folder) / "picker.ipynb", body, marks)
+        command = [sys.executable, "-m", "voila", str(page), f"--port={port}", "--Voila.ip=127.0.0.1", "--VoilaConfiguration.show_tracebacks=True"]
+        raise typer.Exit(subprocess.call([*command, *([] if browser else ["--no-browser"])], stderr=sys.stderr))  # where the page's address is said
+
+
+def picker_page(
+    path: Path,  # .ipynb
+    body: Path | None,  # the open body if None
+    marks: Path,
+) -> Path:  # the notebook
+    "A notebook that holds a picker and nothing else."
+    given = f"load_body({str(body.resolve())!r})" if body else "open_body()"
+    lines = ["from hmr_nb.body_data import load_body", "from hmr_nb.open_body import open_body", "from hmr_nb.picker import KeypointPicker",
+             f"picker = KeypointPicker({given}, path={str(marks.resolve())!r})", "picker"]
+    cell = {"cell_type": "code", "id": "picker", "metadata": {}, "source": "\n".join(lines), "outputs": [], "execution_count": None}
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = {"cells": [cell], "metadata": {"kernelspec": kernel, "title": "hmr_nb pick"}, "nbformat": 4, "nbformat_minor": 5}
+    return write_whole(path, lambda part: part.write_text(json.dumps(notebook), encoding="utf-8"))

@@ -160,6 +160,49 @@ def pipeline_row(folder, count: int = 2000, size: int = 224) -> None:
     print(f"training input, {size} px from 300 px: {count / ours:.0f} images/s, hmr2.0's recipe {count / theirs:.0f} ({theirs / ours:.2f} x)")
 
 
+WATCH = """
+const real = HTMLCanvasElement.prototype.getContext;  // keep what was drawn, so that it can be looked at
+HTMLCanvasElement.prototype.getContext = function (kind, options) { return real.call(this, kind, kind.startsWith("webgl") ? { ...options, preserveDrawingBuffer: true } : options); };
+window.addEventListener("click", (e) => {
+  const canvas = document.querySelector(".hmr-picker canvas"), start = performance.now();
+  if (e.target !== canvas) return;
+  const eye = new OffscreenCanvas(12, 12).getContext("2d", { willReadFrequently: true }), scale = canvas.width / canvas.clientWidth;
+  let first = true;
+  const look = () => {
+    eye.drawImage(canvas, (e.offsetX - 6) * scale, (e.offsetY - 6) * scale, 12 * scale, 12 * scale, 0, 0, 12, 12);
+    const rgb = eye.getImageData(0, 0, 12, 12).data;
+    for (let i = 0; i < rgb.length; i += 4) if (Math.abs(rgb[i] - 204) + Math.abs(rgb[i + 1] - 47) + Math.abs(rgb[i + 2] - 123) < 60) return void (window.waited = first ? -1 : performance.now() - start);
+    first = false;
+    requestAnimationFrame(look);
+  };
+  window.waited = null;
+  requestAnimationFrame(look);
+}, true);
+"""
+
+
+def picker_row(body, clicks: int = 15) -> None:
+    "From a click on the picker's canvas in JupyterLab to a frame in which its dot is drawn."
+    import tempfile
+    from pathlib import Path
+
+    import test_picker_browser as browser
+
+    if not browser.BROWSER:
+        return print("picker: no chromium here (apt install chromium), not measured")
+    with tempfile.TemporaryDirectory() as home, browser.serve_lab(Path(home)) as lab, browser.headless() as chromium:
+        page = browser.open_page(chromium, f"{lab[0]}lab/tree/picker.ipynb", WATCH)
+        kernel, box = browser.run_notebook(lab, page)
+        browser.wait_for(lambda: kernel.ask("len(picker.strip.pictures)"), "the stills")
+        waits = []
+        for _, spot in browser.clear_spots(kernel, box, np.asarray(body.v_template, float), np.asarray(body.faces), clicks, seed=0):
+            page.mouse.click(*spot)
+            page.wait_for_function("window.waited", timeout=10_000)
+            waits.append(page.evaluate("window.waited"))
+    waits = [w for w in waits if w > 0]  # not those beside a dot that was there before
+    print(f"picker: click to drawn dot {statistics.median(waits):.0f} ms median of {len(waits)} ({min(waits):.0f} to {max(waits):.0f})")
+
+
 if __name__ == "__main__":
     from pathlib import Path
     from tempfile import TemporaryDirectory
@@ -171,3 +214,4 @@ if __name__ == "__main__":
     with TemporaryDirectory() as folder:
         conversion_row(Path(folder))
         pipeline_row(Path(folder))
+    picker_row(body)

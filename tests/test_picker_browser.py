@@ -1,15 +1,18 @@
-"""The picker in JupyterLab, in a real browser: clicks at projected vertices mark exactly those, a drag marks nothing.
+"""The picker in JupyterLab and Voila, in a real browser: clicks at projected vertices mark exactly those, a drag marks nothing.
 
 Needs Chromium and the `playwright` package; skips with a reason where one is missing, fails there when CI=true.
 """
 
+import importlib.util
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +20,18 @@ import pytest
 
 LAB_ARGS = ["--no-browser", "--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=", "--ServerApp.password=",
             "--ServerApp.open_browser=False", "--LabApp.expose_app_in_browser=True", "--allow-root"]
-HARMLESS = ("t.on is not a function", "lumino", "GPU stall", "favicon", "Failed to load resource: the server responded with a status of 404")
+HARMLESS = ("t.on is not a function", "lumino", "GPU stall", "favicon", "Failed to load resource: the server responded with a status of 404",
+            "ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "The getter for the shared module")  # the last three: Voila without internet; extensions of others
 CELL = "from hmr_nb.open_body import open_body\nfrom hmr_nb.picker import KeypointPicker\npicker = KeypointPicker(open_body(), path='marks.json')\npicker"
 PINK = (204, 47, 123)
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def need(found, what):
     "Go on if it is there; else skip, or fail where the browser test must run."
     if found:
         return found
-    reason = f"{what} is not installed here: the picker is not tried in a browser (apt install chromium; pip install playwright)"
+    reason = f"{what} is not installed here: the picker is not tried in a browser (apt install chromium; pip install playwright voila)"
     pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
 
 
@@ -53,10 +58,15 @@ def written(folder, pattern):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "A JupyterLab server of our own on a scratch folder with one notebook: its address and folder."
-    need(shutil.which("chromium") or shutil.which("google-chrome"), "chromium")
-    pytest.importorskip("playwright", reason="playwright is not installed here: pip install playwright") if os.environ.get("CI") != "true" else __import__("playwright")
-    home = tmp_path_factory.mktemp("lab")
+    need(BROWSER, "chromium")
+    need(importlib.util.find_spec("playwright"), "playwright")
+    with serve_lab(tmp_path_factory.mktemp("lab")) as served:
+        yield served
+
+
+@contextmanager
+def serve_lab(home):
+    "A JupyterLab server of our own on a scratch folder with one notebook: its address, its folder, and where its kernels are known."
     work, runtime, config = home / "work", home / "runtime", home / "config"
     for folder in (work, runtime, config):
         folder.mkdir()
@@ -83,20 +93,37 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    "The notebook, open in Chromium, with a list of what its console called errors."
+def chromium(lab):
+    with headless() as browser:
+        yield browser
+
+
+@contextmanager
+def headless():
+    "A browser without a window."
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        args = ["--no-sandbox", "--enable-unsafe-swiftshader"]
-        browser = play.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("google-chrome"), headless=True, args=args)
-        page = browser.new_page(viewport={"width": 1300, "height": 900})
-        page.errors = []
-        page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: page.errors.append(str(e)))
-        page.goto(f"{lab[0]}lab/tree/picker.ipynb")
-        yield page
+        browser = play.chromium.launch(executable_path=BROWSER, headless=True, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
+        yield browser
         browser.close()
+
+
+def open_page(browser, address, script=""):
+    "A page of a browser, with a list of what its console called errors; a script can be run before all others."
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.add_init_script(script)
+    page.errors = []
+    page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: page.errors.append(str(e)))
+    page.goto(address, timeout=120_000)
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(lab, chromium):
+    "The notebook, open in Chromium."
+    return open_page(chromium, f"{lab[0]}lab/tree/picker.ipynb")
 
 
 class Kernel:
@@ -105,7 +132,7 @@ class Kernel:
     def __init__(self, runtime):
         from jupyter_client import BlockingKernelClient
 
-        connection = wait_for(lambda: written(runtime, "kernel-*.json"), "the notebook's kernel")
+        connection = wait_for(lambda: written(runtime, "**/kernel-*.json"), "the notebook's kernel")
         self.client = BlockingKernelClient(connection_file=str(connection))
         self.client.load_connection_file()
         self.client.start_channels()
@@ -138,24 +165,38 @@ class Kernel:
 
 @pytest.fixture(scope="module")
 def picker(lab, page):
-    "Run the notebook; give the kernel and where the canvas is once the body is drawn."
+    return run_notebook(lab, page)
+
+
+def run_notebook(lab, page):
+    "Run the notebook; the kernel, and where the canvas is once the body is drawn."
     page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context && "
                            "window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'", timeout=60_000)
     kernel = Kernel(lab[2])
 
+    return kernel, run_all(page, kernel)
+
+
+def run_all(page, kernel):
+    "Run the notebook until the kernel has a picker and the page a body; where the canvas is."
     def run():  # a Run All sent while the connection is still forming is lost: ask again until the kernel knows the picker
         if not kernel.has("'picker' in globals()"):
             page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         return kernel.has("'picker' in globals()")
 
     wait_for(run, "the cell to run")
-    canvas = page.locator(".jp-OutputArea-output canvas").first
+    return drawn(page)
+
+
+def drawn(page):
+    "Where the canvas is, once the body is drawn on it."
+    canvas = page.locator(".hmr-picker canvas").first
     canvas.wait_for(state="visible", timeout=60_000)
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    wait_for(lambda: colours(page, box, (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2), 20).std(0).max() > 1
-             or colours(page, box, (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2), 3).mean() < 240, "the body to be drawn")
-    return kernel, box
+    middle = (box["x"] + box["width"] / 2, box["y"] + 0.4 * box["height"])  # on the chest
+    wait_for(lambda: colours(page, box, middle, 3).mean() < 240, "the body to be drawn")
+    return box
 
 
 def colours(page, box, spot, reach=6):
@@ -208,11 +249,11 @@ def clear_spots(kernel, box, V, F, count, seed):
 
 def press(page, button):
     "Click one of the picker's own buttons."
-    page.locator("button.jupyter-button", has_text=button).click()
+    page.locator(".hmr-picker button.jupyter-button", has_text=button).click()
 
 
 def marked(kernel):
-    return sorted(kernel.ask("sorted(picker.state.marks.get(picker.state.keypoint, {}).get(picker.state.pose, []))"))
+    return sorted(kernel.ask("sorted(picker.state.marks.get(picker.state.keypoint, {}).get((picker.state.pose, picker.state.shape), []))"))
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +321,7 @@ def test_mirror_fit_and_save(page, picker, lab):
     wait_for(lambda: kernel.ask("sorted(picker.state.mirrored)") == ["toe_l"], "the mirror switch")
     press(page, "fit")
     wait_for(lambda: kernel.ask("sorted(picker.fits)") == ["toe_l", "toe_r"], "both rows")
-    page.get_by_text("residual").wait_for(timeout=60_000)
+    page.get_by_text("residual").first.wait_for(timeout=60_000)
     assert abs(kernel.ask("float(picker.fits['toe_l'].weights.sum())") - 1) < 1e-12
     press(page, "save")
     wait_for(lambda: (lab[1] / "marks.json").exists(), "the saved file")
@@ -288,7 +329,106 @@ def test_mirror_fit_and_save(page, picker, lab):
     assert saved["keypoints"]["toe_l"]["marks"][0]["vertices"] == marked(kernel)
 
 
+def test_poses_by_still_and_by_key(page, picker):
+    kernel, _box = picker
+    before = marked(kernel)
+    wait_for(lambda: kernel.ask("len(picker.strip.pictures)") == 6, "the stills of all poses")
+    card = page.locator(".hmr-strip button", has_text="squat")
+    assert card.locator("i").count() == 2  # the keypoint and its mirror image
+    card.click()
+    wait_for(lambda: kernel.ask("picker.state.pose") == "squat", "the pose of the still")
+    assert not marked(kernel)
+    for key, pose in (("n", "tiptoe"), ("p", "squat")):
+        page.keyboard.press(key)
+        wait_for(lambda pose=pose: kernel.ask("picker.state.pose") == pose, f"key {key}")
+    page.locator(".hmr-strip button", has_text="rest").click()
+    wait_for(lambda: marked(kernel) == before, "the marks of the first pose")
+    page.keyboard.press("Control+z")
+    wait_for(lambda: kernel.ask("len(picker.state.undone)") == 1, "undo by key")
+    page.keyboard.press("Control+Shift+z")
+    wait_for(lambda: kernel.ask("len(picker.state.undone)") == 0, "redo by key")
+    page.keyboard.press("b")  # JupyterLab's own key for a new cell
+    wait_for(lambda: kernel.ask("picker.view.skin.side") == "DoubleSide", "back faces by key")
+    page.keyboard.press("b")
+    assert page.evaluate("window.jupyterapp.shell.currentWidget.content.widgets.length") == 1
+
+
+def test_a_lasso_marks_what_it_goes_around(page, picker, body):
+    kernel, box = picker
+    page.locator(".hmr-strip button", has_text="twist").click()
+    wait_for(lambda: kernel.ask("picker.state.pose") == "twist", "a pose without marks")
+    page.keyboard.press("l")
+    sheet = page.locator(".hmr-picker svg polygon")
+    sheet.wait_for(state="attached")
+    line = [(0.3, 0.02), (0.7, 0.02), (0.7, 0.25), (0.3, 0.25)]
+    spots = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in line]
+    page.mouse.move(*spots[0])
+    page.mouse.down()
+    for spot in [*spots[1:], spots[0]]:
+        page.mouse.move(*spot, steps=3)
+    page.mouse.up()
+    wait_for(lambda: marked(kernel), "the lasso's marks")
+    V = np.array(kernel.ask("picker.view.V.tolist()"))
+    px, _eye = on_page(kernel, box, V - np.array(kernel.ask("picker.view.centre.tolist()")))
+    x, y = ((px - [box["x"], box["y"]]) / [box["width"], box["height"]]).T
+    inside = np.flatnonzero((x > 0.3) & (x < 0.7) & (y > 0.02) & (y < 0.25))
+    seen = kernel.ask("__import__('hmr_nb.picker_state').picker_state.seen_from(picker.view.V, picker.view.F, picker.view.eye).tolist()")
+    wanted = {int(v) for v in inside if seen[v]}
+    assert len(wanted) > 20 and len(wanted ^ set(marked(kernel))) <= 0.01 * len(wanted)  # a mouse is on whole pixels: a vertex on the line may fall on either side
+    wait_for(lambda: sheet.count() == 0, "the sheet to go away")
+    press(page, "clear")
+    wait_for(lambda: not marked(kernel), "clear")
+
+
+def test_a_dead_kernel_loses_nothing(page, picker, body):
+    kernel, box = picker
+    page.locator(".hmr-strip button", has_text="rest").click()
+    wait_for(lambda: kernel.ask("picker.state.pose") == "rest", "the first pose")
+    saved = marked(kernel)
+    (vertex, spot), = clear_spots(kernel, box, *body, count=1, seed=5)
+    page.mouse.click(*spot)
+    wait_for(lambda: marked(kernel) == sorted(set(saved) ^ {vertex}), "a click that is not saved")
+    state = kernel.ask("repr(picker.state)")
+    page.evaluate("window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.restart()")
+    wait_for(lambda: not kernel.has("'picker' in globals()"), "the kernel to forget")
+    run_all(page, kernel)
+    assert kernel.ask("repr(picker.state)") == state and marked(kernel) == sorted(set(saved) ^ {vertex})
+    page.get_by_text("unsaved marks came back").first.wait_for()
+    press(page, "load")
+    wait_for(lambda: marked(kernel) == saved, "what was saved by hand")
+
+
 def test_nothing_went_wrong_in_the_console(page, picker, tmp_path_factory):
     page.screenshot(path=tmp_path_factory.mktemp("shots") / "picker.png")
     unknown = [e for e in page.errors if not any(h in e for h in HARMLESS)]
     assert not unknown
+
+
+def test_the_same_in_voila(chromium, body, tmp_path):
+    need(importlib.util.find_spec("voila"), "voila")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    env = {**os.environ, "TMPDIR": str(runtime), "JUPYTER_CONFIG_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [Path(sys.executable).parent / "hmr_nb", "pick", "--no-browser", f"--port={port}", "--marks", str(tmp_path / "marks.json")]
+    with (tmp_path / "voila.log").open("wb") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: str(port) in (tmp_path / "voila.log").read_text(), f"Voila to start, see {tmp_path / 'voila.log'}")
+        page = open_page(chromium, f"http://127.0.0.1:{port}/")
+        box, kernel = drawn(page), Kernel(runtime)
+        (vertex, spot), = clear_spots(kernel, box, *body, count=1, seed=7)
+        page.mouse.click(*spot)
+        wait_for(lambda: marked(kernel) == [vertex], "a click in Voila")
+        page.keyboard.press("Control+s")
+        wait_for((tmp_path / "marks.json").exists, "the saved file")
+        assert json.loads((tmp_path / "marks.json").read_text())["keypoints"]["toe_l"]["marks"][0]["vertices"] == [vertex]
+        assert not [e for e in page.errors if not any(h in e for h in HARMLESS)]
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)

@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from hmr_nb.body_data import shipped
+from hmr_nb.body_data import save_body, shipped
 from hmr_nb.joint_regressor import fit_marks, load_marks
 from hmr_nb.open_body import open_body
-from hmr_nb.picker import NOWHERE, KeypointPicker
-from hmr_nb.picker_state import PickerState, marked, to_marks
+from hmr_nb.picker import KEYS, KeypointPicker, autosave_of, still_spots
+from hmr_nb.picker_state import PickerState, marked, seen_from, to_marks, triangles_of, vertices_of
+from hmr_nb.regressor_files import load_rows
+from hmr_nb.scene import NOWHERE
 
-KEYS = {"": (0, 0, 0, 0), "shift": (1, 0, 0, 0), "ctrl": (0, 1, 0, 0), "meta": (0, 0, 0, 1)}
+HELD = {"": (0, 0, 0, 0), "shift": (1, 0, 0, 0), "ctrl": (0, 1, 0, 0), "meta": (0, 0, 0, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def click(picker, vertex, key="", hit=True):
     view = picker.view
     face = int(np.flatnonzero((view.F == vertex).any(1))[0])
     point = (view.V[view.F[face]] - view.centre).T @ np.where(view.F[face] == vertex, 0.8, 0.1) if hit else np.zeros(3)
-    view.clicks.click.set_state({"faceIndex": float(face) if hit else None, "modifiers": [bool(k) for k in KEYS[key]], "point": point.tolist(),
+    view.clicks.click.set_state({"faceIndex": float(face) if hit else None, "modifiers": [bool(k) for k in HELD[key]], "point": point.tolist(),
                                  "object": f"IPY_MODEL_{view.mesh.model_id}" if hit else None})
 
 
@@ -81,10 +84,10 @@ def test_buttons_poses_and_names(picker):
     click(picker, 11)
     picker.controls["name"].value = "heel_l"
     click(picker, 12)
-    assert picker.state.marks == {"toe_l": {"rest": {10}, "also rest": {11}}, "heel_l": {"also rest": {12}}}
+    assert picker.state.marks == {"toe_l": {("rest", "mean"): {10}, ("also rest", "mean"): {11}}, "heel_l": {("also rest", "mean"): {12}}}
     for _ in range(2):
         picker.controls["undo"].click()
-    assert picker.state.marks == {"toe_l": {"rest": {10}}} and picker.controls["name"].value == "toe_l"
+    assert picker.state.marks == {"toe_l": {("rest", "mean"): {10}}} and picker.controls["name"].value == "toe_l"
     for _ in range(2):
         picker.controls["redo"].click()
     assert picker.controls["name"].value == "heel_l" and picker.controls["redo"].disabled
@@ -102,10 +105,136 @@ def test_dots_show_the_state(picker, body):
         np.testing.assert_allclose(dots[name].position.array[0] + picker.view.centre, body.v_template[vertex], atol=1e-5)
     picker.controls["fit"].click()
     assert sorted(picker.fits) == ["toe_l", "toe_r"] and dots["keypoint"].object.visible
+    click(picker, 11)  # the keypoint follows at once
+    middle = body.v_template[[10, 11]].mean(0)
+    np.testing.assert_allclose(dots["keypoint"].position.array[0] + picker.view.centre, middle, atol=1e-5)
+    np.testing.assert_allclose(picker.strip.dots["also rest"][0], still_spots(picker.view.V, middle)[0], atol=1e-3)
+    for _ in range(3):
+        picker.controls["undo"].click()
+    assert not picker.fits and not any(d.object.visible for d in dots.values()) and not picker.strip.dots
+
+
+def test_keys_do_what_the_buttons_do(picker):
+    def key(name):
+        picker.hands.set_state({"pressed": [name, picker.hands.pressed[1] + 1]})
+
+    click(picker, 10)
+    for name, expected in (("ctrl+z", set()), ("ctrl+shift+z", {10}), (".", None), (",", {10}), ("delete", set()), ("u", {10})):
+        key(name)
+        assert expected is None and len(marked(picker.state)) > 4 or marked(picker.state) == expected
+    key("n")
+    assert picker.state.pose == picker.strip.current == picker.controls["pose"].value == "also rest"
+    key("p")
+    assert picker.state.pose == "rest"
+    for name, control in (("w", "wireframe"), ("t", "transparent"), ("b", "backface"), ("h", "hull"), ("m", "mirror"), ("o", "through"), ("k", "kind"), ("z", "zoom"), ("l", "lasso")):
+        key(name)
+        assert picker.controls[control].value is True
+    skin = picker.view.skin
+    assert skin.wireframe and skin.opacity < 1 and skin.side == "DoubleSide" and picker.hands.lasso
+    key("escape")
+    assert not picker.hands.lasso and not picker.controls["lasso"].value
+    key("g")
+    assert picker.controls["ghosts"].value == "all keypoints" and picker.view.dots["ghosts"].object.visible
+    before = picker.controls["brush"].value
+    key("]")
+    assert picker.controls["brush"].value > before
+    key("x")
+    assert marked(picker.state) == {int(picker.body.mirror[10])}
+    assert set(KEYS.values()) <= set(picker.moves())
+
+
+def test_triangles_and_their_fit(picker):
+    picker.controls["kind"].value = True
+    click(picker, 10)
+    face, = triangles_of(picker.state, marked(picker.state))
+    assert 10 in picker.view.F[face] and picker.view.dots["facets"].object.visible
+    np.testing.assert_allclose(picker.fits["toe_l"].weights @ picker.view.V, picker.view.V[picker.view.F[face]].mean(0), atol=1e-6)
+    picker.controls["through"].value, picker.controls["brush"].value = True, 60  # wider than the largest triangle
+    click(picker, 10, "shift")
+    assert len(triangles_of(picker.state, marked(picker.state))) > 1 and not vertices_of(picker.state, marked(picker.state))
+    click(picker, 10, "ctrl")
+    assert not marked(picker.state)
+
+
+def test_brush_keeps_to_the_side_that_is_seen(picker):
+    hand = int(picker.view.V[:, 0].argmax())
+    picker.controls["brush"].value = 60
+    click(picker, hand, "shift")
+    front = marked(picker.state)
+    picker.controls["undo"].click()
+    picker.controls["through"].value = True
+    click(picker, hand, "shift")
+    assert front < marked(picker.state) and len(marked(picker.state)) > 1.5 * len(front)
+
+
+def test_a_lasso_marks_and_erases_what_it_goes_around(picker):
+    xy = picker.view.on_screen(picker.view.V)
+    (x0, y0), (x1, y1) = xy.min(0) - 0.01, xy.max(0) + 0.01
+    whole = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+    picker.controls["lasso"].value = True
+    picker.hands.set_state({"outline": {"points": whole, "erase": False}})
+    seen = seen_from(picker.view.V, picker.view.F, picker.view.eye)
+    assert marked(picker.state) == set(np.flatnonzero(seen)) and not picker.hands.lasso
+    picker.hands.set_state({"outline": {"points": [[0.5, y0], [x1, y0], [x1, y1], [0.5, y1]], "erase": True}})
+    assert 0 < len(marked(picker.state)) < 0.6 * seen.sum()
+
+
+def test_builds_are_marked_apart(picker, body):
+    click(picker, 10)
+    picker.controls["shape"].value = picker.controls["shape"].options[1]
+    assert not marked(picker.state) and np.abs(picker.view.V - body.v_template).max() > 1e-3
     click(picker, 11)
-    assert not picker.fits and not dots["keypoint"].object.visible  # new marks make an old fit stale
-    picker.controls["undo"].click(), picker.controls["undo"].click(), picker.controls["undo"].click()
-    assert not any(d.object.visible for d in dots.values())
+    assert len(picker.fits["toe_l"].report["residual_mm"]) == 2
+    assert [len(s) for s in picker.state.marks["toe_l"]] == [2, 2] and picker.marks()["shapes"]
+
+
+def test_a_dead_kernel_loses_nothing(picker, body):
+    click(picker, 10)
+    picker.controls["save"].click()
+    assert not autosave_of(picker.path).exists()
+    click(picker, 11)
+    picker.controls["mirror"].value = True
+    again = KeypointPicker(body, path=picker.path)
+    assert again.state == picker.state and "came back" in again.controls["status"].value
+    again.controls["load"].click()  # back to what was saved by hand
+    assert marked(again.state) == {10} and not again.state.mirrored and not autosave_of(picker.path).exists()
+
+
+def test_files_that_are_not_there_or_broken_are_said(picker):
+    click(picker, 10)
+    picker.controls["file"].value = str(picker.path.with_name("nowhere.json"))
+    picker.controls["load"].click()
+    assert "no such marks file" in picker.controls["status"].value and marked(picker.state) == {10}
+    picker.path.with_name("nowhere.json").write_text("{")
+    picker.controls["load"].click()
+    assert "expected a marks file" in picker.controls["status"].value and marked(picker.state) == {10}
+    picker.controls["body"].value = "/nonexistent/body.npz"
+    assert "body.npz" in picker.controls["status"].value and picker.body.name == "open_body"
+    picker.controls["file"].value = "/nonexistent/dir/marks.json"
+    click(picker, 11)
+    assert marked(picker.state) == {10, 11}  # an autosave that fails stops nobody
+
+
+def test_export_can_be_read_back(picker, body):
+    click(picker, 10)
+    picker.controls["mirror"].value = True
+    picker.controls["export"].click()
+    rows = load_rows(picker.path.with_name("marks_regressors.json"), body)
+    assert sorted(rows) == ["toe_l", "toe_r"] and rows["toe_l"].argmax() == 10 and rows["toe_r"].argmax() == body.mirror[10]
+
+
+def test_another_body(picker, body, tmp_path):
+    click(picker, 10)
+    taller = replace(body, v_template=body.v_template * 1.1, name="taller")
+    other = replace(body, faces=body.faces[:, ::-1], name="other")
+    for file in (taller, other):
+        save_body(file, tmp_path / f"{file.name}.npz")
+    picker.controls["body"].value = str(tmp_path / "taller.npz")
+    assert marked(picker.state) == {10} and picker.view.V.max() > 1.05 * body.v_template.max()
+    picker.controls["body"].value = str(tmp_path / "other.npz")
+    assert not picker.state.marks and "other" in picker.path.name
+    picker.controls["body"].value = "open body"
+    assert picker.body.name == "open_body"
 
 
 def test_a_session_goes_on_where_it_was_saved(picker, body):
@@ -120,7 +249,7 @@ def test_a_session_goes_on_where_it_was_saved(picker, body):
 
 
 def test_fitting_nothing_says_so(picker):
-    assert picker.fit() == {} and "click the vertices" in picker.controls["status"].value
+    assert picker.fit() == {} and "Click the vertices" in picker.controls["status"].value
 
 
 def test_shipped_toe_marks_fit_the_shipped_body(body):
@@ -144,6 +273,6 @@ def test_marks_of_another_mesh_are_refused(body, tmp_path):
 
 
 def test_the_picker_opens_without_keras():
-    code = "import sys; from hmr_nb.picker import KeypointPicker; from hmr_nb.open_body import open_body; " \
+    code = "import sys; from hmr_nb.picker import KEYS, KeypointPicker, autosave_of, still_spots; from hmr_nb.open_body import open_body; " \
            "KeypointPicker(open_body(), path='/nonexistent/marks.json'); assert not {'tensorflow', 'keras'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
