@@ -32,8 +32,9 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 
 
-def number(module: str) -> int:
-    return int(re.match(r"\d+", HOMES[module].name).group())
+def number(module: str) -> tuple[int, str]:  # 30_experiment before 30a_optimizers before 31_metrics
+    digits, letter = re.match(r"(\d+)([a-z]?)_", HOMES[module].name).groups()
+    return int(digits), letter
 
 
 def imported_modules(path: Path) -> set[str]:
