@@ -578,14 +578,16 @@ def import_weights(
     kind: Annotated[str, typer.Argument(help="hmr-tf1 (the original HMR) or hmr2 (hmr2.0).")],
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint prefix, such as models/model.ckpt-667589.")],
     out: Out,
+    training: Annotated[bool, typer.Option("--training", help="hmr2: also the critic and the optimizers' memory, so that training can go on.")] = False,
 ) -> None:
-    """Read published weights and write them in this package's format, without the body arrays they contain.
+    """Read published weights and write them in this package's format, without the body arrays they contain; print a check.
 
-    Example:  hmr_nb import-weights hmr-tf1 models/model.ckpt-667589 --out hmr.h5
+    Examples:  hmr_nb import-weights hmr-tf1 models/model.ckpt-667589 --out hmr.h5  |  hmr_nb import-weights hmr2 logs/ckpt-95 --training --out hmr2.h5
     """
     from hmr_nb.published import import_weights as run
 
-    print(run(kind, checkpoint, out))
+    print(run(kind, checkpoint, out, training).to_string(index=False))
+    print(out)
 
 # %% ../nbs/90_cli.ipynb #b8a5848d
 @app.command()

@@ -157,6 +157,7 @@ def build_encoder(
     pool1: str = "keras",  # ResNet V2 as in "keras", "tf1" (original HMR) or "hmr2" (hmr2.0)
     weights: str | Path | None = None,  # "imagenet", a weights file of the same network, or None
     dtype: str | None = None,  # "mixed_bfloat16": the encoder alone computes in half precision
+    synchronized: bool = False,  # normalise over the batches of all devices that share one
 ) -> keras.Model:  # images (b, h, w, 3) in -1..1 -> features (b, d)
     "An encoder by name."
     if pool1 not in POOL1:
@@ -175,4 +176,6 @@ def build_encoder(
         net.load_weights(weights)
     pad, pool = POOL1[pool1]
     change = {} if pool1 == "keras" else {"pool1_pad": {"padding": pad}, "pool1_pool": {"padding": pool}}
+    if synchronized:
+        change |= {layer.name: {"synchronized": True} for layer in net.layers if isinstance(layer, layers.BatchNormalization)}
     return rebuild(net, change, dtype) if change or dtype else net

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KIND', 'VERSION', 'HMROutput', 'decode', 'HMR', 'named_weights', 'save_weights_file', 'weights_info',
-           'load_weights_file', 'load_hmr', 'small_hmr']
+           'training_arrays', 'load_weights_file', 'load_hmr', 'small_hmr']
 
 # %% ../nbs/14_hmr.ipynb #d67bf8a8
 import json
@@ -151,6 +151,7 @@ def save_weights_file(
     path: str | Path,  # .h5 to write
     half: bool = True,  # store tables in half precision
     training: dict | None = None,  # what to remember of the training, plain json
+    arrays: dict[str, np.ndarray] | None = None,  # what a run needs to go on: critic, optimizers' memory; see `training_arrays`
 ) -> Path:
     "Write the weights by name and what rebuilds the model; never anything of the body."
     about = {"kind": KIND, "version": VERSION, "config": model.get_config(), "training": training or {}}
@@ -163,6 +164,8 @@ def save_weights_file(
                 value = ops.convert_to_numpy(weight.value)
                 small = half and value.ndim > 1 and name != "regressor/mean" and np.abs(value).max(initial=0) < 6e4
                 f.create_dataset(name, data=value.astype("float16") if small else value)
+            for name, value in (arrays or {}).items():
+                f.create_dataset(f"training/{name}", data=value)
 
     return write_whole(path, save)
 
@@ -190,17 +193,32 @@ def weights_info(
         raise ValueError(f"{path}: expected weights of version {VERSION} or older, found version {about['version']}; update hmr_nb")
     return about
 
+
+def _stored(
+    path: str | Path,
+    training: bool,  # what a run needs to go on, instead of the weights
+) -> dict[str, np.ndarray]:  # {name: value}
+    "The arrays in a weights file."
+    weights_info(path)
+    with h5py.File(path) as f:
+        found = {}
+        f.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return {k.removeprefix("training/"): v for k, v in found.items() if k.startswith("training/") == training}
+
+
+def training_arrays(
+    path: str | Path,  # file of `save_weights_file`
+) -> dict[str, np.ndarray]:  # {name: value}, empty for most files
+    "What a weights file holds for a training run that goes on."
+    return _stored(path, training=True)
+
 # %% ../nbs/14_hmr.ipynb #24a5c58e
 def load_weights_file(
     model: HMR,  # to receive the weights
     path: str | Path,  # file of `save_weights_file`
 ) -> HMR:  # the same model
     "Copy weights by name; all names and shapes must agree."
-    weights_info(path)
-    named = named_weights(model)
-    with h5py.File(path) as f:
-        stored = {}
-        f.visititems(lambda name, item: stored.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    named, stored = named_weights(model), _stored(path, training=False)
     wanted, found = ({k: tuple(v.shape) for k, v in d.items()} for d in (named, stored))
     differ = [k for k in [*wanted, *found] if wanted.get(k) != found.get(k)]
     if differ:

@@ -12,7 +12,8 @@ import pytest
 
 from hmr_nb.body_data import load_body
 from hmr_nb.hmr import load_hmr, weights_info
-from hmr_nb.published import body_with_rows, hmr2_names, import_weights, load_hmr2, load_hmr_tf1, tf1_names
+from hmr_nb.prior import Discriminator
+from hmr_nb.published import body_with_rows, critic_names, critic_weights, hmr2_names, import_weights, load_hmr2, load_hmr_tf1, read_critic, read_training, tf1_names
 
 tf = pytest.importorskip("tensorflow")
 GOLDENS = Path(__file__).resolve().parent.parent / "data" / "goldens"
@@ -123,7 +124,9 @@ def test_body_without_keypoint_rows_gets_those_of_the_checkpoint(shelf, body):
 
 
 def test_imported_file_holds_nothing_of_the_body(shelf, body, tmp_path):
-    out = import_weights("hmr2", shelf / "ckpt-95", tmp_path / "hmr2.h5")
+    out = tmp_path / "hmr2.h5"
+    table = import_weights("hmr2", shelf / "ckpt-95", out)
+    assert table["weights"].sum() == 277 and table["largest difference"].max() == 0
     assert weights_info(out)["training"]["imported"] == "hmr2"
     import h5py
 
@@ -160,3 +163,67 @@ def test_the_other_reference_is_refused(shelf, body):
         load_hmr_tf1(shelf / "ckpt-95", body)
     with pytest.raises(ValueError, match="for the original HMR use load_hmr_tf1"):
         load_hmr2(shelf / "model.ckpt-667589", body)
+
+
+def test_toes_of_hmr2_stand_where_it_inserted_them(shelf, body, tmp_path):
+    rng, names = np.random.default_rng(0), listing("hmr2")
+    rows = rng.random((200, 21)).astype("float32")
+    tensors = {n: golden_weight(n, s) for n, s in names.items() if not n.startswith(BODY_WORDS)}
+    tensors["generator/smpl/joint_regressor" + VALUE] = rows
+    tf.raw_ops.SaveV2(prefix=str(tmp_path / "ckpt-1"), tensor_names=list(tensors), shape_and_slices=[""] * len(tensors), tensors=list(tensors.values()))
+    bare = load_body(GOLDENS / "body_files" / "smpl_like_chumpy_p2.pkl")
+    model = load_hmr2(tmp_path / "ckpt-1", bare)
+    assert model.keypoints.names[19:] == ("toes_r", "toes_l") and model.keypoints.mirror_of["toes_r"] == "toes_l"
+    for name, column in (("toes_r", 0), ("ankle_r", 1), ("toes_l", 7), ("wrist_r", 8), ("nose", 16)):
+        np.testing.assert_array_equal(model.smpl.body.keypoint_regressors[name], rows[:, column])
+    kept = load_hmr2(tmp_path / "ckpt-1", body)  # the body's own nose is kept, the toes are added
+    np.testing.assert_array_equal(kept.smpl.body.keypoint_regressors["nose"], body.keypoint_regressors["nose"])
+    assert "toes_l" in kept.keypoints.names
+    with pytest.raises(ValueError, match="has 21 keypoints, 19 of cocoplus and 1 named here"):
+        load_hmr2(tmp_path / "ckpt-1", bare, custom={0: "toes_r"})
+
+
+@pytest.mark.parametrize("kind, golden", [("hmr-tf1", "disc_loss_goldens_hmr1.npz"), ("hmr2", "disc_loss_goldens_hmr2.npz")])
+def test_critic_as_the_reference(kind, golden, tmp_path):
+    every = [n for names in critic_names(kind).values() for n in names]
+    table = json.loads((GOLDENS / ("tf1_checkpoint_variables.json" if kind == "hmr-tf1" else "hmr2_checkpoint_variables.json")).read_text())
+    shapes = {r["name"]: tuple(r["shape"]) for r in table["discriminator" if kind == "hmr-tf1" else "tf2.6.0_native"]}
+    values = [golden_weight(n, shapes[n]) for n in every]
+    tf.raw_ops.SaveV2(prefix=str(tmp_path / "run"), tensor_names=every, shape_and_slices=[""] * len(every), tensors=values)
+    critic = Discriminator()
+    critic.build((None, 24, 3, 3), (None, 10))
+    read = read_critic(kind, tmp_path / "run")
+    assert set(read) == set(critic_weights(critic))
+    for name, weight in critic_weights(critic).items():
+        weight.assign(read[name])
+    seen = np.load(GOLDENS / "disc_loss_inputs.npz")["disc_in"]
+    rotations = np.concatenate([np.tile(np.eye(3, dtype="float32"), (8, 1, 1, 1)), seen[:, :207].reshape(8, 23, 3, 3)], axis=1)
+    np.testing.assert_allclose(critic(rotations, seen[:, 207:]), np.load(GOLDENS / golden)["disc_in_out"], atol=5e-6)  # answers reach 30: 2e-7 of them
+
+
+@pytest.mark.parametrize("which", ["tf2.6.0_native", "tf2.15.1_new_keras_adam"])
+def test_every_mean_of_adam_comes_back_on_its_weight(which, tmp_path):
+    "Adam's means are filled with a number that only their weight has; the order is that of the reference's own gradients."
+    listing_all = {r["name"]: r for r in json.loads((GOLDENS / "hmr2_checkpoint_variables.json").read_text())[which]}
+    gradients = list(json.loads((GOLDENS / "train_step_hmr2.json").read_text())["tf2.15"]["gradients"])
+    number, tensors = {}, {}
+    for word, optimizer in (("generator", "generator_opt"), ("discriminator", "discriminator_opt")):
+        for i, name in enumerate(n for n in gradients if n.startswith(word + "/")):
+            number[name] = len(number) + 1
+            base = name.removesuffix(VALUE)
+            pair = (f"{optimizer}/_variables/{2 * i + 1}{VALUE}", f"{optimizer}/_variables/{2 * i + 2}{VALUE}")
+            pair = pair if "new" in which else tuple(f"{base}/.OPTIMIZER_SLOT/{optimizer}/{x}{VALUE}" for x in "mv")
+            tensors |= {p: np.full(listing_all[p]["shape"], sign * number[name], "float32") for p, sign in zip(pair, (1, -1))}
+    for name, row in listing_all.items():
+        if name not in tensors and row["dtype"] in ("float32", "int64"):
+            tensors[name] = np.full(row["shape"], 7, row["dtype"])
+    tf.raw_ops.SaveV2(prefix=str(tmp_path / "ckpt-1"), tensor_names=list(tensors), shape_and_slices=[""] * len(tensors), tensors=list(tensors.values()))
+    run = read_training(tmp_path / "ckpt-1")
+    theirs = {k: v for k, v in hmr2_names().items() if "moving_" not in k}
+    assert set(run.moments) == set(theirs) and (run.step, run.critic_step, run.saves) == (7, 7, 7)
+    for ours, (mean, square) in run.moments.items():
+        assert (mean == number[theirs[ours]]).all() and (square == -number[theirs[ours]]).all(), ours
+    for ours, (mean, square) in run.critic_moments.items():
+        want = np.array([number[n] for n in critic_names("hmr2")[ours]], "float32")
+        found = mean.reshape(len(want), -1)
+        assert (found == want[:, None]).all() and (square == -mean).all(), ours

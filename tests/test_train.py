@@ -1,16 +1,16 @@
 "Training in other processes: a killed run goes on exactly, a cost that is not a number stops it."
 
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from hmr_nb.datasets.synthetic import render_domain
@@ -21,8 +21,24 @@ TINY = Experiment(
     learning_rate=1e-4, optimizer="muon", schedule="trapezoid", warmup=2, clip_norm=1.0, average=0.9, dropout=0.5, color=0.2, w_hints=1.0, w_heat=0.1, early=0.3,
 )  # fmt: skip
 RUN = """
-import sys, tensorflow as tf
+import os, signal, sys, keras, tensorflow as tf
 tf.config.run_functions_eagerly(True)
+from hmr_nb.train import fit
+
+class Kill(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.number) == int(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+fit(sys.argv[1], sys.argv[2], sys.argv[3], progress=False, callbacks=[Kill()])
+"""
+SPREAD = """
+import json, os, sys
+if sys.argv[4] == "machines":
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": sys.argv[6:8]}, "task": {"type": "worker", "index": int(sys.argv[5])}})
+else:
+    import tensorflow as tf
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[5]))
 from hmr_nb.train import fit
 fit(sys.argv[1], sys.argv[2], sys.argv[3], progress=False)
 """
@@ -35,11 +51,12 @@ def data(tmp_path_factory):
     return folder
 
 
-def start(experiment, data, out):
+def start(experiment, data, out, *more, script=RUN):
     recipe = out.with_suffix(".json")
     recipe.write_text(experiment.to_json())
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "TF_NUM_INTRAOP_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", RUN, str(recipe), str(data), str(out)], env=env, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", script, str(recipe), str(data), str(out), *(more or ["-1"])]
+    return subprocess.Popen([str(c) for c in command], env=env, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
@@ -55,24 +72,76 @@ def weights(path):
 
 
 def test_killed_run_equals_uninterrupted(tmp_path, data):
-    "Dropout, critic, averages, learning rate, order and augmentation all go on where they stood."
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    straight, process = start(TINY, data, whole), start(TINY, data, cut)
-    deadline = time.time() + 600
-    while not (cut / "state.npz").exists() and process.poll() is None and time.time() < deadline:
-        time.sleep(0.01)
-    assert process.poll() is None, f"the run ended by itself: {process.communicate()[1][-2000:]}"
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    done = len(json.loads(str(np.load(cut / "state.npz")["about"]))["rows"])
-    assert 1 <= done < TINY.epochs, "killed between two epochs"
-    finish(start(TINY, data, cut))
+    "Dropout, critic, averages, learning rate, order and augmentation all go on where they stood; killed at five random steps of twelve."
+    long, whole, cut = replace(TINY, epochs=6), tmp_path / "whole", tmp_path / "cut"
+    straight = start(long, data, whole)
+    kills = sorted(np.random.default_rng(5).choice(np.arange(1, 13), 5, replace=False).tolist())
+    for step in kills:
+        process = start(long, data, cut, step)
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == -signal.SIGKILL, f"not killed at step {step}: {errors[-2000:]}"
+    finish(start(long, data, cut))
     finish(straight)
     a, b = weights(whole / "last.h5"), weights(cut / "last.h5")
     assert set(a) == set(b)
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
     assert (whole / "log.csv").read_text() == (cut / "log.csv").read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_devices_and_two_machines_do_what_one_does(tmp_path, data):
+    "The same losses at equal global batch: normalisation synchronised, critic, gradient clipping, partly known labels."
+    e = replace(TINY, batch=4, epochs=2, steps_per_epoch=1, dropout=0.0, optimizer="adamw")
+    outs = {name: tmp_path / name for name in ("one", "two", "machines")}
+    workers = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    runs = [start(e, data, outs["one"], "devices", 1, script=SPREAD), start(e, data, outs["two"], "devices", 2, script=SPREAD)]
+    for run in runs:
+        finish(run)
+    runs = [start(e, data, outs["machines"], "machines", i, *workers, script=SPREAD) for i in range(2)]
+    for run in runs:
+        finish(run)
+    logs = {name: pd.read_csv(out / "log.csv").to_numpy() for name, out in outs.items()}
+    assert np.isfinite(logs["one"]).all() and logs["one"].shape[0] == 2
+    for name in ("two", "machines"):
+        np.testing.assert_allclose(logs[name], logs["one"], rtol=1e-5, err_msg=name)
+
+
+def test_goes_on_from_a_published_run(tmp_path, data):
+    "Critic, both optimizers' memory and the epochs behind it come from the file; too few epochs asked for is an error."
+    import tensorflow as tf
+
+    from hmr_nb.hmr import named_weights, save_weights_file
+    from hmr_nb.published import critic_weights
+    from hmr_nb.train import Trainer, fit
+
+    e = replace(TINY, optimizer="adamw", epochs=9)
+    trainer, rng = Trainer(e), np.random.default_rng(0)
+    arrays = {f"critic/{k}": rng.random(w.shape, "float32") for k, w in critic_weights(trainer.critic).items()}
+    for player, named, optimizer in (("model", named_weights(trainer.model), trainer.optimizer), ("critic", critic_weights(trainer.critic), trainer.critic_optimizer)):
+        known = [k for k, w in named.items() if w.trainable]
+        arrays |= {f"{player}_{word}/{k}": rng.random(named[k].shape, "float32") for k in known for word in ("mean", "square")}
+    path = save_weights_file(trainer.model, tmp_path / "run.h5", half=False, training={"step": 8, "critic_step": 7}, arrays=arrays)
+    again = Trainer(replace(e, start=str(path)))
+    assert (int(again.number), int(again.optimizer.iterations), int(again.critic_optimizer.iterations)) == (8, 8, 7)
+    np.testing.assert_array_equal(critic_weights(again.critic)["joint_kernel"], arrays["critic/joint_kernel"])
+    fc1 = named_weights(again.model)["regressor/fc1/kernel"]
+    place = again.optimizer._get_variable_index(fc1)
+    np.testing.assert_array_equal(again.optimizer._momentums[place], arrays["model_mean/regressor/fc1/kernel"])
+    np.testing.assert_array_equal(again.optimizer._velocities[place], arrays["model_square/regressor/fc1/kernel"])
+    with pytest.raises(ValueError, match="was trained for 4 epochs of 2 steps already, the experiment asks for 3; raise epochs"):
+        fit(replace(e, start=str(path), epochs=3), data, tmp_path / "no", progress=False)
+    tf.config.run_functions_eagerly(True)
+    try:
+        run = fit(replace(e, start=str(path), epochs=5), data, tmp_path / "on", progress=False)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert [r["epoch"] for r in run.log] == [4]
 
 
 def test_not_a_number_stops_and_keeps_the_batch(tmp_path, data):
