@@ -125,6 +125,9 @@ def _moved_joint(explorer: BodyExplorer, axis: int, degrees: float) -> None:
         explorer.redraw()
 
 
+BodyExplorer.moved_beta, BodyExplorer.moved_joint = _moved_beta, _moved_joint
+
+# %% ../nbs/09a_body_explorer.ipynb #347303ba
 def _set(
     explorer: BodyExplorer,
     pose: Array | None = None,  # (j, 3) axis-angle, rad
@@ -159,7 +162,7 @@ def _choose(
     explorer.redraw()
 
 
-BodyExplorer.moved_beta, BodyExplorer.moved_joint, BodyExplorer.set, BodyExplorer.choose = _moved_beta, _moved_joint, _set, _choose
+BodyExplorer.set, BodyExplorer.choose = _set, _choose
 
 # %% ../nbs/09a_body_explorer.ipynb #5a77ee78
 def _vertices(

@@ -146,7 +146,7 @@ def first_guess(
         return mean_state(pose=mean, rotation=e.rotation)
     return mean_state(e.mean or None, rotation=e.rotation)
 
-
+# %% ../nbs/30b_train.ipynb #5e285758
 def make_model(
     experiment: Experiment,
     synchronized: bool = False,  # normalisation over the batches of all devices
@@ -299,7 +299,7 @@ def _change(
         gradients, _ = tf.clip_by_global_norm(gradients, longest)
     optimizer.apply([g / replicas() for g in gradients], weights)  # Keras adds the devices up
 
-
+# %% ../nbs/30b_train.ipynb #e39da4d4
 def train_step(
     trainer: Trainer,
     batch: dict,  # of `training_batches`; on several devices this device's part
