@@ -24,7 +24,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+import numpy as np
 import typer
+
+from .body_data import write_whole
 
 # %% ../nbs/90_cli.ipynb #5a82ebb8
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}, help="Human shape and pose from one image; keypoints of your own; how models carry over between datasets.")
