@@ -290,9 +290,9 @@ def _studio(rng: np.random.Generator) -> Place:
 # %% ../nbs/28b_places.ipynb #7c9d5b57
 def _town(rng: np.random.Generator) -> Place:
     "A street with houses, cars, shops, trees and people."
-    boxes, cutouts, x = [], [], -28.
+    boxes, cutouts, x = [], [], -20.
     far, turn = rng.uniform(4, 16), rng.normal(0, .35)
-    while x < 28:
+    while x < 20:
         w, h = rng.uniform(4, 10), rng.uniform(4, 16)
         z = far + rng.uniform(0, 1) + x * math.sin(turn)
         wall = some_surface(rng, "windows windows windows bricks plain", step=(1.3, 2.6))
@@ -459,7 +459,7 @@ def cast_shadows(
         rays = 2 if lamps.casting == 1 else 1
         lit = sum(is_lit(scene, points, unit(light.direction).astype(np.float32) + s * jitter) for s in (.04, -.05)[:rays]) / rays
         dark += strength / lamps.casting * (1 - lit)
-    open_sky = sum(is_lit(scene, points, 1.3 * np.float32(up) + s * jitter[:, order]) for s, order in ((.7, [0, 1, 2]), (-.7, [1, 2, 0]), (.7, [2, 0, 1]))) / 3
+    open_sky = sum(is_lit(scene, points, 1.3 * np.float32(up) + s * jitter[:, order]) for s, order in ((.7, [0, 1, 2]), (-.7, [1, 2, 0]))) / 2
     return 1 - dark - (1 - strength) * .75 * (1 - open_sky)
 
 # %% ../nbs/28b_places.ipynb #338b9f91

@@ -32,14 +32,9 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 
 
-<<<<<<< HEAD
-def number(module: str) -> str:
-    return re.match(r"\d+[a-z]?", HOMES[module].name).group()  # as text: 04 < 04a < 05
-=======
 def number(module: str) -> tuple[int, str]:  # 30_experiment before 30a_optimizers before 31_metrics
     digits, letter = re.match(r"(\d+)([a-z]?)_", HOMES[module].name).groups()
     return int(digits), letter
->>>>>>> d0b2bad8428de61f7d51e5f1470d3c85d83f8a83
 
 
 def imported_modules(path: Path) -> set[str]:
