@@ -264,8 +264,9 @@ def wardrobe_of(
         V = V + [*-(V.max(0) + V.min(0))[:2] / 2, 8.]
         V[:, 1] += .95 - V[:, 1].max()  # feet on the lower edge
         look = draw_look(np.random.default_rng([17, i]))
+        rays = ray_scene(V, w.faces)
         shots = [render(V, w.faces, 8 * 88 / 1.9, (21.5, 43.5), (88, 44), lambda hits, look=look: dress(hits, w.faces, w.rest, look, w.fit),
-                        np.full((88, 44, 3), b, np.uint8), supersample=2) for b in (0, 255)]  # fmt: skip
+                        np.full((88, 44, 3), b, np.uint8), supersample=2, scene=rays) for b in (0, 255)]  # fmt: skip
         over_black, over_white = (s.image.astype(np.float32) / 255 for s in shots)
         pictures.append(np.dstack([over_black, 1 - (over_white - over_black).mean(-1)]))
     return w._replace(crowd=np.stack(pictures))
