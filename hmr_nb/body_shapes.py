@@ -233,7 +233,7 @@ def keypoint_rows(
     for name, (bone, at) in INSIDE.items():
         j = SMPL_JOINTS.index(bone)
         far = np.linalg.norm(V - at, axis=1)
-        near = np.flatnonzero(far < max(1.6 * far.min(), far.min() + .03))
+        near = np.flatnonzero(far < max(3.2 * far.min(), far.min() + .05))
         near = near[:: max(1, len(near) // 200)]
         near = np.union1d(near, mirror[near]) if not name.endswith("_l") else near
         shapes = V[near][None] + 2 * np.concatenate([np.zeros((1, len(near), 3)), D[near].transpose(2, 0, 1)])
@@ -242,10 +242,10 @@ def keypoint_rows(
         for R in poses:
             G, t = bone_transforms(R, J)
             posed.append(linear_skin(V[near], W[near], R, J))
-            turn = _halfway(R, j) if np.linalg.norm(J[j] - at) < .025 else G[j]
+            turn = _halfway(R, j) if np.linalg.norm(J[j] - at) < (.06 if "hip" in bone else .025) else G[j]
             seen.append(turn @ (np.array(at) - J[j]) + G[j] @ J[j] + t[j])
         row = np.zeros(len(V))
-        row[near] = fit_row(np.concatenate([shapes, posed]), np.concatenate([aims, seen]))
+        row[near] = fit_row(np.concatenate([shapes, posed]), np.concatenate([aims, seen]), even=.02)
         rows[name] = row if name.endswith("_l") else mirrored_row(row, mirror)
     for name, (at, spread) in ON_SKIN.items():
         row = skin_point_row(V, at, spread)

@@ -140,7 +140,7 @@ def surface_colors(
     c = (1 - mix[:, None]) * np.float32(s.color) + mix[:, None] * np.float32(s.second)
     return c * (1 + .14 * grain(u, v, 25))[:, None]
 
-
+# %% ../nbs/28b_places.ipynb #b7cb2d37
 def _cells(s: Surface, u: Array, v: Array) -> np.ndarray:
     "Grids whose cells differ: window panes, goods on shelves, a crowd, letters."
     w, h = {"windows": (1., 1.25), "shelf": (.35, 1.2), "people": (.7, .9), "sign": (.8, 1.6)}[s.kind]
@@ -290,9 +290,9 @@ def _studio(rng: np.random.Generator) -> Place:
 # %% ../nbs/28b_places.ipynb #7c9d5b57
 def _town(rng: np.random.Generator) -> Place:
     "A street with houses, cars, shops, trees and people."
-    boxes, cutouts, x = [], [], -28.
+    boxes, cutouts, x = [], [], -20.
     far, turn = rng.uniform(4, 16), rng.normal(0, .35)
-    while x < 28:
+    while x < 20:
         w, h = rng.uniform(4, 10), rng.uniform(4, 16)
         z = far + rng.uniform(0, 1) + x * math.sin(turn)
         wall = some_surface(rng, "windows windows windows bricks plain", step=(1.3, 2.6))
@@ -323,7 +323,7 @@ def _road(rng: np.random.Generator) -> tuple:
     z = rng.uniform(-2, 4)
     return tuple((x, z, 1.6, .14) for x in np.arange(-20, 20, 3.2)) if rng.random() < .5 else ((0., z, 60., .18), (0., z + 3.2, 60., .12))
 
-
+# %% ../nbs/28b_places.ipynb #94d36055
 def _park(rng: np.random.Generator) -> Place:
     "Grass, bushes, trees."
     boxes, cutouts = [], []
@@ -459,7 +459,7 @@ def cast_shadows(
         rays = 2 if lamps.casting == 1 else 1
         lit = sum(is_lit(scene, points, unit(light.direction).astype(np.float32) + s * jitter) for s in (.04, -.05)[:rays]) / rays
         dark += strength / lamps.casting * (1 - lit)
-    open_sky = sum(is_lit(scene, points, 1.3 * np.float32(up) + s * jitter[:, order]) for s, order in ((.7, [0, 1, 2]), (-.7, [1, 2, 0]), (.7, [2, 0, 1]))) / 3
+    open_sky = sum(is_lit(scene, points, 1.3 * np.float32(up) + s * jitter[:, order]) for s, order in ((.7, [0, 1, 2]), (-.7, [1, 2, 0]))) / 2
     return 1 - dark - (1 - strength) * .75 * (1 - open_sky)
 
 # %% ../nbs/28b_places.ipynb #338b9f91
@@ -492,7 +492,7 @@ def _paint_boxes(c: Array, place: Place, box: Array, side: Array, X: Array, ligh
         shade = ambient + sum(power * np.clip(normals @ way, 0, 1)[:, None] * tint for way, power, tint in lights)
         out[which] = color * shade[face]
 
-
+# %% ../nbs/28b_places.ipynb #936d4da9
 def look_at_place(
     place: Place,
     D: Array,  # (h, w, 3) rays with z = 1, camera frame
@@ -546,7 +546,7 @@ def leaf_picture(
     bright, cover = np.moveaxis(_LEAVES[seed % 12][:, :: 1 - 2 * (seed // 12 % 2)], -1, 0)
     return np.dstack([*(bright * cover * np.float32(c) for c in color), cover])
 
-
+# %% ../nbs/28b_places.ipynb #06bad142
 def _stick(view: View, picture: Array, low: Array, high: Array, width: float, depth: float, light: float) -> None:
     "Put a flat picture between two points of the image (middle of its lower and upper edge), where nothing nearer stands."
     h, w = view.depth.shape

@@ -7,7 +7,13 @@ from hmr_nb.body_data import shipped
 from hmr_nb.body_field import body_field, to_surface
 from hmr_nb.body_shapes import INSIDE, ON_SKIN, SAME
 from hmr_nb.body_skin import JOINT_MIRROR, linear_skin, turned
-from hmr_nb.body_surface import crossing_faces, half_surface, mirror_half, remesh, volume
+from hmr_nb.body_surface import (
+    crossing_faces,
+    half_surface,
+    mirror_half,
+    remesh,
+    volume,
+)
 from hmr_nb.open_body import open_body, save_open_body
 from hmr_nb.skeleton import SMPL_JOINTS, keypoint_set
 

@@ -7,7 +7,7 @@ __all__ = ['DOMAINS', 'PHOTO', 'BLOCK', 'NAMES', 'COCO', 'UNDER_SKIN', 'TASK', '
            'Camera', 'place_camera', 'sample_block', 'sample_scene', 'air_below', 'put_down', 'seat_for', 'Wardrobe',
            'names_of', 'smpl_layer', 'pose_block', 'wardrobe_of', 'find_look', 'stand_before', 'share_hidden',
            'limb_motion', 'random_spin', 'Frame', 'cut_edges', 'frame_person', 'skin_depth', 'states_of', 'Shot',
-           'surroundings', 'shadow_map', 'photograph', 'repeat_edges', 'Rendered', 'render_scene', 'pixels_of',
+           'surroundings', 'shadow_map', 'photograph', 'repeat_edges', 'Rendered', 'pixels_of', 'render_scene',
            'render_example', 'render_task', 'scene_tasks', 'fingerprint', 'render_domain', 'make_samples']
 
 # %% ../../nbs/29_synthetic.ipynb #c24cbbf3
@@ -264,8 +264,9 @@ def wardrobe_of(
         V = V + [*-(V.max(0) + V.min(0))[:2] / 2, 8.]
         V[:, 1] += .95 - V[:, 1].max()  # feet on the lower edge
         look = draw_look(np.random.default_rng([17, i]))
+        rays = ray_scene(V, w.faces)
         shots = [render(V, w.faces, 8 * 88 / 1.9, (21.5, 43.5), (88, 44), lambda hits, look=look: dress(hits, w.faces, w.rest, look, w.fit),
-                        np.full((88, 44, 3), b, np.uint8), supersample=2) for b in (0, 255)]  # fmt: skip
+                        np.full((88, 44, 3), b, np.uint8), supersample=2, scene=rays) for b in (0, 255)]  # fmt: skip
         over_black, over_white = (s.image.astype(np.float32) / 255 for s in shots)
         pictures.append(np.dstack([over_black, 1 - (over_white - over_black).mean(-1)]))
     return w._replace(crowd=np.stack(pictures))
@@ -405,7 +406,7 @@ def states_of(
     beyond = (frame.kp2d < np.maximum(frame.edges[:2], -.5)).any(1) | (frame.kp2d > np.minimum(frame.edges[2:], [w - .5, h - .5])).any(1)
     return np.where(occluded | beyond, 1, 2)
 
-# %% ../../nbs/29_synthetic.ipynb #eacc583e
+# %% ../../nbs/29_synthetic.ipynb #92e2aae9
 class Shot(NamedTuple):
     "A photograph, and what is known about its pixels."
 
@@ -459,7 +460,7 @@ def shadow_map(
     shadow[near] = cast_shadows(points[near], rays, lamps, scene.up, rng)
     return cv2.resize(cv2.GaussianBlur(shadow, (0, 0), size[0] / 220), size[::-1], interpolation=cv2.INTER_LINEAR)
 
-
+# %% ../../nbs/29_synthetic.ipynb #eacc583e
 def photograph(
     scene: Scene,
     V: np.ndarray,  # (v, 3) m, camera frame, in place
@@ -507,6 +508,20 @@ class Rendered(NamedTuple):
     depth: np.ndarray | None  # (size, size) float32 m, of the person; NaN: not the person
 
 
+def pixels_of(
+    what: str,  # "mask" or "depth"
+    shot: Shot,
+    frame: Frame,
+    wardrobe: Wardrobe,
+) -> np.ndarray:  # (h, w)
+    "Part labels or depth, where the picture shows the person."
+    if what == "mask" and wardrobe.labels is None: raise ValueError("want: this body has no part labels (extras['part_labels']), so there is no mask; ask for 'depth' alone, or use the open body")
+    y, x = np.mgrid[: len(shot.image), : len(shot.image)]
+    gone = (shot.view.depth < shot.person.depth - .03) | (x < frame.edges[0]) | (y < frame.edges[1]) | (x > frame.edges[2]) | (y > frame.edges[3])
+    if what == "depth": return np.where(gone, np.float32(np.nan), shot.person.depth)
+    return np.where(gone, -1, part_map(shot.person, wardrobe.labels))
+
+# %% ../../nbs/29_synthetic.ipynb #d86f6805
 def render_scene(
     scene: Scene,
     V: np.ndarray,  # (v, 3) m, posed by scene.pose and scene.betas, not yet in place
@@ -533,20 +548,6 @@ def render_scene(
                       dataset=scene.domain, split=split, subject=f"{scene.domain}{scene.seed}_{scene.subject:02d}" if scene.subject >= 0 else "",
                       sequence=f"seed{scene.seed}" + (f"_camera{scene.camera}" if scene.camera >= 0 else ""), frame=scene.index)  # fmt: skip
     return Rendered(example, *(pixels_of(what, shot, frame, wardrobe) if what in want else None for what in ("mask", "depth")))
-
-
-def pixels_of(
-    what: str,  # "mask" or "depth"
-    shot: Shot,
-    frame: Frame,
-    wardrobe: Wardrobe,
-) -> np.ndarray:  # (h, w)
-    "Part labels or depth, where the picture shows the person."
-    if what == "mask" and wardrobe.labels is None: raise ValueError("want: this body has no part labels (extras['part_labels']), so there is no mask; ask for 'depth' alone, or use the open body")
-    y, x = np.mgrid[: len(shot.image), : len(shot.image)]
-    gone = (shot.view.depth < shot.person.depth - .03) | (x < frame.edges[0]) | (y < frame.edges[1]) | (x > frame.edges[2]) | (y > frame.edges[3])
-    if what == "depth": return np.where(gone, np.float32(np.nan), shot.person.depth)
-    return np.where(gone, -1, part_map(shot.person, wardrobe.labels))
 
 # %% ../../nbs/29_synthetic.ipynb #5d0cd75c
 def render_example(
