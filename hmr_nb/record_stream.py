@@ -84,6 +84,8 @@ def epoch_order(
     if weights is None or isinstance(weights, str) and weights == "frames":
         return rng.permutation(n)
     weights = np.ones(folder_of.max() + 1) if isinstance(weights, str) else np.asarray(weights, float)
+    if len(weights) <= folder_of.max():
+        raise ValueError(f"weights: expected one for each of {folder_of.max() + 1} directories, got {len(weights)}")
     share = weights / weights.sum()
     ends = np.round(np.cumsum(share) * n).astype(int)
     chosen = []
@@ -182,6 +184,7 @@ def record_dataset(
 
     dirs = [dirs] if isinstance(dirs, str | Path) else list(dirs)
     index = index_records(dirs, split, skip_bad)
+    epoch_order(index.rows[:, 0], seed, weights=weights)  # an error in the weights shows here, not in the first batch
     orders, read, n = _orders(index, keypoints, rename), _reader(index), len(index.rows)
 
     def one_epoch(epoch):
