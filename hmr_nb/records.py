@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STORED_MARGIN', 'STORED_SIDE', 'JPEG_QUALITY', 'KEPT_AREA', 'SCHEMA_VERSION', 'SCHEMA', 'Results', 'DASK_PATIENCE',
-           'stored_crop', 'encode_jpeg', 'decode_jpeg', 'cut_frame', 'cut_person', 'jpeg_size', 'stored_jpeg',
+           'stored_crop', 'encode_jpeg', 'decode_jpeg', 'cut_frame', 'jpeg_size', 'cut_person', 'stored_jpeg',
            'Example', 'encode_example', 'decode_example', 'Dropped', 'file_digest', 'write_shard', 'RecordWriter',
            'card', 'source_set', 'damage', 'examples', 'convert_items']
 
@@ -136,6 +136,22 @@ def cut_frame(
     A, side = stored_crop(box)
     return _cut(image, A, side), A
 
+# %% ../nbs/20_records.ipynb #22db9d52
+def jpeg_size(
+    data: bytes,
+) -> tuple[int, int] | None:  # height and width, px; None if this is no plain JPEG (other formats, progressive, four colours)
+    "The size of a JPEG from its header, nothing decoded."
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (0xC0, 0xC1):
+            size = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            return size if data[at + 9] in (1, 3) and min(size) > 0 else None
+        if marker in (0xC2, 0xD9, 0xDA):
+            return None
+        at += 2 + length
+    return None
+
 # %% ../nbs/20_records.ipynb #d8d04663
 def _decode(
     data: bytes,  # JPEG or PNG
@@ -156,7 +172,8 @@ def _cut_photo(data: bytes, box: Sequence[float], name: str) -> tuple[np.ndarray
     A, side = stored_crop(box)
     reduce = _reduction(A, side)
     image = _decode(data, name, reduce)
-    return _cut(image, A, side, reduce), A, (image.shape[0] * reduce, image.shape[1] * reduce)
+    size = jpeg_size(data) or (image.shape[0] * reduce, image.shape[1] * reduce)
+    return _cut(image, A, side, reduce), A, size
 
 
 def cut_person(
@@ -169,22 +186,6 @@ def cut_person(
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), A, size
 
 # %% ../nbs/20_records.ipynb #dab07fa6
-def jpeg_size(
-    data: bytes,
-) -> tuple[int, int] | None:  # height and width, px; None if this is no plain JPEG (other formats, progressive, four colours)
-    "The size of a JPEG from its header, nothing decoded."
-    at = 2
-    while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in (0xC0, 0xC1):
-            size = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-            return size if data[at + 9] in (1, 3) and min(size) > 0 else None
-        if marker in (0xC2, 0xD9, 0xDA):
-            return None
-        at += 2 + length
-    return None
-
-
 KEPT_AREA = 2.5  # a photograph of up to so many times the square's area is kept whole
 
 

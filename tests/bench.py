@@ -93,7 +93,7 @@ def plain_recipe(folder, out) -> None:
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
 
 
-def conversion_row(folder, count: int = 1000) -> None:
+def conversion_row(folder, count: int = 600) -> None:
     "Conversion with one worker against the plain recipe, and with two workers against one."
     import shutil
 
@@ -134,7 +134,7 @@ def plain_pipeline(shards, size: int):
     return tf.data.TFRecordDataset([str(s) for s in shards]).shuffle(1000).map(view, tf.data.AUTOTUNE)
 
 
-def pipeline_row(folder, count: int = 2000, size: int = 224) -> None:
+def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
     "The training input against hmr2.0's recipe, on the same records."
     from hmr_nb.augment import augment
     from hmr_nb.camera import box_from_keypoints

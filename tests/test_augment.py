@@ -5,7 +5,15 @@ import pytest
 import tensorflow as tf
 
 from hmr_nb.augment import augment, test_view, view_affine, view_pixels, view_window
-from hmr_nb.camera import apply_affine, box_from_keypoints, compose, crop_for_box, flip_affine, ndc_to_px, warp_image
+from hmr_nb.camera import (
+    apply_affine,
+    box_from_keypoints,
+    compose,
+    crop_for_box,
+    flip_affine,
+    ndc_to_px,
+    warp_image,
+)
 from hmr_nb.record_stream import record_dataset
 from hmr_nb.records import Example, RecordWriter, decode_jpeg, encode_jpeg
 from hmr_nb.skeleton import keypoint_set
@@ -53,7 +61,7 @@ def test_without_chance_training_is_testing(folder):
 
 
 def test_chance_is_a_function_of_seed_epoch_and_place(folder):
-    look = lambda seed, **kw: [d["image"].tobytes() for d in items(augment(record_dataset(folder, LSP, seed=1, **kw), 64, LSP, seed=seed))]  # noqa: E731
+    look = lambda seed, **kw: [d["image"].tobytes() for d in items(augment(record_dataset(folder, LSP, seed=1, **kw), 64, LSP, seed=seed))]
     two = look(3, epochs=2)
     assert two == look(3, epochs=2) and len(set(two)) == 2 * N
     assert two[N + 9 :] == look(3, epochs=2, start=(1, 9))
@@ -112,3 +120,42 @@ def test_the_mirrored_map_is_the_map_then_the_mirror():
     corner, side = tf.constant([7, -3]), tf.constant(90)
     plain, mirrored = (view_affine(corner, side, 64, flip).numpy() for flip in (False, True))
     np.testing.assert_allclose(mirrored, compose(flip_affine(64), plain), atol=1e-5)
+
+
+def test_turned_views_turn_the_person_too(folder):
+    "What is measured in the picture and what is said in 3D turn by the same angle."
+    data = record_dataset(folder, LSP, seed=None)
+    angles = []
+    for d, s in zip(items(augment(data, 96, LSP, jitter_px=0, scale=(1, 1), rotation=40)), items(data)):
+        A, sign = d["affine"][:, :2], np.sign(np.linalg.det(d["affine"][:, :2]))
+        R = A @ np.diag([sign, 1]) / np.sqrt(abs(np.linalg.det(A)))
+        np.testing.assert_allclose(R @ R.T, np.eye(2), atol=1e-4)
+        angles.append(np.degrees(np.arctan2(R[1, 0], R[0, 0])))
+        back = LSP.flip if sign < 0 else np.arange(14)
+        np.testing.assert_allclose(d["kp3d"][back][:, :2], (s["kp3d"] * [sign, 1, 1])[:, :2] @ R.T, atol=1e-4)
+        np.testing.assert_allclose(d["kp3d"][back][:, 2], s["kp3d"][:, 2], atol=1e-6)
+        seen = s["state"] > 0
+        px = apply_affine(d["affine"], s["kp2d"])
+        np.testing.assert_allclose(ndc_to_px(d["kp2d"][back, :2], 96)[seen], px[seen], atol=1e-3)
+    assert np.abs(angles).max() <= 40 and np.ptp(angles) > 50
+
+
+def test_cover_hides_pixels_and_keeps_points(folder):
+    data = record_dataset(folder, LSP, seed=None)
+    plain, covered = (items(augment(data, 64, LSP, seed=2, occlusion=o)) for o in (0.0, 0.5))
+    hidden = np.array([np.any(a["image"] != b["image"], -1).mean() for a, b in zip(plain, covered)])
+    assert 0.25 < np.mean(hidden > 0) < 0.75 and hidden.max() <= 0.36
+    for a, b in zip(plain, covered):
+        np.testing.assert_array_equal(a["kp2d"], b["kp2d"])
+
+
+def test_balance_by_frames_or_by_datasets(folder, tmp_path):
+    with RecordWriter(tmp_path / "few", "few") as writer:
+        for i in range(6):
+            writer.write(Example(LSP.names, np.full((14, 2), 5.0), image=np.zeros((20, 20, 3), np.uint8), dataset="few", frame=i))
+    count = lambda **k: sum(d["dataset"] == b"few" for d in items(record_dataset([folder, tmp_path / "few"], LSP, meta=True, **k)))
+    assert count() == count(weights="frames") == 6 and count(weights="datasets") == 33 and count(weights=[2, 1]) == 22
+    with pytest.raises(ValueError, match="'frames' or 'datasets'"):
+        record_dataset(folder, LSP, weights="people")
+    with pytest.raises(ValueError, match="one for each of 2"):
+        record_dataset([folder, tmp_path / "few"], LSP, weights=[1])

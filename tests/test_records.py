@@ -24,11 +24,13 @@ from hmr_nb.records import (
     convert_items,
     cut_person,
     decode_example,
+    decode_jpeg,
     encode_example,
     encode_jpeg,
     examples,
     source_set,
     stored_crop,
+    stored_jpeg,
 )
 from hmr_nb.skeleton import KeypointSet, keypoint_set
 
@@ -61,16 +63,18 @@ def test_what_goes_in_comes_out(data, k):
     kp = arrays(k, 2)
     state = np.where(np.isfinite(kp).all(1), data.draw(hnp.arrays(int, k, elements=st.integers(0, 2))), 0)
     one = Example([f"p{i}" for i in range(k)], kp, state, PIXEL, kp3d=maybe(k, 3), crop=arrays(2, 3), box=maybe(4), pose=maybe(24, 3),
-                  betas=maybe(10), trans=maybe(3), focal=data.draw(st.none() | st.floats(1, 1e4, width=32)), center=maybe(2), source=text,
+                  betas=maybe(10), trans=maybe(3), focal=data.draw(st.none() | st.floats(1, 1e4, width=32)), center=maybe(2), source=text, intrinsics=maybe(4),
+                  distortion=maybe(5), gender=data.draw(st.sampled_from(["", "neutral", "male", "female"])),
                   dataset=text, subject=text, sequence=text, frame=data.draw(st.integers(-(2**60), 2**60)))  # fmt: skip
     record = encode_example(one)
     back = decode_example(record, one.names)
-    for field in ("kp2d", "state", "kp3d", "crop", "box", "pose", "betas", "trans", "focal", "center"):
+    for field in ("kp2d", "state", "kp3d", "crop", "box", "pose", "betas", "trans", "focal", "center", "intrinsics", "distortion"):
         a, b = getattr(one, field), getattr(back, field)
         assert (a is None) == (b is None)
         if a is not None:
             np.testing.assert_array_equal(a, b)
             assert np.shape(a) == np.shape(b)
+    assert (back.gender, back.has_smpl) == (one.gender, one.pose is not None and one.betas is not None)
     assert (back.source, back.frame, back.split) == (one.source, one.frame, one.split)
     assert encode_example(back) == record
     assert np.isnan(back.kp2d[back.state == 0]).all() and np.isfinite(back.kp2d[back.state > 0]).all()
@@ -322,6 +326,61 @@ def test_nothing_to_convert(tmp_path):
     assert card(tmp_path)["written"] == 0 and list(examples(tmp_path)) == []
     with pytest.raises(ValueError, match="no records"):
         record_dataset(tmp_path, keypoint_set("lsp14"))
+
+
+def test_the_camera_of_the_whole_picture_gives_that_of_the_crop():
+    crop = np.array([[0.5, 0, -30], [0, 0.5, 20]])
+    e = person(1, intrinsics=[1000, 1000, 512, 384], crop=crop)
+    assert e.focal == 500 and e.center.tolist() == [226, 212]
+    point = np.array([0.3, -0.2, 4.0])
+    source = 1000 * point[:2] / point[2] + [512, 384]
+    np.testing.assert_allclose(crop[:, :2] @ source + crop[:, 2], e.focal * point[:2] / point[2] + e.center)
+    with pytest.raises(ValueError, match="gender"):
+        person(1, gender="f")
+
+
+def test_records_of_the_first_schema_are_read(tmp_path):
+    write(tmp_path)
+    facts = tmp_path / "card.json"
+    facts.write_text(facts.read_text().replace('"schema": 2', '"schema": 1'))
+    assert len(list(examples(tmp_path))) == 16 and len(list(record_dataset(tmp_path, source_set(NAMES), meta=True))) == 16
+    facts.write_text(facts.read_text().replace('"schema": 1', '"schema": 3'))
+    with pytest.raises(ValueError, match="schema 3"):
+        card(tmp_path)
+
+
+def test_a_shard_is_full_by_bytes_too(tmp_path):
+    write(tmp_path, shard_bytes=2 * len(encode_jpeg(PIXEL)))
+    assert len(card(tmp_path)["shards"]) > 6
+    assert [e.frame for e in examples(tmp_path)] == [i for i in range(20) if i % 5 != 3]
+
+
+def test_label_files_are_known_by_their_checksum(tmp_path):
+    labels = tmp_path / "labels.mat"
+    labels.write_text("one")
+    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path / "r", "persons", sources=[labels]):
+        raise KeyboardInterrupt
+    labels.write_text("two")
+    with pytest.raises(ValueError, match="begun with other settings.*sources"), RecordWriter(tmp_path / "r", "persons", sources=[labels], resume=True):
+        pass
+
+
+@settings(max_examples=60, deadline=None)
+@given(x=st.floats(-50, 250), y=st.floats(-50, 250), side=st.floats(2, 900), width=st.integers(20, 260), height=st.integers(20, 260))
+def test_the_stored_map_is_true_for_the_pixels(x, y, side, width, height):
+    "A soft dot at a known place of a picture lies where the map says, kept whole or cut, enlarged never."
+    at = np.array([width * 0.4, height * 0.55])
+    grid_y, grid_x = np.mgrid[:height, :width]
+    light = np.uint8(200 * np.exp(-((grid_x - at[0]) ** 2 + (grid_y - at[1]) ** 2) / 18))[..., None].repeat(3, -1)
+    jpeg, A, size = stored_jpeg(encode_jpeg(light), (x, y, side, side))
+    assert size == (height, width) and A[0, 0] == A[1, 1] <= 1
+    stored = decode_jpeg(jpeg)[..., 0].astype(float)
+    h, w = stored.shape
+    place = A[:, :2] @ at + A[:, 2]
+    if (place > 15 * A[0, 0]).all() and (place < np.array([w, h]) - 15 * A[0, 0]).all() and A[0, 0] > 0.3:
+        stored[stored < 12] = 0
+        found = np.array([stored.sum(0) @ np.arange(w), stored.sum(1) @ np.arange(h)]) / stored.sum()
+        assert np.abs(found - place).max() < 0.35
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
