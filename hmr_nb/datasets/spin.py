@@ -129,7 +129,7 @@ def _gathered(names: Sequence[str], imgnames: np.ndarray, people: Sequence[Perso
 def _box(center: np.ndarray, size: np.ndarray) -> np.ndarray:  # (n, 4) from centres (n, 2) and widths and heights (n, 2)
     return np.concatenate([center - size / 2, size], 1)
 
-# %% ../../nbs/27b_spin.ipynb #e8702ce3
+# %% ../../nbs/27b_spin.ipynb #433badae
 SPIN_SHAPES = {"imgname": (), "center": (2,), "scale": (), "part": (24, 3), "openpose": (25, 3), "S": (24, 4), "pose": (72,), "shape": (10,), "has_smpl": (), "gender": ()}
 MARGIN = 1.2  # SPIN's scale is the person's longer side times this, over 200
 
@@ -142,7 +142,7 @@ def read_spin(
     "The labels of one of SPIN's files."
     a, dataset = read_labels(file, SPIN_SHAPES), dataset or Path(file).stem
     n, places = len(a["imgname"]), spin_points(dataset)
-    own = lambda key, width: a[key].astype(float)[:, list(places.values())] if key in a else np.zeros((n, len(places), width))  # noqa: E731
+    own = lambda key, width: a[key].astype(float)[:, list(places.values())] if key in a else np.zeros((n, len(places), width))
     more = a["openpose"].astype(float) if openpose is not None and "openpose" in a else None
     names, kp = joined(list(places), own("part", 3), keypoint_set("body25").names if openpose is not None else (), more, openpose or 0)
     rows = {"kp": kp, "betas": a.get("shape")} | {k: a[k] for k in ("pose", "has_smpl", "gender") if k in a}
@@ -195,7 +195,7 @@ def _convert_npz(name: str, file: Path, photos: list[Photo], out, workers, resum
     placed = [p._replace(file=str(folder / p.source), min_points=options["min_points"], min_side=options["min_side"]) for p in photos]
     return convert_photos(name, placed, out, workers, resume, progress, options, [file])
 
-# %% ../../nbs/27b_spin.ipynb #ef77ad51
+# %% ../../nbs/27b_spin.ipynb #79fe028b
 HUMANS_SHAPES = {"imgname": (), "center": (2,), "scale": (), "body_keypoints_2d": (25, 3), "extra_keypoints_2d": (19, 3), "body_keypoints_3d": (25, 4),
                  "extra_keypoints_3d": (19, 4), "body_pose": (72,), "betas": (10,), "has_body_pose": (), "has_betas": (), "gender": ()}  # fmt: skip
 BODY, EXTRA = keypoint_set("body25").names, keypoint_set("spin24").names[:19]
@@ -207,7 +207,7 @@ def people_of_44(
 ) -> tuple[tuple[str, ...], list[Person]]:  # names of 32 points; n people
     "Rows of 4D-Humans as people."
     n = len(next(iter(arrays.values())))
-    part = lambda key, k, c: arrays[key].astype(float) if key in arrays else np.zeros((n, k, c))  # noqa: E731
+    part = lambda key, k, c: arrays[key].astype(float) if key in arrays else np.zeros((n, k, c))
     names, kp = joined(EXTRA, part("extra_keypoints_2d", 19, 3), BODY, part("body_keypoints_2d", 25, 3), confidence)
     rows = {"kp": kp, "kp3d": joined(EXTRA, part("extra_keypoints_3d", 19, 4), BODY, part("body_keypoints_3d", 25, 4), confidence)[1]}
     rows |= {new: arrays[old] for old, new in (("body_pose", "pose"), ("betas", "betas"), ("gender", "gender")) if old in arrays}
@@ -228,7 +228,7 @@ def read_4dhumans(
         if "scale: expected" not in str(error):
             raise
         arrays = read_labels(file, HUMANS_SHAPES | {"scale": (2,)})
-    names, people = people_of_44({k: v for k, v in arrays.items() if k != "imgname"}, confidence)
+    names, people = people_of_44(arrays, confidence)
     return _gathered(names, arrays["imgname"], people, "train" if "train" in Path(file).stem else "test")
 
 # %% ../../nbs/27b_spin.ipynb #7c25d03c
