@@ -26,7 +26,7 @@ setup(
     package_data={"hmr_nb.data": ["*.npz", "*.h5", "*.json", "*.toml", "*.csv", "samples/*", "samples/*/*"]},
     python_requires=f">={cfg['min_python']},<3.13",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dask": cfg["dask_requirements"].split(), "dev": cfg["dev_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split("\n")},
     zip_safe=False,
 )

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'body_app', 'Out', 'Body', 'Weights', 'Data', 'PICTURES', 'CONVERTERS', 'COMMON', 'one_line', 'quiet_start',
            'main', 'demo', 'pictures_in', 'boxes_for', 'open_model', 'infer', 'find_converter', 'own_options',
-           'parse_value', 'read_settings', 'list_converters', 'read_workers', 'convert', 'print_card', 'card', 'train',
-           'evaluate', 'domain', 'body_inspect', 'body_convert', 'body_export', 'save_rows', 'fit_regressor',
-           'import_weights']
+           'parse_value', 'read_settings', 'list_converters', 'read_workers', 'convert', 'print_card', 'print_people',
+           'card', 'train', 'evaluate', 'domain', 'body_inspect', 'body_convert', 'body_export', 'save_rows',
+           'fit_regressor', 'import_weights']
 
 # %% ../nbs/90_cli.ipynb #5c8b4a97
 import inspect
@@ -332,22 +332,43 @@ def print_card(
     for name, c in card["keypoints"].items():
         print(f"  {name:<20}{c['visible']:>7} {c['occluded']:>8} {c['missing']:>7}")
 
+# %% ../nbs/90_cli.ipynb #37c667d8
+def print_people(
+    table: Any,  # of `dataset_card.people_table`
+) -> None:
+    "Sizes, scales and viewpoints in a few lines."
+    spread = lambda column: " / ".join(f"{v:.4g}" for v in np.nanquantile(table[column], [0.05, 0.5, 0.95]))  # noqa: E731
+    print("  5 % / median / 95 %")
+    for column, words in {"source_px": "person in the source, px", "person_px": "person as stored, px", "scale": "stored / source", "labelled": "points a person"}.items():
+        print(f"  {words:<26}{spread(column)}")
+    seen = table["azimuth"].dropna()
+    if len(seen):
+        sides = {"front": seen.abs() < 45, "left side": (seen >= 45) & (seen < 135), "back": seen.abs() >= 135, "right side": (seen <= -45) & (seen > -135)}
+        print("  seen from                 " + ", ".join(f"{name} {s.mean():.0%}" for name, s in sides.items()) + f" ({len(seen)} people with 3D)")
+        print(f"  camera's elevation, deg   {spread('elevation')}")
+
 
 @app.command()
 def card(folder: Annotated[Path, typer.Argument(help="Folder of records.")]) -> None:
-    """What is in a converted set: counts by keypoint, what was left out and why, a contact sheet.
+    """What is in a converted set: counts by keypoint, sizes, viewpoints, what was left out and why, warnings, a contact sheet.
 
     Example:  hmr_nb card records/lsp
     """
     from PIL import Image
 
-    from hmr_nb.dataset_card import contact_sheet
+    from hmr_nb.dataset_card import card_warnings, contact_sheet, people_table
     from hmr_nb.records import card as read_card
 
-    print_card(read_card(folder), folder)
-    sheet = folder / "contact_sheet.png"
-    Image.fromarray(contact_sheet(folder)).save(sheet)
-    print(f"contact sheet: {sheet}")
+    facts = read_card(folder)
+    print_card(facts, folder)
+    table = people_table(folder)
+    if facts["written"]:
+        print_people(table)
+        sheet = folder / "contact_sheet.png"
+        write_whole(sheet, lambda part: Image.fromarray(contact_sheet(folder)).save(part, format="PNG"))
+        print(f"contact sheet: {sheet}")
+    for warning in card_warnings(folder, table):
+        print(f"warning: {warning}")
 
 # %% ../nbs/90_cli.ipynb #7763c0c7
 @app.command()

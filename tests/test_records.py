@@ -1,10 +1,11 @@
 """Records: round trips, kill and resume, damage, order and mixing."""
 
+import ast
+import hashlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from hmr_nb.records import (
 from hmr_nb.skeleton import KeypointSet, keypoint_set
 
 NAMES = ["nose", "wrist_l", "wrist_r"]
+QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
 PIXEL = np.zeros((8, 9, 3), np.uint8)
 
 
@@ -100,29 +102,97 @@ def test_resumed_is_the_same_bytes(tmp_path, crash):
     write(tmp_path / "r", resume=True)  # a finished one stays as it is
 
 
-SLOW_WRITER = """
-import sys, time
+KILLED = """
+import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_records import *
-with RecordWriter({out!r}, "persons", shard_size=6, resume=True) as writer:
-    print("begun", flush=True)
-    for i in range(writer.kept, 20):
-        time.sleep(.02)
-        writer.write(Dropped(f"{{i}}.jpg", "odd, or so") if i % 5 == 3 else person(i, split="train" if i < 14 else "test"))
+import hmr_nb.records as records
+import tensorflow as tf
+
+def mortal(function):
+    def step(*a, **k):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*a, **k)
+    return step
+
+records.encode_example, records._put, os.replace = mortal(records.encode_example), mortal(records._put), mortal(os.replace)
+for left in map(int, sys.argv[1:]):  # so many steps of writing to live
+    child = os.fork()
+    if not child:
+        {job}
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    shards = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in sorted(Path({out!r}).glob("*.tfrecord"))]
+    print(os.WTERMSIG(status), dict(shards), flush=True)
+"""
+CLIPS = 'with RecordWriter({out!r}, "clips", shard_size=4, resume=True) as w: convert_items(w, clip, list(range(8)), workers=1, progress=False)'
+
+
+def clip(i):
+    "Several people of one item, of which some are dropped."
+    return [some(10 * i + j) for j in range(i % 4)]
+
+
+def test_killed_at_ten_random_moments(tmp_path):
+    "kill -9 between any two steps of writing; a run that is resumed each time ends with the same bytes."
+    with RecordWriter(tmp_path / "whole", "clips", shard_size=4) as writer:
+        convert_items(writer, clip, list(range(8)), workers=1, progress=False)
+    out, moments = tmp_path / "killed", np.random.default_rng().integers(1, 22, 10).tolist()
+    code = KILLED.format(tests=str(Path(__file__).parent), out=str(out), job=CLIPS.format(out=str(out)))
+    done = subprocess.run([sys.executable, "-c", code, *map(str, moments)], capture_output=True, text=True, env=QUIET, check=False)
+    whole = {f.name: f.read_bytes() for f in (tmp_path / "whole").iterdir()}
+    lines = done.stdout.splitlines()
+    assert len(lines) == 10 and lines[0].startswith(f"{int(signal.SIGKILL)} "), done.stderr[-800:]
+    for line in lines:  # what carries a real name is whole
+        status, shards = line.split(" ", 1)
+        assert status in ("0", str(int(signal.SIGKILL)))
+        assert all(hashlib.sha256(whole[f]).hexdigest() == digest for f, digest in ast.literal_eval(shards).items()), moments
+    with RecordWriter(out, "clips", shard_size=4, resume=True) as writer:
+        convert_items(writer, clip, list(range(8)), workers=1, progress=False)
+    assert whole == {f.name: f.read_bytes() for f in out.iterdir()}, moments
+
+
+FULL = """
+import os, resource, signal, sys
+sys.path.insert(0, {tests!r})
+from test_records import *
+import tensorflow as tf
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit in (0, 300, 3000):
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            write(os.path.join({out!r}, str(limit)))
+        except OSError as error:
+            os._exit(7 if "could not be written" in str(error) else 8)
+        os._exit(9)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def test_killed_and_resumed(tmp_path):
-    whole, out = write(tmp_path / "whole"), tmp_path / "killed"
-    for wait in (0.15, 0.3):
-        code = SLOW_WRITER.format(tests=str(Path(__file__).parent), out=str(out))
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
-        process.stdout.readline()
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    write(out, resume=True)
-    assert {f.name: f.read_bytes() for f in whole.iterdir()} == {f.name: f.read_bytes() for f in out.iterdir()}
+def test_a_full_disk_is_named_and_nothing_half_remains(tmp_path):
+    "No file may grow beyond some bytes: what a full disk does, without one."
+    code = FULL.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=QUIET, check=False)
+    assert done.stdout.split() == ["7", "7", "7"], done.stderr[-800:]
+    whole = {f.name: f.read_bytes() for f in write(tmp_path / "whole").iterdir()}
+    for limit in ("0", "300", "3000"):
+        assert not [f.name for f in (tmp_path / limit).iterdir() if f.suffix in (".tmp", ".tfrecord")]
+        with pytest.raises(FileNotFoundError, match="no card.json"):
+            card(tmp_path / limit)
+        write(tmp_path / limit, resume=True)
+        assert {f.name: f.read_bytes() for f in (tmp_path / limit).iterdir()} == whole
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc: a folder in which nobody can write")
+def test_a_read_only_place_is_named():
+    with pytest.raises(OSError, match="/proc/self/records: the directory for the records cannot be made"), RecordWriter("/proc/self/records", "persons"):
+        pass
 
 
 def test_a_half_written_shard_is_done_again(tmp_path):
@@ -221,6 +291,29 @@ def test_two_workers_write_the_same(tmp_path):
         with RecordWriter(tmp_path / str(workers), "persons", shard_size=9) as writer:
             convert_items(writer, some, list(range(40)), workers=workers, progress=False)
     assert {f.name: f.read_bytes() for f in (tmp_path / "1").iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "2").iterdir()}
+
+
+def test_a_dask_cluster_writes_the_same(tmp_path):
+    "Two worker processes of a cluster that runs already."
+    from dask.distributed import LocalCluster
+
+    from hmr_nb.body_data import shipped
+    from hmr_nb.datasets.lsp import convert_lsp
+
+    raw = shipped("goldens") / "raw" / "lsp"
+    convert_lsp(raw, tmp_path / "one", workers=1, progress=False)
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        address = "dask://" + cluster.scheduler_address.removeprefix("tcp://")
+        convert_lsp(raw, tmp_path / "two", workers=address, progress=False)
+        assert len(cluster.workers) == 2
+    assert {f.name: f.read_bytes() for f in (tmp_path / "one").iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "two").iterdir()}
+
+
+@pytest.mark.parametrize(("workers", "says"), [("dask://nowhere", "expected a number, or dask://host:port"), ("dask://127.0.0.1:9", "no Dask scheduler answers")])
+def test_a_cluster_that_is_not_there(tmp_path, workers, says, monkeypatch):
+    monkeypatch.setattr("hmr_nb.records.DASK_PATIENCE", 0.2)
+    with pytest.raises((OSError, ValueError), match=says), RecordWriter(tmp_path, "persons") as writer:
+        convert_items(writer, some, list(range(9)), workers=workers, progress=False)
 
 
 def test_nothing_to_convert(tmp_path):
