@@ -15,7 +15,7 @@ import numpy as np
 from .camera import apply_affine, box_from_keypoints
 from .records import Dropped, Example, RecordWriter, card, convert_items, stored_jpeg
 
-# %% ../nbs/20c_photos.ipynb #733353ef
+# %% ../nbs/20c_photos.ipynb #8864c272
 class Person(NamedTuple):
     "One person as labelled, in pixels of the photograph."
 
@@ -23,7 +23,7 @@ class Person(NamedTuple):
     state: np.ndarray  # (k,) 0 missing, 1 occluded, 2 visible
     why_not: str = ""  # a reason, known from the labels, to leave this person out
     box: tuple[float, float, float, float] | None = None  # where the labels are no 2D points: x, y, width, height, px
-    more: dict = {}  # further fields of the record: kp3d, pose, betas, gender, subject
+    more: dict = {}  # further fields of the record: kp3d, pose, betas, gender, subject  # noqa: RUF012
 
 
 class Photo(NamedTuple):

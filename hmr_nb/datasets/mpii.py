@@ -133,7 +133,7 @@ def read_h5(
         rows.append((_SPLITS.get(Path(file).stem, "train"), text.decode() if isinstance(text, bytes) else text, person))
     return _grouped(rows)
 
-# %% ../../nbs/23_mpii.ipynb #ba47f89e
+# %% ../../nbs/23_mpii.ipynb #bce1195f
 _READERS = {".mat": read_mat, ".json": read_json, ".h5": read_h5}
 _FILES = (("mpii_human_pose*.mat",), ("train.json", "valid.json"), ("trainval.json",), ("mpii_annotations.json",), ("train.h5", "valid.h5"))
 
@@ -161,7 +161,7 @@ def read_mpii(
     photos = []
     for file in label_files(data):
         photos += read_mat(file, single) if file.suffix == ".mat" else _READERS[file.suffix](file)
-    move = lambda p: p._replace(people=[q._replace(kp=q.kp - first_pixel) for q in p.people])  # noqa: E731
+    move = lambda p: p._replace(people=[q._replace(kp=q.kp - first_pixel) for q in p.people])
     return [move(p) for p in photos] if first_pixel else photos
 
 # %% ../../nbs/23_mpii.ipynb #7a5b08a5

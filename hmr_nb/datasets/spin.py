@@ -129,7 +129,7 @@ def _gathered(names: Sequence[str], imgnames: np.ndarray, people: Sequence[Perso
 def _box(center: np.ndarray, size: np.ndarray) -> np.ndarray:  # (n, 4) from centres (n, 2) and widths and heights (n, 2)
     return np.concatenate([center - size / 2, size], 1)
 
-# %% ../../nbs/27b_spin.ipynb #e8702ce3
+# %% ../../nbs/27b_spin.ipynb #433badae
 SPIN_SHAPES = {"imgname": (), "center": (2,), "scale": (), "part": (24, 3), "openpose": (25, 3), "S": (24, 4), "pose": (72,), "shape": (10,), "has_smpl": (), "gender": ()}
 MARGIN = 1.2  # SPIN's scale is the person's longer side times this, over 200
 
@@ -142,7 +142,7 @@ def read_spin(
     "The labels of one of SPIN's files."
     a, dataset = read_labels(file, SPIN_SHAPES), dataset or Path(file).stem
     n, places = len(a["imgname"]), spin_points(dataset)
-    own = lambda key, width: a[key].astype(float)[:, list(places.values())] if key in a else np.zeros((n, len(places), width))  # noqa: E731
+    own = lambda key, width: a[key].astype(float)[:, list(places.values())] if key in a else np.zeros((n, len(places), width))
     more = a["openpose"].astype(float) if openpose is not None and "openpose" in a else None
     names, kp = joined(list(places), own("part", 3), keypoint_set("body25").names if openpose is not None else (), more, openpose or 0)
     rows = {"kp": kp, "betas": a.get("shape")} | {k: a[k] for k in ("pose", "has_smpl", "gender") if k in a}
@@ -154,8 +154,8 @@ def read_spin(
     split = "test" if any(word in dataset for word in ("test", "valid", "protocol")) else "train"
     return _gathered(names, a["imgname"], people_of({k: v for k, v in rows.items() if v is not None}), split)
 
-# %% ../../nbs/27b_spin.ipynb #a2d1dab8
-def _options(
+# %% ../../nbs/27b_spin.ipynb #1bcd6123
+def _files(
     data: str | Path,
     suffix: str,  # of the label files
 ) -> list[Path]:
@@ -180,7 +180,7 @@ def convert_spin(
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
     "SPIN's npz files to records (Kolotouros et al., ICCV 2019)."
-    files = _options(data, ".npz")
+    files = _files(data, ".npz")
     if len(files) > 1:
         raise ValueError(f"{data}: has {', '.join(f.name for f in files)}; each has pictures of its own, so give one file")
     photos = read_spin(files[0], dataset, openpose)
@@ -195,7 +195,7 @@ def _convert_npz(name: str, file: Path, photos: list[Photo], out, workers, resum
     placed = [p._replace(file=str(folder / p.source), min_points=options["min_points"], min_side=options["min_side"]) for p in photos]
     return convert_photos(name, placed, out, workers, resume, progress, options, [file])
 
-# %% ../../nbs/27b_spin.ipynb #ef77ad51
+# %% ../../nbs/27b_spin.ipynb #79fe028b
 HUMANS_SHAPES = {"imgname": (), "center": (2,), "scale": (), "body_keypoints_2d": (25, 3), "extra_keypoints_2d": (19, 3), "body_keypoints_3d": (25, 4),
                  "extra_keypoints_3d": (19, 4), "body_pose": (72,), "betas": (10,), "has_body_pose": (), "has_betas": (), "gender": ()}  # fmt: skip
 BODY, EXTRA = keypoint_set("body25").names, keypoint_set("spin24").names[:19]
@@ -207,7 +207,7 @@ def people_of_44(
 ) -> tuple[tuple[str, ...], list[Person]]:  # names of 32 points; n people
     "Rows of 4D-Humans as people."
     n = len(next(iter(arrays.values())))
-    part = lambda key, k, c: arrays[key].astype(float) if key in arrays else np.zeros((n, k, c))  # noqa: E731
+    part = lambda key, k, c: arrays[key].astype(float) if key in arrays else np.zeros((n, k, c))
     names, kp = joined(EXTRA, part("extra_keypoints_2d", 19, 3), BODY, part("body_keypoints_2d", 25, 3), confidence)
     rows = {"kp": kp, "kp3d": joined(EXTRA, part("extra_keypoints_3d", 19, 4), BODY, part("body_keypoints_3d", 25, 4), confidence)[1]}
     rows |= {new: arrays[old] for old, new in (("body_pose", "pose"), ("betas", "betas"), ("gender", "gender")) if old in arrays}
@@ -228,7 +228,7 @@ def read_4dhumans(
         if "scale: expected" not in str(error):
             raise
         arrays = read_labels(file, HUMANS_SHAPES | {"scale": (2,)})
-    names, people = people_of_44({k: v for k, v in arrays.items() if k != "imgname"}, confidence)
+    names, people = people_of_44(arrays, confidence)
     return _gathered(names, arrays["imgname"], people, "train" if "train" in Path(file).stem else "test")
 
 # %% ../../nbs/27b_spin.ipynb #7c25d03c
@@ -260,7 +260,7 @@ def list_tar(
         raise ValueError(f"{file}: expected an uncompressed tar of pictures and data.pyd files ({error}); copy it again, or unpack .tar.gz to .tar first") from error
     return [Sample(str(file), f"{Path(file).name}/{key}", places.get("image"), places.get("labels"), i, options) for i, (key, places) in enumerate(found.items(), 1)]
 
-# %% ../../nbs/27b_spin.ipynb #fccf52b2
+# %% ../../nbs/27b_spin.ipynb #08004498
 def read_pyd(
     data: bytes,  # a pickled list of dicts, one for each person
     file: str | Path = "data.pyd",  # for the error
@@ -269,13 +269,17 @@ def read_pyd(
     "The labels beside one picture, read without running anything."
     rows = load_pickle(file, data)
     try:
+        if not isinstance(rows, list | tuple):
+            raise TypeError(f"found {type(rows).__name__}")
+        if not rows:
+            return EXTRA, []
         both = {k: np.array([np.asarray(r[k], float).reshape(44, c) for r in rows]) for k, c in (("keypoints_2d", 3), ("keypoints_3d", 4)) if all(k in r for r in rows)}
         arrays = {f"{part}_{k}": a[:, where] for k, a in both.items() for part, where in (("body", slice(0, 25)), ("extra", slice(25, 44)))}
         for key, length in (("center", 2), ("scale", 2), ("body_pose", 72), ("betas", 10), ("has_body_pose", 1), ("has_betas", 1)):
             if all(key in r for r in rows):
                 arrays[key] = np.array([np.broadcast_to(np.ravel(np.asarray(r[key], float)), length) for r in rows])
         arrays = {k: a[:, 0] if k.startswith("has_") else a * 200 if k == "scale" else a for k, a in arrays.items()}
-        return people_of_44(arrays, confidence) if rows else ((*EXTRA, *[n for n in BODY if n not in EXTRA]), [])
+        return people_of_44(arrays, confidence)
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration) as error:
         raise ValueError(f"{file}: expected a list of people with keypoints_2d (44, 3), … ({type(error).__name__}: {error})") from error
 
@@ -299,7 +303,7 @@ def convert_sample(
     photo = Photo(sample.source, names, people, number=sample.number, file=sample.tar if sample.image else "", place=sample.image, **limits)
     return convert_photo(photo) if people else [Dropped(sample.source, "nobody in the labels")]
 
-# %% ../../nbs/27b_spin.ipynb #2c96b569
+# %% ../../nbs/27b_spin.ipynb #4d5a1848
 def convert_4dhumans(
     data: str | Path,  # an npz file, a tar, or a folder of tars
     out: str | Path,  # directory for the records
@@ -315,7 +319,7 @@ def convert_4dhumans(
     options = {"confidence": confidence, "min_points": min_points, "min_side": min_side}
     if Path(data).suffix == ".npz":
         return _convert_npz(Path(data).stem, Path(data), read_4dhumans(data, confidence), out, workers, resume, progress, images, options)
-    samples = [s for file in _options(data, ".tar") for s in list_tar(file, options)]
+    samples = [s for file in _files(data, ".tar") for s in list_tar(file, options)]
     if not samples:
         raise ValueError(f"{data}: holds no pictures with data.pyd beside them; expected 4D-Humans' training tars")
     with RecordWriter(out, "4dhumans", resume=resume, options=options) as writer:
