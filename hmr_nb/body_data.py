@@ -449,7 +449,7 @@ def body_from_arrays(
 # %% ../nbs/04_body_data.ipynb #14f193bf
 HOW_TO_GET_SMPL = (
     "SMPL's files are licensed and not shipped: register at https://smpl.is.tue.mpg.de, download 'SMPL for Python Users' "
-    "(version 1.1.0 has the neutral body), unpack it, and give the path of basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl; "
+    "(version 1.1.0 has the neutral body), unpack it anywhere (a folder such as models/smpl, outside git), and give the path of its basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl; "
     "meanwhile open_body() works everywhere without a licence"
 )
 
