@@ -129,7 +129,7 @@ def test_metadata(data):
         for person in ("S1", "S9", "S11"):
             cam = meta.cameras[person, c]
             np.testing.assert_allclose(cam.R, rotation(i), atol=1e-12)
-            np.testing.assert_allclose(cam.T, PLACES[i], atol=1e-12)
+            np.testing.assert_allclose(-cam.R.T @ cam.t, PLACES[i], atol=1e-12)
             np.testing.assert_allclose(cam.distortion, DISTORTION)
             np.testing.assert_allclose(cam.project(cam.see(world(3))), project(seen(world(3), i), i), atol=1e-9)
 
@@ -142,7 +142,7 @@ def test_each_person_has_own_cameras(tmp_path):
     for person, camera in (("S1", 0), ("S9", 2), ("S11", 3)):
         start = 6 * (11 * camera + int(person[1:]) - 1)
         cam = meta.cameras[person, CAMERAS[camera]]
-        np.testing.assert_allclose(cam.T, w0[start + 3 : start + 6] / 1000)
+        np.testing.assert_allclose(-cam.R.T @ cam.t, w0[start + 3 : start + 6] / 1000, atol=1e-12)
         a, b, c = w0[start : start + 3]
         rx, ry, rz = (Rotation.from_euler(axis, v).as_matrix() for axis, v in (("x", a), ("y", b), ("z", c)))
         np.testing.assert_allclose(cam.R, rx @ ry @ rz, atol=1e-12)
