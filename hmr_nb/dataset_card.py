@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from .camera import apply_affine, box_from_keypoints, invert, viewpoint
+from .camera import box_from_keypoints, viewpoint
 from .draw import grid, keypoints_image
 from .records import Example, card, decode_jpeg, examples, jpeg_size, source_set
 

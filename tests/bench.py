@@ -62,8 +62,127 @@ def model_row() -> None:
     print(f"small model, batch 8: {8 / whole:.0f} images/s to the mesh, encoder alone {8 / encoder:.0f}")
 
 
+def texture(rng, height: int, width: int) -> np.ndarray:
+    "A picture that compresses like a photograph: about 0.3 bytes a pixel as JPEG."
+    import cv2
+
+    layers = [(cv2.resize(rng.normal(0, s, (height // d + 2, width // d + 2, 3)), (width, height), interpolation=cv2.INTER_CUBIC)) for d, s in ((60, 50), (12, 14), (3, 4))]
+    return np.clip(128 + sum(layers), 0, 255).astype(np.uint8)
+
+
+def write_lsp(folder, count: int) -> None:
+    "A folder in LSP's layout: photographs of 400 x 300, people 120 to 280 px tall."
+    import cv2
+    import scipy.io
+
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    pictures = [texture(rng, 300, 400) for _ in range(20)]
+    for i in range(count):
+        cv2.imwrite(str(folder / "images" / f"im{i + 1:04d}.jpg"), np.roll(pictures[i % 20], i, (0, 1)), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    height = rng.uniform(120, 280, count)
+    kp = rng.uniform(-0.5, 0.5, (count, 14, 2)) * [0.4, 1]
+    kp[:, 0], kp[:, 13] = [0, 0.5], [0, -0.5]
+    kp = kp * height[:, None, None] + np.stack([rng.uniform(150, 250, count), rng.uniform(140, 160, count)], -1)[:, None]
+    scipy.io.savemat(folder / "joints.mat", {"joints": np.concatenate([kp, np.zeros((count, 14, 1))], -1).transpose(2, 1, 0)})
+
+
+def plain_recipe(folder, out) -> None:
+    "What hmr2.0's converter does for each picture: imread, resize the whole, crop, imencode."
+    import cv2
+    import tensorflow as tf
+
+    from hmr_nb.datasets.lsp import read_joints
+
+    _, points, states = read_joints(folder)
+    with tf.io.TFRecordWriter(str(out)) as writer:
+        for i, (kp, state) in enumerate(zip(points, states)):
+            image = cv2.imread(str(folder / "images" / f"im{i + 1:04d}.jpg"))
+            scale = 150 / np.linalg.norm(np.ptp(kp, axis=0))
+            image = cv2.resize(image, (int(image.shape[1] * scale), int(image.shape[0] * scale)))
+            center = np.round(scale * (kp.min(0) + kp.max(0)) / 2).astype(int)
+            start, end = np.maximum(center - 150, 0), np.minimum(center + 150, [image.shape[1], image.shape[0]])
+            jpeg = cv2.imencode(".jpg", image[start[1] : end[1], start[0] : end[0]])[1].tobytes()
+            moved = np.c_[kp * scale - start, state == 2].ravel()
+            feature = {"image_raw": tf.train.Feature(bytes_list=tf.train.BytesList(value=[jpeg])), "keypoints_2d": tf.train.Feature(float_list=tf.train.FloatList(value=moved))}
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+
+
+def conversion_row(folder, count: int = 1500) -> None:
+    "Conversion with one worker against the plain recipe, and with two workers against one."
+    import shutil
+
+    from hmr_nb.datasets.lsp import convert_lsp
+
+    write_lsp(folder / "lsp", count)
+    times = {"recipe": [], 1: [], 2: []}
+    for _ in range(5):
+        for kind in times:
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            start = time.perf_counter()
+            plain_recipe(folder / "lsp", folder / "recipe.tfrecord") if kind == "recipe" else convert_lsp(folder / "lsp", folder / "out", workers=kind, progress=False)
+            times[kind].append(time.perf_counter() - start)
+    recipe, one, two = (statistics.median(t[1:]) for t in times.values())
+    print(f"conversion, 400 x 300 px: recipe {count / recipe:.0f} images/s, one worker {count / one:.0f} ({recipe / one:.2f} x), two workers {count / two:.0f} ({one / two:.2f} x one)")
+
+
+def plain_pipeline(shards, size: int):
+    "hmr2.0's recipe: decode whole, resize the whole, pad by tiling the border, slice, flip."
+    import tensorflow as tf
+
+    def view(record):
+        f = tf.io.parse_single_example(record, {"image": tf.io.FixedLenFeature((), tf.string), "box": tf.io.FixedLenFeature((4,), tf.float32), "kp2d": tf.io.FixedLenFeature((14, 2), tf.float32)})
+        image = tf.image.convert_image_dtype(tf.image.decode_jpeg(f["image"], channels=3), tf.float32)
+        scale = tf.exp(tf.random.uniform((), np.log(0.8), np.log(1.23))) * size / (1.25 * tf.reduce_max(f["box"][2:]))
+        shape = tf.cast(tf.cast(tf.shape(image)[:2], tf.float32) * scale, tf.int32)
+        image, kp = tf.image.resize(image, shape), f["kp2d"] * scale
+        center = tf.cast((f["box"][:2] + f["box"][2:] / 2) * scale, tf.int32) + tf.random.uniform((2,), -20, 20, tf.int32)
+        margin = size  # enough on each side for any position
+        image = tf.concat([tf.tile(image[:1], (margin, 1, 1)), image, tf.tile(image[-1:], (margin, 1, 1))], 0)
+        image = tf.concat([tf.tile(image[:, :1], (1, margin, 1)), image, tf.tile(image[:, -1:], (1, margin, 1))], 1)
+        corner = center + margin - size // 2
+        image = tf.slice(image, (corner[1], corner[0], 0), (size, size, 3))
+        kp = kp + tf.cast(margin - corner, tf.float32)
+        image = tf.cond(tf.random.uniform(()) < 0.5, lambda: tf.image.flip_left_right(image), lambda: image)
+        return tf.ensure_shape(image, (size, size, 3)) * 2 - 1, kp
+
+    return tf.data.TFRecordDataset([str(s) for s in shards]).shuffle(1000).map(view, tf.data.AUTOTUNE)
+
+
+def pipeline_row(folder, count: int = 2000, size: int = 224) -> None:
+    "The training input against hmr2.0's recipe, on the same records."
+    from hmr_nb.augment import augment
+    from hmr_nb.camera import box_from_keypoints
+    from hmr_nb.record_stream import record_dataset
+    from hmr_nb.records import Example, RecordWriter
+
+    rng, points = np.random.default_rng(0), keypoint_set("lsp14")
+    pictures = [texture(rng, 300, 300) for _ in range(20)]
+    with RecordWriter(folder / "records", "bench") as writer:
+        for i in range(count):
+            kp = rng.uniform(50, 250, (14, 2))
+            writer.write(Example(points.names, kp, image=np.roll(pictures[i % 20], i, (0, 1)), box=box_from_keypoints(kp), frame=i))
+    ours = augment(record_dataset(folder / "records", points), size, points, color=0).batch(32).prefetch(2)
+    theirs = plain_pipeline(sorted((folder / "records").glob("*.tfrecord")), size).batch(32).prefetch(2)
+    run = lambda data: sum(1 for _ in data)  # noqa: E731
+    times = {"ours": [], "theirs": []}
+    for _ in range(6):
+        for kind, data in (("ours", ours), ("theirs", theirs)):
+            start = time.perf_counter()
+            run(data)
+            times[kind].append(time.perf_counter() - start)
+    ours, theirs = (statistics.median(t[1:]) for t in times.values())
+    print(f"training input, {size} px from 300 px: {count / ours:.0f} images/s, hmr2.0's recipe {count / theirs:.0f} ({theirs / ours:.2f} x)")
+
+
 if __name__ == "__main__":
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
     body = open_body()
     smpl_rows(body)
     regressor_row(body)
     model_row()
+    with TemporaryDirectory() as folder:
+        conversion_row(Path(folder))
+        pipeline_row(Path(folder))

@@ -13,8 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..camera import box_from_keypoints, project
-from ..records import Dropped, Example, RecordWriter, card, convert_items, decode_jpeg
+from ..camera import box_from_keypoints
+from hmr_nb.records import (
+    Dropped,
+    Example,
+    RecordWriter,
+    card,
+    convert_items,
+    decode_jpeg,
+)
 from ..skeleton import keypoint_set
 
 # %% ../../nbs/22a_hmr_records.ipynb #46236088

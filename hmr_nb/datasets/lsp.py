@@ -14,7 +14,14 @@ import numpy as np
 import scipy.io
 
 from ..camera import apply_affine, box_from_keypoints
-from ..records import Dropped, Example, RecordWriter, card, convert_items, stored_jpeg
+from hmr_nb.records import (
+    Dropped,
+    Example,
+    RecordWriter,
+    card,
+    convert_items,
+    stored_jpeg,
+)
 from ..skeleton import keypoint_set
 
 # %% ../../nbs/22_lsp.ipynb #b38c721b
