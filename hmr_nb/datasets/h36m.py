@@ -313,7 +313,7 @@ def _views(data: Path, options: dict) -> Iterator[View]:
     else:
         yield from _mmpose(mmpose, options)
 
-# %% ../../nbs/26_h36m.ipynb #e57967f4
+# %% ../../nbs/26_h36m.ipynb #45735f70
 def _clips(data: Path, options: dict) -> list[Clip]:
     "Everything to convert, training before test, person by person."
     clips, films = [], 0
@@ -334,7 +334,7 @@ def convert_h36m(
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     split: str = "all",  # all, train (S1 S5 S6 S7 S8) or test (S9 S11)
-    subjects: tuple[str, ...] = TRAIN + TEST,
+    subjects: tuple[str, ...] = TRAIN + TEST,  # whose recordings
     protocol: str = "p1",  # of the test people: p1, p2 or p2_first_trial
     step: int = 5,  # every so-manieth frame: 5 gives 10 a second
     pose3d: str = "mono",  # metres: mono, as measured, or mono_universal, scaled to one skeleton

@@ -102,7 +102,7 @@ def _recording(folder: Path, cameras: dict[int, RoomCamera], films: dict, option
                 clips += cut_clips(clip._replace(frames=frames[part], kp=clip.kp[part], kp3d=clip.kp3d[part], why_not=why))
     return clips
 
-# %% ../../nbs/27_total_capture.ipynb #e2f3a966
+# %% ../../nbs/27_total_capture.ipynb #7754ddb4
 def _clips(data: Path, options: dict) -> list[Clip]:
     "Everything to convert, training before test."
     labels = sorted(data.rglob("gt_skel_gbl_pos.txt"), key=lambda f: (f.parent.parent.name.upper(), f.parent.name.lower()))
@@ -129,9 +129,9 @@ def convert_total_capture(
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     split: str = "all",  # all, train or test (walking2, freestyle3, acting3)
-    subjects: tuple[str, ...] = ("S1", "S2", "S3", "S4", "S5"),
+    subjects: tuple[str, ...] = ("S1", "S2", "S3", "S4", "S5"),  # whose recordings
     train_subjects: tuple[str, ...] = ("S1", "S2", "S3"),  # whose other recordings are for training
-    cameras: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8),
+    cameras: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8),  # which of the eight
     step: int = 6,  # every so-manieth frame: 6 gives 10 a second
     min_inside: int = 8,  # points inside the picture that a person in training must have
 ) -> dict:  # the card
