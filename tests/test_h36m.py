@@ -71,7 +71,7 @@ def metadata_xml():
     words = "".join(f"<i>{w}</i>" for w in ("ALL", "Directions", "Greeting", "Photo", "Waiting"))
     numbers = " ".join(repr(float(v)) for v in [*w0.ravel(), *LENS.ravel()])
     ids = "".join(f"<i>{c}</i>" for c in CAMERAS)
-    return f'<?xml version="1.0"?>\n<metadata>\n<mapping>{tr("", "", *PEOPLE)}{rows}</mapping><actionnames>{words}</actionnames><dbcameras><index2id>{ids}</index2id></dbcameras><w0>[{numbers}]</w0></metadata>'
+    return f'<?xml version="1.0"?>\n<metadata>\n<mapping>{tr("", "", *PEOPLE)}{rows}{'<tr/>' * 40}{tr('notes')}</mapping><actionnames>{words}</actionnames><dbcameras><index2id>{ids}</index2id></dbcameras><w0>[{numbers}]</w0></metadata>'
 
 
 def write_cdf(path, x):

@@ -33,7 +33,7 @@ def _camera(outer: np.ndarray, inner: np.ndarray) -> RoomCamera:
     R = Rotation.from_euler("XYZ", outer[:3]).as_matrix()
     return RoomCamera(R, -R @ outer[3:] / 1000, K, np.array([k1, k2, p1, p2, k3]))
 
-# %% ../../nbs/26_h36m.ipynb #d416a9aa
+# %% ../../nbs/26_h36m.ipynb #77eec144
 CAMERAS = ("54138969", "55011271", "58860488", "60457274")  # protocol 2 takes the last
 
 
@@ -58,7 +58,7 @@ def read_metadata(
     if len(numbers) != 300:
         raise ValueError(f"{file}: expected 300 numbers in w0 (4 cameras x 11 people x 6, then 4 x 9), found {len(numbers)}")
     trials = {}
-    for action, trial, *files in rows:
+    for action, trial, *files in (row for row in rows[:32] if len(row) > 2):  # more rows follow, with other matters
         if action.isdigit() and 1 < int(action) <= len(words):  # 1 is _ALL, the whole recording
             trials |= {(person, name): (words[int(action) - 1], int(trial)) for person, name in zip(header[2:], files)}
     outer, inner = numbers[:264].reshape(4, 11, 6), numbers[264:].reshape(4, 9)
