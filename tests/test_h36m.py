@@ -68,10 +68,11 @@ def metadata_xml():
         w0[c, :] = [*Rotation.from_matrix(rotation(c)).as_euler("XYZ"), *(1000 * PLACES[c])]
     tr = lambda *values: "<tr>" + "".join(f"<td>{v}</td>" for v in values) + "</tr>\n"  # noqa: E731
     rows = "".join(tr(a, t, *[{"S1": s1, "S9": s9, "S11": s11}.get(p, s1) for p in PEOPLE]) for a, t, s1, s9, s11 in ROWS)
+    rows += "<tr/>" * 40 + tr("notes")  # the mapping is followed by rows of another kind
     words = "".join(f"<i>{w}</i>" for w in ("ALL", "Directions", "Greeting", "Photo", "Waiting"))
     numbers = " ".join(repr(float(v)) for v in [*w0.ravel(), *LENS.ravel()])
     ids = "".join(f"<i>{c}</i>" for c in CAMERAS)
-    return f'<?xml version="1.0"?>\n<metadata>\n<mapping>{tr("", "", *PEOPLE)}{rows}{'<tr/>' * 40}{tr('notes')}</mapping><actionnames>{words}</actionnames><dbcameras><index2id>{ids}</index2id></dbcameras><w0>[{numbers}]</w0></metadata>'
+    return f'<?xml version="1.0"?>\n<metadata>\n<mapping>{tr("", "", *PEOPLE)}{rows}</mapping><actionnames>{words}</actionnames><dbcameras><index2id>{ids}</index2id></dbcameras><w0>[{numbers}]</w0></metadata>'
 
 
 def write_cdf(path, x):
