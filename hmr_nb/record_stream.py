@@ -72,16 +72,19 @@ def epoch_order(
     folder_of: np.ndarray,  # (n,) which directory each record lies in
     seed: int | None,  # None: the order written
     epoch: int = 0,
-    weights: Sequence[float] | None = None,  # how often each directory is drawn; by its size if None
+    weights: Sequence[float] | str | None = None,  # how often each directory is drawn; "datasets": equally; "frames" or None: by its size
 ) -> np.ndarray:  # (n,) int64 numbers of records
     "Which record comes when: a function of seed and epoch alone."
     n = len(folder_of)
     if seed is None:
         return np.arange(n)
     rng = np.random.default_rng([seed, epoch])
-    if weights is None:
+    if isinstance(weights, str) and weights not in ("frames", "datasets"):
+        raise ValueError(f"weights: expected a number for each directory, 'frames' or 'datasets', got {weights!r}")
+    if weights is None or isinstance(weights, str) and weights == "frames":
         return rng.permutation(n)
-    share = np.asarray(weights, float) / np.sum(weights)
+    weights = np.ones(folder_of.max() + 1) if isinstance(weights, str) else np.asarray(weights, float)
+    share = weights / weights.sum()
     ends = np.round(np.cumsum(share) * n).astype(int)
     chosen = []
     for d, count in enumerate(np.diff(ends, prepend=0)):
@@ -166,7 +169,7 @@ def record_dataset(
     dirs: str | Path | Sequence[str | Path],  # directories of records
     keypoints: KeypointSet,  # the points wanted
     split: str | None = None,  # one split only
-    weights: Sequence[float] | None = None,  # how often each directory is drawn; by its size if None
+    weights: Sequence[float] | str | None = None,  # how often each directory is drawn; "datasets": equally; "frames" or None: by its size
     seed: int | None = 0,  # of the order; None: as written
     epochs: int | None = 1,  # passes; None: without end
     start: tuple[int, int] = (0, 0),  # (epoch, position in it) to begin at: for a resumed run

@@ -88,7 +88,7 @@ def convert_one(
     if inside.sum() < min(MIN_INSIDE, max(item.min_points, 1)):
         return no("mostly outside the image")
     kp = apply_affine(crop, item.kp)
-    return Example(NAMES, kp, item.state, jpeg=jpeg, crop=crop, box=box_from_keypoints(kp, item.state),
+    return Example(NAMES, kp, item.state, jpeg=jpeg, crop=crop, box=np.r_[crop[:, :2] @ box[:2] + crop[:, 2], crop[0, 0] * np.array(box[2:])],
                    source=item.source, split=item.split, frame=item.number)  # fmt: skip
 
 # %% ../../nbs/22_lsp.ipynb #f4fa87d4
