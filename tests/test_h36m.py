@@ -68,6 +68,7 @@ def metadata_xml():
         w0[c, :] = [*Rotation.from_matrix(rotation(c)).as_euler("XYZ"), *(1000 * PLACES[c])]
     tr = lambda *values: "<tr>" + "".join(f"<td>{v}</td>" for v in values) + "</tr>\n"  # noqa: E731
     rows = "".join(tr(a, t, *[{"S1": s1, "S9": s9, "S11": s11}.get(p, s1) for p in PEOPLE]) for a, t, s1, s9, s11 in ROWS)
+    rows += "<tr/>" * 40 + tr("notes")  # the mapping is followed by rows of another kind
     words = "".join(f"<i>{w}</i>" for w in ("ALL", "Directions", "Greeting", "Photo", "Waiting"))
     numbers = " ".join(repr(float(v)) for v in [*w0.ravel(), *LENS.ravel()])
     ids = "".join(f"<i>{c}</i>" for c in CAMERAS)
@@ -129,7 +130,7 @@ def test_metadata(data):
         for person in ("S1", "S9", "S11"):
             cam = meta.cameras[person, c]
             np.testing.assert_allclose(cam.R, rotation(i), atol=1e-12)
-            np.testing.assert_allclose(cam.T, PLACES[i], atol=1e-12)
+            np.testing.assert_allclose(-cam.R.T @ cam.t, PLACES[i], atol=1e-12)
             np.testing.assert_allclose(cam.distortion, DISTORTION)
             np.testing.assert_allclose(cam.project(cam.see(world(3))), project(seen(world(3), i), i), atol=1e-9)
 
@@ -142,7 +143,7 @@ def test_each_person_has_own_cameras(tmp_path):
     for person, camera in (("S1", 0), ("S9", 2), ("S11", 3)):
         start = 6 * (11 * camera + int(person[1:]) - 1)
         cam = meta.cameras[person, CAMERAS[camera]]
-        np.testing.assert_allclose(cam.T, w0[start + 3 : start + 6] / 1000)
+        np.testing.assert_allclose(-cam.R.T @ cam.t, w0[start + 3 : start + 6] / 1000, atol=1e-12)
         a, b, c = w0[start : start + 3]
         rx, ry, rz = (Rotation.from_euler(axis, v).as_matrix() for axis, v in (("x", a), ("y", b), ("z", c)))
         np.testing.assert_allclose(cam.R, rx @ ry @ rz, atol=1e-12)
