@@ -12,7 +12,14 @@ from hmr_nb.body_data import save_body, shipped
 from hmr_nb.joint_regressor import fit_marks, load_marks
 from hmr_nb.open_body import open_body
 from hmr_nb.picker import KEYS, KeypointPicker, autosave_of, still_spots
-from hmr_nb.picker_state import PickerState, marked, seen_from, to_marks, triangles_of, vertices_of
+from hmr_nb.picker_state import (
+    PickerState,
+    marked,
+    seen_from,
+    to_marks,
+    triangles_of,
+    vertices_of,
+)
 from hmr_nb.regressor_files import load_rows
 from hmr_nb.scene import NOWHERE
 
@@ -116,7 +123,7 @@ def test_dots_show_the_state(picker, body):
 
 def test_keys_do_what_the_buttons_do(picker):
     def key(name):
-        picker.hands.set_state({"pressed": [name, picker.hands.pressed[1] + 1]})
+        picker.hands._handle_custom_msg({"key": name}, [])
 
     click(picker, 10)
     for name, expected in (("ctrl+z", set()), ("ctrl+shift+z", {10}), (".", None), (",", {10}), ("delete", set()), ("u", {10})):
@@ -172,10 +179,10 @@ def test_a_lasso_marks_and_erases_what_it_goes_around(picker):
     (x0, y0), (x1, y1) = xy.min(0) - 0.01, xy.max(0) + 0.01
     whole = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
     picker.controls["lasso"].value = True
-    picker.hands.set_state({"outline": {"points": whole, "erase": False}})
+    picker.hands._handle_custom_msg({"outline": whole, "erase": False}, [])
     seen = seen_from(picker.view.V, picker.view.F, picker.view.eye)
     assert marked(picker.state) == set(np.flatnonzero(seen)) and not picker.hands.lasso
-    picker.hands.set_state({"outline": {"points": [[0.5, y0], [x1, y0], [x1, y1], [0.5, y1]], "erase": True}})
+    picker.hands._handle_custom_msg({"outline": [[0.5, y0], [x1, y0], [x1, y1], [0.5, y1]], "erase": True}, [])
     assert 0 < len(marked(picker.state)) < 0.6 * seen.sum()
 
 
