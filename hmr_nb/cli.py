@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'body_app', 'Out', 'Body', 'Weights', 'Workers', 'Data', 'PICTURES', 'one_line', 'quiet_start', 'main', 'demo',
            'pictures_in', 'boxes_for', 'open_model', 'infer', 'convert', 'print_card', 'card', 'train', 'evaluate',
-           'domain', 'body_inspect', 'body_convert', 'body_export', 'save_rows', 'fit_regressor', 'import_weights',
-           'pick', 'picker_page']
+           'domain', 'body_inspect', 'body_convert', 'body_export', 'named', 'share_of', 'fit_regressor',
+           'import_weights', 'pick', 'picker_page']
 
 # %% ../nbs/90_cli.ipynb #5c8b4a97
 import json
@@ -20,10 +20,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-
-from .body_data import write_whole
 
 # %% ../nbs/90_cli.ipynb #5a82ebb8
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}, help="Human shape and pose from one image; keypoints of your own; how models carry over between datasets.")
@@ -352,17 +349,25 @@ def body_export(out: Out, file: Annotated[Path | None, typer.Argument(help="A bo
     print(out)
 
 # %% ../nbs/90_cli.ipynb #aedadc51
-def save_rows(
-    rows: dict[str, np.ndarray],  # {name: (v,)} vertex weights
-    path: Path,  # .npz or .npy
-) -> Path:  # where they lie
-    "Save regressor rows in one step."
-    if path.suffix not in (".npz", ".npy"):
-        raise ValueError(f"{path}: expected a name that ends in .npz or .npy")
-    stacked = np.stack(list(rows.values()))
-    if path.suffix == ".npz":
-        return write_whole(path, lambda part: np.savez_compressed(part, **rows))
-    return write_whole(path, lambda part: np.save(part, stacked[0] if len(rows) == 1 else stacked))
+@contextmanager
+def named(
+    path: Path,  # the file that is being worked on
+) -> Iterator[None]:
+    "A complaint about what a file says names the file."
+    try:
+        yield
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
+def share_of(
+    text: str,  # "auto" or a number
+) -> float | str:
+    "The strength of the local prior, from the command line."
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError:
+        raise ValueError(f"--local: expected auto or a share such as 0.03, got {text!r}") from None
 
 # %% ../nbs/90_cli.ipynb #70a3d9ba
 @app.command("fit-regressor")
@@ -370,21 +375,33 @@ def fit_regressor(
     marks: Annotated[Path, typer.Argument(help="Marks saved by the picker, .json.")],
     out: Out = Path("regressors.npz"),
     body: Body = None,
+    local: Annotated[str, typer.Option(help="How far a vertex strays, as a share of its distance; auto: as the held-out error allows; 0: exact least squares.")] = "0",
+    max_vertices: Annotated[int | None, typer.Option(help="At most so many weights above zero.")] = None,
+    radius: Annotated[float, typer.Option(help="Candidates: how much further away than the nearest vertex, m.")] = 0.1,
+    bootstrap: Annotated[int, typer.Option(help="How often to draw the meshes again, for the spread of the point.")] = 20,
 ) -> None:
-    """Fit one row of vertex weights to each marked keypoint, and report the error on poses left out.
+    """Fit one row of vertex weights to each marked keypoint, and report the error on meshes, poses and builds left out.
 
-    A name that ends in .npz keeps one row a name; .npy is one array, (vertices,) for one keypoint, (keypoints, vertices) for more.
+    A name that ends in .json keeps rows, marks and report; .npz one row a name; .npy is one array, (vertices, 1) for one keypoint, (keypoints, vertices) for more.
 
-    Example:  hmr_nb fit-regressor toe_marks.json --out toes.npz
+    Examples:  hmr_nb fit-regressor toe_marks.json --out toes.json  |  hmr_nb fit-regressor knee.json --body SMPL.pkl --local auto --out knee.npy
     """
     from hmr_nb.body_data import load_body
     from hmr_nb.joint_regressor import fit_marks, load_marks
     from hmr_nb.open_body import open_body
+    from hmr_nb.regressor_files import WRITERS, save_rows
 
-    fits = fit_marks(load_marks(marks), load_body(body) if body else open_body())
+    if out.suffix not in WRITERS:
+        raise ValueError(f"{out}: expected a name that ends in {', '.join(WRITERS)}")
+    made_on = load_body(body) if body else open_body()
+    with named(marks):
+        loaded = load_marks(marks)
+        fits = fit_marks(loaded, made_on, local=share_of(local), max_vertices=max_vertices, radius=radius, bootstrap=bootstrap)
+        if not fits:
+            raise ValueError("there are no marks in it; mark the keypoint in the picker and save")
     for name, fit in fits.items():
         print(f"{name}: {fit}")
-    print(save_rows({name: fit.weights for name, fit in fits.items()}, out))
+    print(save_rows(fits, out, made_on, loaded))
 
 
 @app.command("import-weights")

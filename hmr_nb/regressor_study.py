@@ -56,7 +56,7 @@ def turned_distance(
     both = (A**2).sum((1, 2)) + (A[i] ** 2).sum()
     return np.sqrt(np.maximum(0, both - 2 * s.sum(1)) / A.shape[2])
 
-
+# %% ../nbs/40b_regressor_study.ipynb #a2504088
 def suggest_poses(
     vertices: Array,  # (m, v, 3) the meshes to choose from
     near: Array | None = None,  # (v,) booleans: the vertices around the keypoint; all if None

@@ -121,9 +121,45 @@ def test_body_commands(run, tmp_path):
 
 def test_fit_regressor(run, tmp_path):
     code, out, _ = run("fit-regressor", shipped("toe_marks.json"), "--out", tmp_path / "toes.npz")
-    assert code == 0 and "toe_l" in out
+    assert code == 0 and "toe_l" in out and "held out" in out
     rows = np.load(tmp_path / "toes.npz")
     assert rows["toe_l"].sum() == pytest.approx(1, abs=1e-6) and (rows["toe_l"] >= 0).all()
+
+
+def test_fit_regressor_files_and_options(run, tmp_path):
+    assert run("fit-regressor", shipped("toe_marks.json"), "--local", "auto", "--max-vertices", "12", "--out", tmp_path / "toes.json")[0] == 0
+    saved = json.loads((tmp_path / "toes.json").read_text())
+    assert len(saved["keypoints"]["toe_l"]["weights"]) <= 12 and saved["keypoints"]["toe_r"]["report"]["held_out_mean_mm"] > 0 and saved["topology"]
+    one = json.loads(shipped("toe_marks.json").read_text())
+    one["keypoints"] = {"toe_l": {"marks": one["keypoints"]["toe_l"]["marks"]}}
+    (tmp_path / "one.json").write_text(json.dumps(one))
+    assert run("fit-regressor", tmp_path / "one.json", "--bootstrap", "0", "--out", tmp_path / "toe_l.npy")[0] == 0
+    assert np.load(tmp_path / "toe_l.npy").shape == (6890, 1)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("{", "cannot be read"), ("[]", "expected"), ('{"body": "x", "keypoints": {}}', "no marks"),
+    ('{"body": "x", "poses": {"rest": [[0,0,0]]}, "keypoints": {"a": {"marks": [{"pose": "rest", "vertices": [1]}]}}}', "pose 'rest'"),
+    ('{"body": "x", "keypoints": {"a": {"marks": [{"pose": "rest", "vertices": [1]}]}}}', "not among the file's poses"),
+    ('{"body": "x", "topology": "0000000000000000", "keypoints": {}}', "other faces"),
+    ('{"body": "x", "topology": 7, "keypoints": {}}', "other faces"),
+    ('{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"marks": [{"pose": "rest", "vertices": [6890]}]}}}', "6890 is beyond"),
+    ('{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"marks": [{"pose": "rest", "vertices": [-1]}]}}}', "expected vertex numbers"),
+    ('{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"marks": [{"pose": "rest", "point": [NaN, 0, 0]}]}}}', "finite"),
+    ('{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"mirror": "a", "marks": [{"pose": "rest", "regressor": "tail"}]}}}', "names the regressor 'tail'"),
+    ('{"body": "x", "poses": {"rest": [[NaN, 0, 0]]}, "keypoints": {"a": {"marks": []}}}', "finite"),
+])
+def test_hostile_marks_are_one_line_that_names_the_file(run, tmp_path, text, said):
+    (tmp_path / "m.json").write_text(text.replace("ZERO", json.dumps([[0, 0, 0]] * 24)))
+    code, _, err = run("fit-regressor", tmp_path / "m.json", "--out", tmp_path / "r.npz")
+    assert code == 1 and "m.json" in err and said in err and err.strip().count("\n") == 0, err
+    assert not (tmp_path / "r.npz").exists()
+
+
+def test_fit_regressor_bad_options(run, tmp_path):
+    for options, said in ((["--local", "much"], "--local"), (["--out", tmp_path / "r.txt"], "r.txt"), (["--max-vertices", "0"], "max_vertices"), (["--body", tmp_path / "no.pkl"], "no.pkl")):
+        code, _, err = run("fit-regressor", shipped("toe_marks.json"), "--out", tmp_path / "r.npz", *options)
+        assert code == 1 and said in err, err
 
 
 def test_from_render_to_report(run, tmp_path):

@@ -16,10 +16,25 @@ from scipy.optimize import minimize
 
 from hmr_nb.body_data import shipped
 from hmr_nb.fit_report import beyond, leeway_mm
-from hmr_nb.joint_regressor import check_marks, fit_marks, fit_regressor, load_marks, mirror_row
+from hmr_nb.joint_regressor import (
+    check_marks,
+    fit_marks,
+    fit_regressor,
+    load_marks,
+    mirror_row,
+)
 from hmr_nb.open_body import open_body
 from hmr_nb.regressor_files import load_rows, save_rows
-from hmr_nb.simplex import best_mix, break_ties, held_out_errors, hull_gap, nearest_in_hull, redrawn_spread, solve_mix, stack_meshes
+from hmr_nb.simplex import (
+    best_mix,
+    break_ties,
+    held_out_errors,
+    hull_gap,
+    nearest_in_hull,
+    redrawn_spread,
+    solve_mix,
+    stack_meshes,
+)
 from hmr_nb.targets import area_mean, ray_through, surface_near, target_of
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
