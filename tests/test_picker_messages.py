@@ -283,3 +283,20 @@ def test_the_picker_opens_without_keras():
     code = "import sys; from hmr_nb.picker import KEYS, KeypointPicker, autosave_of, still_spots; from hmr_nb.open_body import open_body; " \
            "KeypointPicker(open_body(), path='/nonexistent/marks.json'); assert not {'tensorflow', 'keras'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_without_voila_says_what_to_install(tmp_path):
+    code = "import sys, importlib.util as u; real = u.find_spec; u.find_spec = lambda name, *a: None if name == 'voila' else real(name, *a); " \
+           "from hmr_nb.cli import main; sys.argv = ['hmr_nb', *sys.argv[1:]]; main()"
+    done = subprocess.run([sys.executable, "-c", code, "pick"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "pip install 'hmr_nb[voila]'" in done.stderr
+    done = subprocess.run([sys.executable, "-c", code.replace("name == 'voila'", "False"), "pick", "--body", "nowhere.npz"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "nowhere.npz" in done.stderr
+
+
+def test_the_page_holds_the_picker_that_was_asked_for(tmp_path):
+    from hmr_nb.cli import picker_page
+
+    source = json.loads(picker_page(tmp_path / "p.ipynb", tmp_path / "it's.npz", tmp_path / "marks.json").read_text())["cells"][0]["source"]
+    assert repr(str(tmp_path / "it's.npz")) in source and repr(str(tmp_path / "marks.json")) in source
+    compile(source, "cell", "exec")
