@@ -630,4 +630,5 @@ def picker_page(
     cell = {"cell_type": "code", "id": "picker", "metadata": {}, "source": "\n".join(lines), "outputs": [], "execution_count": None}
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel, "title": "hmr_nb pick"}, "nbformat": 4, "nbformat_minor": 5}
-    return write_whole(path, lambda part: part.write_text(json.dumps(notebook), encoding="utf-8"))
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    return path

@@ -37,6 +37,8 @@ from hmr_nb.joint_regressor import (
     save_marks,
     topology,
 )
+
+# %% ../nbs/42_picker.ipynb #1cf57532
 from .open_body import open_body
 from hmr_nb.picker_state import (
     MEAN,
@@ -157,7 +159,7 @@ function render({ model, el }) {
     const name = (e.ctrlKey || e.metaKey ? "ctrl+" : "") + (shift ? "shift+" : "") + letter;
     if (!model.get("listen").includes(name)) return;
     e.preventDefault(); e.stopPropagation();
-    model.set("pressed", [name, model.get("pressed")[1] + 1]); model.save_changes();
+    model.send({ key: name });
   };
   const attach = (tries) => {
     if (!box()) return tries && requestAnimationFrame(() => attach(tries - 1));
@@ -179,7 +181,7 @@ function render({ model, el }) {
     const where = (e) => { const r = sheet.getBoundingClientRect(); return [(e.clientX - r.left) / r.width, (e.clientY - r.top) / r.height]; };
     sheet.onpointerdown = (e) => { points = [where(e)]; sheet.setPointerCapture(e.pointerId); };
     sheet.onpointermove = (e) => { if (points) { points.push(where(e)); sheet.firstElementChild.setAttribute("points", points.map(([x, y]) => `${x * sheet.clientWidth},${y * sheet.clientHeight}`).join(" ")); } };
-    sheet.onpointerup = (e) => { if (points) { model.set("outline", { points, erase: e.ctrlKey || e.metaKey }); model.save_changes(); points = null; } };
+    sheet.onpointerup = (e) => { if (points) model.send({ outline: points, erase: e.ctrlKey || e.metaKey }); points = null; };
   };
   model.on("change:lasso", lasso);
   attach(600);
@@ -189,13 +191,11 @@ export default { render };
 
 # %% ../nbs/42_picker.ipynb #0457c548
 class Hands(anywidget.AnyWidget):
-    "What hands do around the mesh: keys pressed, a line drawn over the canvas."
+    "What hands do around the mesh. It sends {\"key\": name}, or {\"outline\": [[x, y], …] in shares of the canvas, \"erase\": whether ctrl was held}."
 
     _esm = HANDS
-    listen = traitlets.List().tag(sync=True)  # those to listen to
-    pressed = traitlets.List(["", 0]).tag(sync=True)  # the last one, and how many there were
+    listen = traitlets.List().tag(sync=True)  # keys to listen to
     lasso = traitlets.Bool(False).tag(sync=True)  # whether a line is to be drawn now
-    outline = traitlets.Dict().tag(sync=True)  # {"points": [[x, y], …] shares of the canvas, "erase": whether ctrl was held}
 
 # %% ../nbs/42_picker.ipynb #c1bff9a3
 KEYS = {
@@ -492,6 +492,9 @@ def _set_options(
     picker.strip.names, picker.strip.pictures = list(picker.poses), {}
 
 
+KeypointPicker.set_options = _set_options
+
+# %% ../nbs/42_picker.ipynb #02971543
 @contextmanager
 def without_notes() -> Iterator[None]:
     "Keep what a C++ library prints while it loads out of the cell."
@@ -534,7 +537,7 @@ def _fill_strip(
     picker.show()
 
 
-KeypointPicker.set_options, KeypointPicker.pose_all, KeypointPicker.start, KeypointPicker.fill_strip = _set_options, _pose_all, _start, _fill_strip
+KeypointPicker.pose_all, KeypointPicker.start, KeypointPicker.fill_strip = _pose_all, _start, _fill_strip
 
 # %% ../nbs/42_picker.ipynb #bfbb9c97
 def _change(
@@ -607,14 +610,15 @@ def _click(
 
 def _lasso(
     picker: KeypointPicker,
-    line: Mapping[str, Any],  # {"points": (n, 2) shares of the canvas, "erase": bool}
+    outline: Array = (),  # (n, 2) shares of the canvas; none to give up
+    erase: bool = False,
 ) -> None:
     "Mark, or with ctrl unmark, what a line on the screen goes around."
     picker.hands.lasso = False
-    if line:
+    if len(outline):
         seen = None if picker.controls["through"].value else seen_from(picker.view.V, picker.view.F, picker.view.eye)
-        area = picker.area(lasso_area(picker.view.on_screen(picker.view.V), np.reshape(line["points"], (-1, 2)), seen))
-        picker.change((remove if line.get("erase") else brush)(picker.state, area))
+        area = picker.area(lasso_area(picker.view.on_screen(picker.view.V), np.reshape(outline, (-1, 2)), seen))
+        picker.change((remove if erase else brush)(picker.state, area))
     picker.show()
 
 
@@ -649,8 +653,10 @@ def _fit(
 ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
     "Fit all keypoints that have marks, and say what they are worth."
     picker.fits = picker.fit_some(picker.marks()["keypoints"], **{"bootstrap": 50, **options})
-    lines = [f"<b>{escape(name)}</b>: {escape(repr(fit)).replace(chr(10), '<br>')}" for name, fit in picker.fits.items()]
-    picker.show("<br>".join(lines))
+    told = {}
+    for name, fit in picker.fits.items():  # a keypoint and its mirror image share a report
+        told.setdefault(escape(repr(fit).removeprefix("RegressorFit: ")).replace("\n", "<br>"), []).append(escape(name))
+    picker.show("<br>".join(f"<b>{', '.join(names)}</b>: {text}" for text, names in told.items()))
     return picker.fits
 
 
@@ -748,7 +754,7 @@ def _moves(
     return {"undo": of_state(undo), "redo": of_state(redo), "clear": of_state(clear), "grow": rings(grow), "shrink": rings(shrink),
             "reflect": lambda: picker.change(reflect(picker.state, mirror_items(picker.body.mirror, picker.body.faces))), "next": turn(1), "previous": turn(-1),
             "thinner": set_to("brush", lambda r: max(1, round(r / 1.25))), "thicker": set_to("brush", lambda r: min(300, round(r * 1.25 + .5))), "ghosts": ghosts,
-            "fit": picker.fit, "save": picker.save, "load": lambda: picker.load(picker.controls["file"].value), "export": picker.export, "leave": lambda: picker.lasso({}), **switches}
+            "fit": picker.fit, "save": picker.save, "load": lambda: picker.load(picker.controls["file"].value), "export": picker.export, "leave": picker.lasso, **switches}
 
 
 KeypointPicker.guarded, KeypointPicker.moves = _guarded, _moves
@@ -792,8 +798,8 @@ def _connect(
     c["zoom"].observe(guarded(zoom), "value")
     c["lasso"].observe(lambda e: setattr(picker.hands, "lasso", e["new"]), "value")
     picker.strip.observe(guarded(lambda e: picker.change(at(picker.state, pose=e["new"]))), "current")
-    picker.hands.observe(guarded(lambda e: picker.lasso(e["new"])), "outline")
-    picker.hands.observe(guarded(lambda e: moves[KEYS[e["new"][0]]]()), "pressed")
+    heard = guarded(lambda news: moves[KEYS[news["key"]]]() if "key" in news else picker.lasso(news["outline"], news["erase"]))
+    picker.hands.on_msg(lambda widget, news, buffers: heard(news))
 
 
 KeypointPicker.connect = _connect

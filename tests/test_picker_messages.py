@@ -12,7 +12,14 @@ from hmr_nb.body_data import save_body, shipped
 from hmr_nb.joint_regressor import fit_marks, load_marks
 from hmr_nb.open_body import open_body
 from hmr_nb.picker import KEYS, KeypointPicker, autosave_of, still_spots
-from hmr_nb.picker_state import PickerState, marked, seen_from, to_marks, triangles_of, vertices_of
+from hmr_nb.picker_state import (
+    PickerState,
+    marked,
+    seen_from,
+    to_marks,
+    triangles_of,
+    vertices_of,
+)
 from hmr_nb.regressor_files import load_rows
 from hmr_nb.scene import NOWHERE
 
@@ -116,7 +123,7 @@ def test_dots_show_the_state(picker, body):
 
 def test_keys_do_what_the_buttons_do(picker):
     def key(name):
-        picker.hands.set_state({"pressed": [name, picker.hands.pressed[1] + 1]})
+        picker.hands._handle_custom_msg({"key": name}, [])
 
     click(picker, 10)
     for name, expected in (("ctrl+z", set()), ("ctrl+shift+z", {10}), (".", None), (",", {10}), ("delete", set()), ("u", {10})):
@@ -172,10 +179,10 @@ def test_a_lasso_marks_and_erases_what_it_goes_around(picker):
     (x0, y0), (x1, y1) = xy.min(0) - 0.01, xy.max(0) + 0.01
     whole = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
     picker.controls["lasso"].value = True
-    picker.hands.set_state({"outline": {"points": whole, "erase": False}})
+    picker.hands._handle_custom_msg({"outline": whole, "erase": False}, [])
     seen = seen_from(picker.view.V, picker.view.F, picker.view.eye)
     assert marked(picker.state) == set(np.flatnonzero(seen)) and not picker.hands.lasso
-    picker.hands.set_state({"outline": {"points": [[0.5, y0], [x1, y0], [x1, y1], [0.5, y1]], "erase": True}})
+    picker.hands._handle_custom_msg({"outline": [[0.5, y0], [x1, y0], [x1, y1], [0.5, y1]], "erase": True}, [])
     assert 0 < len(marked(picker.state)) < 0.6 * seen.sum()
 
 
@@ -276,3 +283,20 @@ def test_the_picker_opens_without_keras():
     code = "import sys; from hmr_nb.picker import KEYS, KeypointPicker, autosave_of, still_spots; from hmr_nb.open_body import open_body; " \
            "KeypointPicker(open_body(), path='/nonexistent/marks.json'); assert not {'tensorflow', 'keras'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_without_voila_says_what_to_install(tmp_path):
+    code = "import sys, importlib.util as u; real = u.find_spec; u.find_spec = lambda name, *a: None if name == 'voila' else real(name, *a); " \
+           "from hmr_nb.cli import main; sys.argv = ['hmr_nb', *sys.argv[1:]]; main()"
+    done = subprocess.run([sys.executable, "-c", code, "pick"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "pip install 'hmr_nb[voila]'" in done.stderr
+    done = subprocess.run([sys.executable, "-c", code.replace("name == 'voila'", "False"), "pick", "--body", "nowhere.npz"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "nowhere.npz" in done.stderr
+
+
+def test_the_page_holds_the_picker_that_was_asked_for(tmp_path):
+    from hmr_nb.cli import picker_page
+
+    source = json.loads(picker_page(tmp_path / "p.ipynb", tmp_path / "it's.npz", tmp_path / "marks.json").read_text())["cells"][0]["source"]
+    assert repr(str(tmp_path / "it's.npz")) in source and repr(str(tmp_path / "marks.json")) in source
+    compile(source, "cell", "exec")
