@@ -575,7 +575,7 @@ def fit_regressor(
         print(f"{name}: {fit}")
     print(save_rows(fits, out, made_on, loaded))
 
-
+# %% ../nbs/90_cli.ipynb #e24cd34e
 @app.command("import-weights")
 def import_weights(
     kind: Annotated[str, typer.Argument(help="hmr-tf1 (the original HMR) or hmr2 (hmr2.0).")],

@@ -140,6 +140,7 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
     from hmr_nb.camera import box_from_keypoints
     from hmr_nb.record_stream import record_dataset
     from hmr_nb.records import Example, RecordWriter
+    from hmr_nb.skeleton import keypoint_set
 
     rng, points = np.random.default_rng(0), keypoint_set("lsp14")
     pictures = [texture(rng, 300, 300) for _ in range(20)]
