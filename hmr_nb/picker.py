@@ -254,7 +254,7 @@ def picker_controls() -> dict[str, widgets.Widget]:
     for name, text, tip in (("body", "body", "open body, or the path of a body file"), ("file", "file", "The marks file of Save and Load")):
         c[name] = widgets.Text(description=text, continuous_update=False, layout=wide, style=label, tooltip=tip)
     return c | {"fit": button("fit", "crosshairs", "Fit all keypoints, with the full report (F)", half, button_style="primary"), "export": button("export", "download", "Write the fitted regressors beside the marks file (E)", half),
-                "save": button("save", "save", "Ctrl-S", half), "load": button("load", "folder-open", "Go on with the marks in the file", half), "report": widgets.HTML(), "status": widgets.HTML(layout=wide)}
+                "save": button("save", "save", "Ctrl-S", half), "load": button("load", "folder-open", "Go on with the marks in the file", half), "report": widgets.HTML(), "status": widgets.HTML(layout=widgets.Layout(width="520px", height="44px", overflow="auto"))}
 
 # %% ../nbs/42_picker.ipynb #616d8a2a
 def arrange(
@@ -267,10 +267,10 @@ def arrange(
     c = controls
     help_line = widgets.HTML("<div style='font:12px/18px sans-serif; color:#555'>click: mark · shift-click: brush · ctrl-click: erase<br>drag: turn · wheel: zoom · right drag: shift</div>")
     rows = [["name"], ["mirror", "kind"], ["zoom"], ["brush", "through"], ["undo", "redo", "clear"], ["grow", "shrink", "lasso"], ["pose"], ["shape"], ["ghosts"],
-            ["wireframe", "transparent"], ["backface", "hull"], ["status"], ["report"], ["fit", "export"], ["file"], ["save", "load"], ["body"]]
+            ["wireframe", "transparent"], ["backface", "hull"], ["fit", "export"], ["file"], ["save", "load"], ["body"], ["report"]]  # the report last: it grows, and no button may move under the mouse
     right = widgets.VBox([widgets.HBox([c[n] for n in row]) for row in rows], layout=widgets.Layout(width="292px", flex="0 0 auto"))
     strip.layout.width = "520px"
-    box = widgets.HBox([widgets.VBox([canvas, strip, help_line, hands]), right])
+    box = widgets.HBox([widgets.VBox([canvas, c["status"], strip, help_line, hands]), right])
     box.add_class("hmr-picker")
     return box
 
@@ -472,7 +472,7 @@ def _show(
     picker.strip.dots = {p: still_spots(V, np.stack(fitted) @ V) for p, V in meshes.items() if fitted and V is not None}
     c["report"].value = report_plot(picker.fits[state.keypoint].report) if state.keypoint in picker.fits else ""
     count = f"<b>{len(marked(state))}</b> marked on {escape(state.pose if state.shape == MEAN else f'{state.pose}, {state.shape}')}. "
-    c["status"].value = f"<div style='font:13px/18px sans-serif; min-height:54px'>{count}{said or advice(state, picker.fits, len(picker.poses))}</div>"
+    c["status"].value = f"<div style='font:13px/18px sans-serif; padding:2px 6px'>{count}{said or advice(state, picker.fits, len(picker.poses))}</div>"
 
 
 KeypointPicker.show = _show

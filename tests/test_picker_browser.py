@@ -111,7 +111,8 @@ def headless():
 
 def open_page(browser, address, script=""):
     "A page of a browser, with a list of what its console called errors; a script can be run before all others."
-    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    # tall enough for all of the picker: a page that scrolls takes the canvas away from where it was
+    page = browser.new_page(viewport={"width": 1300, "height": 1150})
     page.add_init_script(script)
     page.errors = []
     page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
