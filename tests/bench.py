@@ -204,6 +204,34 @@ def picker_row(body, clicks: int = 15) -> None:
     print(f"picker: click to drawn dot {statistics.median(waits):.0f} ms median of {len(waits)} ({min(waits):.0f} to {max(waits):.0f})")
 
 
+COUNT = """
+window.drawn = 0;
+for (const kind of ["WebGLRenderingContext", "WebGL2RenderingContext"]) {
+  const real = window[kind].prototype.drawElements;
+  window[kind].prototype.drawElements = function (...args) { window.drawn += 1; return real.apply(this, args); };
+}
+"""
+
+
+def explorer_row(moves: int = 100) -> None:
+    "How many pictures of the body a browser draws in a second while a slider is moved."
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    import test_explorer_browser as browser
+
+    if not browser.BROWSER:
+        return print("explorer: no chromium here (apt install chromium), not measured")
+    with TemporaryDirectory() as home, browser.explorer_page(Path(home), COUNT) as (page, kernel, _):
+        kernel.ask("explorer.controls['turn z'].set_trait('value', 1)")
+        before, start = page.evaluate("window.drawn"), time.perf_counter()
+        for i in range(moves):
+            kernel.ask(f"explorer.controls['turn z'].set_trait('value', {i % 60})")
+        browser.wait_for(lambda: page.evaluate("window.drawn") > before, "pictures")
+        drawn, took = page.evaluate("window.drawn") - before, time.perf_counter() - start
+    print(f"explorer: {moves / took:.0f} moves/s arrive, {drawn / took:.0f} pictures/s drawn")
+
+
 if __name__ == "__main__":
     from pathlib import Path
     from tempfile import TemporaryDirectory
@@ -216,3 +244,4 @@ if __name__ == "__main__":
         conversion_row(Path(folder))
         pipeline_row(Path(folder))
     picker_row(body)
+    explorer_row()
