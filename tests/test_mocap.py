@@ -62,6 +62,19 @@ def data(tmp_path):
     return d
 
 
+@pytest.fixture
+def command(monkeypatch):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["hmr_nb", *map(str, words)])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code or 0
+        return 0
+
+    return run
+
+
 def convert(source, out, **options):
     return convert_mocap(source, out, **{"workers": 1, "progress": False, **options})
 
@@ -127,7 +140,7 @@ def test_broken_and_hostile_files_are_counted_and_run_nothing(data, tmp_path):
     (data / "z/zero.pkl").write_bytes(b"")
     facts = convert(data, tmp_path / "set")
     assert facts["dropped"] == {"folder excluded": 2, "no motion in the file": 2, "no usable pose": 2, "refused: it asks for code to be run": 1, "unreadable": 8}
-    assert facts["frames"]["not_finite"] == 1 * 3 + 10 or facts["frames"]["not_finite"] == 10 + 10
+    assert facts["frames"]["not_finite"] == 10 + 10  # of some_nan, and of what was kept of nan
     assert facts["written"] == 7 and facts["frame_rate_assumed"] == 4 and not ran.exists()
     assert facts["read"] == facts["written"] + sum(facts["dropped"].values())
     listed = pd.read_csv(tmp_path / "set/dropped.csv").set_index("file")["reason"]
@@ -145,10 +158,10 @@ def test_an_archive_that_swells_is_refused(tmp_path):
         load_mocap(tmp_path / "bomb.npz")
 
 
-def test_nothing_to_convert(tmp_path, capsys):
+def test_nothing_to_convert(tmp_path, command, capsys):
     (tmp_path / "empty").mkdir()
     for folder, words in (("empty", "found nothing"), ("nowhere", "no such folder")):
-        assert main(["convert", "mocap", "--data", str(tmp_path / folder), "--out", str(tmp_path / "o")]) != 0
+        assert command("convert", "mocap", "--data", tmp_path / folder, "--out", tmp_path / "o") != 0
         said = capsys.readouterr().err
         assert words in said and "Traceback" not in said
     put(tmp_path / "shapes/shape.npz", betas=np.ones(16))
@@ -217,8 +230,8 @@ def test_the_critic_learns_from_a_set(data, tmp_path):
         assert poses.shape == (44, 24, 3) and poses.dtype == np.float32
 
 
-def test_command_line(data, tmp_path, capsys):
-    assert main(["convert", "mocap", "--data", str(data), "--out", str(tmp_path / "set"), "--workers", "1", "--set", "fps=5", "--set", "exclude=S1,S9,S11"]) == 0
+def test_command_line(data, tmp_path, command, capsys):
+    assert command("convert", "mocap", "--data", data, "--out", tmp_path / "set", "--workers", "1", "--set", "fps=5", "--set", "exclude=S1,S9,S11") == 0
     said = capsys.readouterr().out
     assert "4 examples of mocap" in said and "3 folder excluded" in said
     assert load_mocap(tmp_path / "set").fps == 5
