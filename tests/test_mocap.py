@@ -142,6 +142,8 @@ def test_broken_and_hostile_files_are_counted_and_run_nothing(data, tmp_path):
     assert facts["dropped"] == {"folder excluded": 2, "no motion in the file": 2, "no usable pose": 2, "refused: it asks for code to be run": 1, "unreadable": 8}
     assert facts["frames"]["not_finite"] == 10 + 10  # of some_nan, and of what was kept of nan
     assert facts["written"] == 7 and facts["frame_rate_assumed"] == 4 and not ran.exists()
+    poses = load_mocap(tmp_path / "set").poses
+    assert len(poses) == facts["frames"]["written"] == 44 + 20 + 2 and np.isfinite(poses).all()
     assert facts["read"] == facts["written"] + sum(facts["dropped"].values())
     listed = pd.read_csv(tmp_path / "set/dropped.csv").set_index("file")["reason"]
     assert listed["z/hostile.pkl"].startswith("refused") and listed["z/objects.npz"] == "unreadable" and len(listed) == 15

@@ -14,7 +14,14 @@ from hmr_nb.body_data import UnsafePickleError
 from hmr_nb.camera import apply_affine, invert
 from hmr_nb.cli import main
 from hmr_nb.datasets.mocap import REST_JOINTS, place_joints
-from hmr_nb.datasets.threedpw import JOINTS, NAMES, convert_threedpw, frame_points, into_camera, read_sequence
+from hmr_nb.datasets.threedpw import (
+    JOINTS,
+    NAMES,
+    convert_threedpw,
+    frame_points,
+    into_camera,
+    read_sequence,
+)
 from hmr_nb.records import card, examples, source_set
 from hmr_nb.skeleton import keypoint_set, map_points
 

@@ -203,20 +203,25 @@ class PoseWriter:
         self.open = []
 
 # %% ../../nbs/27d_mocap_files.ipynb #d7000032
-def _part_facts(part: Path) -> list[dict]:
+def _part(file: Path, key: str) -> np.ndarray:
+    "One array of a part."
+    with np.load(file, allow_pickle=False) as arrays:
+        return arrays[key]
+
+
+def _part_facts(file: Path) -> list[dict]:
     "The lines of a part."
-    with np.load(part, allow_pickle=False) as arrays:
-        return json.loads(str(arrays["facts"]))
+    return json.loads(str(_part(file, "facts")))
 
 
 def _set_arrays(writer: PoseWriter) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     "The arrays of the set, and the list of all files."
     parts, facts = writer.finished(), [f for p in writer.finished() for f in _part_facts(p)]
-    loaded = {k: [np.load(p, allow_pickle=False)[k] for p in parts] for k in ("poses", "betas")}
+    poses, betas = (np.concatenate([_part(p, key) for p in parts]) for key in ("poses", "betas"))
     table = pd.DataFrame(facts)
     used = (table["written"] > 0).to_numpy()
     kept = table[used]
-    return {"poses": np.concatenate(loaded["poses"]), "betas": np.concatenate(loaded["betas"])[used], "fps": kept["fps"].to_numpy(float),
+    return {"poses": poses, "betas": betas[used], "fps": kept["fps"].to_numpy(float),
             "motion": np.repeat(np.arange(len(kept), dtype=np.int32), kept["written"]), "files": kept["file"].to_numpy(str)}, table  # fmt: skip
 
 
