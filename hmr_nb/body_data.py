@@ -384,7 +384,7 @@ def load_pickle(
         raise ValueError(f"{path}: expected a pickle of numbers and arrays, got one that does not read ({what}); is the file complete?") from error
 
 # %% ../nbs/04_body_data.ipynb #b6ae2760
-MOST_BYTES = 2**29  # that an npz file may unpack to; SMPL-X needs half of it
+MOST_BYTES = 3 * 2**27  # that an npz file may unpack to; SMPL-X needs two thirds of it
 
 
 def read_npz(

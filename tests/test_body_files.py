@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from hmr_nb.body_data import (
+from hmr_nb.body_data import (MOST_BYTES, 
     BodyData,
     UnsafePickleError,
     arrays_of,
@@ -508,8 +508,8 @@ def greedy_files(folder, fields):
     (folder / "many_numbers.pkl").write_bytes(b"(" + b"K\x01" * 8_000_000 + b"l.")
     empty = {f"matrix {i}": sparse.csc_matrix((4000, 4900)) for i in range(60)}
     (folder / "many_sparse.pkl").write_bytes(pickle.dumps(empty, 2))
-    np.savez_compressed(folder / "just_allowed.npz", **{**fields, "v_template": np.zeros((2**29 // 24 - 50_000, 3))})
-    np.savez_compressed(folder / "two_halves.npz", **{**fields, "v_template": np.zeros((2**28 // 24, 3)), "shapedirs": np.zeros((2**28 // 24 - 50_000, 3, 1))})
+    np.savez_compressed(folder / "just_allowed.npz", **{**fields, "v_template": np.zeros((MOST_BYTES // 24 - 50_000, 3))})
+    np.savez_compressed(folder / "two_halves.npz", **{**fields, "v_template": np.zeros((MOST_BYTES // 48, 3)), "shapedirs": np.zeros((MOST_BYTES // 48 - 50_000, 3, 1))})
     np.savez_compressed(folder / "too_large.npz", **{**fields, "posedirs": np.zeros((2**27 // 24, 3, 9))})
     with zipfile.ZipFile(folder / "many_members.npz", "w") as archive:
         for i in range(20_000):
