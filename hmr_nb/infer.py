@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'LARGE', 'COLORS', 'FORMATS', 'load_photo', 'whole_box', 'boxes_from_openpose', 'encoder_precision',
-           'Forward', 'Person', 'person_views', 'People', 'infer', 'draw_people', 'group_views', 'show',
+           'Forward', 'Person', 'person_views', 'People', 'infer', 'side_by_side', 'draw_people', 'group_views', 'show',
            'check_formats', 'export_person', 'result_names', 'infer_files']
 
 # %% ../nbs/33_infer.ipynb #3e162b92
@@ -35,7 +35,7 @@ from hmr_nb.camera import (
     warp_image,
 )
 from .datasets.openpose import read_openpose
-from .draw import grid, keypoints_image, picture
+from .draw import keypoints_image, picture
 from .encoder import fast_precision, rebuild
 from .evaluate import view_size
 from .hmr import HMR, HMROutput, decode
@@ -217,6 +217,16 @@ def infer(
 COLORS = [(0.55, 0.70, 0.95), (0.95, 0.70, 0.50), (0.65, 0.85, 0.60), (0.85, 0.65, 0.90)]  # of the first, second, … person
 
 
+def side_by_side(
+    images: Sequence[np.ndarray],  # (h, w, 3) uint8, each of a size of its own
+    pad: int = 2,  # white pixels between them
+) -> np.ndarray:  # (H, W, 3) uint8
+    "Pictures in a row, as high as the highest."
+    H = max(i.shape[0] for i in images)
+    parts = [np.pad(i, ((0, H - i.shape[0]), (0, pad), (0, 0)), constant_values=255) for i in images]
+    return np.concatenate(parts, axis=1)[:, :-pad]
+
+
 def draw_people(
     image: np.ndarray,  # (h, w, 3) uint8
     people: Sequence[Person],  # of this picture
@@ -232,19 +242,25 @@ def draw_people(
         return top
     size = int(np.clip(image.shape[0], 160, 1024))
     views = [v for p in people[:3] for v in render_views((p.vertices - p.translation) * [1, -1, -1], faces, views=("side", "back"), size=size)]
-    return grid([top, *views], columns=1 + len(views))
+    return side_by_side([top, *views])
 
-
+# %% ../nbs/33_infer.ipynb #7d1a0013
 def group_views(
     people: Sequence[Person],  # one or more
     faces: np.ndarray,  # (F, 3) of the body
-    size: int = 256,  # px
-) -> list[np.ndarray]:  # two of (size, size, 3) uint8
+    size: int = 256,  # height, px
+) -> list[np.ndarray]:  # two of (size, w, 3) uint8
     "All people of a photograph together, from the side and from behind: who stands before whom."
     V = np.concatenate([p.vertices for p in people]) * [1, -1, -1]
     F = np.concatenate([faces + i * len(p.vertices) for i, p in enumerate(people)])
     colors = np.repeat([COLORS[i % len(COLORS)] for i in range(len(people))], [len(p.vertices) for p in people], axis=0)
-    return render_views(V, F, views=("side", "back"), size=size, colors=colors)
+    views = []
+    for view in render_views(V, F, views=("side", "back"), size=3 * size, colors=colors):
+        seen = np.argwhere((view != view[0, 0]).any(-1))  # cut away what shows nobody, and make the rest fit
+        (y0, x0), (y1, x1) = seen.min(0) - 9, seen.max(0) + 10
+        cut = Image.fromarray(view).crop((x0, y0, x1, y1))
+        views.append(np.asarray(ImageOps.pad(cut, (int(size * np.clip(cut.width / cut.height, .6, 1.5)), size), color=tuple(view[0, 0].tolist()))))
+    return views
 
 
 def show(
@@ -254,7 +270,7 @@ def show(
     "The photograph, the bodies over it, and two views from other sides."
     fit = lambda image: np.asarray(Image.fromarray(image).resize((max(1, round(image.shape[1] * height / image.shape[0])), height), Image.Resampling.LANCZOS))
     photo, over = fit(people.photo), fit(draw_people(people.photo, people, people.faces, side_views=False))
-    return picture(grid([photo, over, *(group_views(people, people.faces, height) if people else [])], columns=4))
+    return picture(side_by_side([photo, over, *(group_views(people, people.faces, height) if people else [])]))
 
 
 People._repr_mimebundle_ = lambda self, **_: {"text/plain": repr(self)} if self.photo is None else {"text/plain": repr(self), "image/jpeg": show(self).data}
