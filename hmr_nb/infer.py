@@ -241,7 +241,8 @@ def draw_people(
     if not side_views:
         return top
     size = int(np.clip(image.shape[0], 160, 1024))
-    views = [v for p in people[:3] for v in render_views((p.vertices - p.translation) * [1, -1, -1], faces, views=("side", "back"), size=size)]
+    alone = [((p.vertices - p.translation) * [1, -1, -1], np.array(color)) for p, color in zip(people[:3], COLORS)]
+    views = [v for V, color in alone for v in render_views(V, faces, views=("side", "back"), size=size, colors=color)]
     return side_by_side([top, *views])
 
 # %% ../nbs/33_infer.ipynb #7d1a0013
