@@ -71,7 +71,9 @@ def test_it_says_what_its_weights_know(page, kernel):
 
 
 def test_upload_box_and_body(page, kernel):
-    page.locator(".hmr-photo-tool input[type=file]").set_input_files(SAMPLE)
+    with page.expect_file_chooser(timeout=30_000) as chooser:
+        page.locator(".hmr-photo-tool button", has_text="picture").first.click()
+    chooser.value.set_files(SAMPLE)
     wait_for(lambda: kernel.has("tool.state.photo is not None"), "the upload")
     image = page.locator(".hmr-photo img")
     image.wait_for(state="visible", timeout=30_000)
