@@ -256,7 +256,7 @@ def group_views(
     F = np.concatenate([faces + i * len(p.vertices) for i, p in enumerate(people)])
     colors = np.repeat([COLORS[i % len(COLORS)] for i in range(len(people))], [len(p.vertices) for p in people], axis=0)
     views = []
-    for view in render_views(V, F, views=("side", "back"), size=3 * size, colors=colors):
+    for view in render_views(V, F, views=("side", "back"), size=2 * size, colors=colors):
         seen = np.argwhere((view != view[0, 0]).any(-1))  # cut away what shows nobody, and make the rest fit
         (y0, x0), (y1, x1) = seen.min(0) - 9, seen.max(0) + 10
         cut = Image.fromarray(view).crop((x0, y0, x1, y1))
@@ -315,12 +315,18 @@ def result_names(
     paths: Sequence[str | os.PathLike],  # pictures
 ) -> list[str]:  # a different one for each
     "What the results of each picture are called: its name, with as much of its ending and folder as it takes to tell it from the others."
-    paths, names = [Path(p) for p in paths], {}
-    longer = [lambda p: p.stem, lambda p: p.name.replace(".", "_"), lambda p: f"{p.parent.name}_{p.name}".replace(".", "_"), lambda p: str(p).strip("/").replace("/", "_").replace(".", "_")]
-    for name in longer:
-        wanted = [name(p).lower() for p in paths]
-        names |= {i: name(p) for i, p in enumerate(paths) if i not in names and wanted.count(wanted[i]) == 1}
-    return [names.get(i, f"{p.stem}_{i}") for i, p in enumerate(paths)]
+    paths = [Path(p) for p in paths]
+    short = lambda p: p.stem
+    ending = lambda p: p.name.replace(".", "_")
+    folder = lambda p: f"{p.parent.name}_{p.name}".replace(".", "_")
+    names, taken = [], set()
+    for i, path in enumerate(paths):
+        name = next((form(path) for form in (short, ending, folder) if sum(form(p).lower() == form(path).lower() for p in paths) == 1), f"{path.stem}_{i}")
+        while name.lower() in taken:  # the ending of one may be part of another's name
+            name += f"_{i}"
+        names.append(name)
+        taken.add(name.lower())
+    return names
 
 
 def infer_files(

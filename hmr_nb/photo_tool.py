@@ -140,7 +140,7 @@ function render({ model, el }) {
     hint.style.display = there ? "none" : "block";
     place(model.get("corners"));
   };
-  const share = (e) => { const r = el.getBoundingClientRect(); return [(e.clientX - r.left - el.clientLeft) / el.clientWidth, (e.clientY - r.top - el.clientTop) / el.clientHeight].map((v) => Math.min(1, Math.max(0, v))); };
+  const share = (e) => { const r = image.getBoundingClientRect(); return [(e.clientX - r.left) / r.width, (e.clientY - r.top) / r.height].map((v) => Math.min(1, Math.max(0, v))); };
   el.onpointerdown = (e) => { el.focus({ preventScroll: true }); if (e.button || !model.get("picture")) return; from = share(e); el.setPointerCapture(e.pointerId); };
   el.onpointermove = (e) => { if (from) place([...from, ...share(e)]); };
   el.onpointerup = (e) => { if (!from) return; model.set("drawn", { corners: [...from, ...share(e)], count: (model.get("drawn").count ?? 0) + 1 }); model.save_changes(); from = null; };
@@ -157,10 +157,10 @@ export default { render };
 
 # %% ../nbs/33a_photo_tool.ipynb #33a00015
 FRAME_STYLE = """
-.hmr-photo { position: relative; width: fit-content; min-width: 280px; min-height: 180px; max-width: 420px; border: 2px solid #d5dbe1; border-radius: 4px; cursor: crosshair; touch-action: none; user-select: none; overflow: hidden; }
+.hmr-photo { position: relative; align-self: flex-start !important; width: fit-content; min-width: 280px; min-height: 180px; max-width: 420px; height: fit-content; border: 2px solid #d5dbe1; border-radius: 4px; cursor: crosshair; touch-action: none; user-select: none; overflow: hidden; }
 .hmr-photo:has(img[style*="block"]) { min-width: 0; min-height: 0; }
 .hmr-photo:focus { outline: none; border-color: #2f6fab; }
-.hmr-photo img { display: none; max-width: 100%; max-height: 520px; }
+.hmr-photo img { display: none; vertical-align: top; max-width: 100%; max-height: 520px; }
 .hmr-photo i { display: none; position: absolute; box-sizing: border-box; border: 2px solid #f2c200; box-shadow: 0 0 0 1px #333; pointer-events: none; }
 .hmr-photo span { position: absolute; inset: 0; margin: auto; height: 20px; text-align: center; font: 13px/20px sans-serif; color: #5c6670; }
 """
@@ -203,7 +203,7 @@ class PhotoTool:
         self.whole = widgets.Button(description="whole picture", tooltip="Recover without a box: one person fills the picture", icon="expand")
         self.said = widgets.HTML()
         row = widgets.HBox([self.upload, self.whole])
-        self.widget = widgets.VBox([row, self.said, widgets.HBox([self.frame, self.view.widget]), self.still])
+        self.widget = widgets.VBox([row, self.said, widgets.HBox([self.frame, self.view.widget], layout=widgets.Layout(align_items="flex-start")), self.still])
         self.widget.add_class("hmr-photo-tool")
         self.upload.observe(lambda change: self.uploaded(change["new"]), "value")
         self.frame.observe(lambda change: self.given(change["new"]), "given")

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +14,30 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmr_nb.body_data import shipped
-from hmr_nb.camera import apply_affine, crop_for_box, perspective, project, translation_to_cam
+from hmr_nb.camera import (
+    apply_affine,
+    crop_for_box,
+    perspective,
+    project,
+    translation_to_cam,
+)
 from hmr_nb.datasets.synthetic import render_example, smpl_layer, wardrobe_of
 from hmr_nb.hmr import HMROutput, small_hmr
-from hmr_nb.infer import FORMATS, Forward, People, boxes_from_openpose, draw_people, export_person, group_views, infer, infer_files, load_photo, person_views, result_names, show
+from hmr_nb.infer import (
+    FORMATS,
+    Forward,
+    People,
+    boxes_from_openpose,
+    draw_people,
+    export_person,
+    group_views,
+    infer,
+    infer_files,
+    load_photo,
+    person_views,
+    result_names,
+    show,
+)
 from hmr_nb.open_body import open_body
 from hmr_nb.records import decode_jpeg
 from hmr_nb.render import silhouette
@@ -63,7 +84,7 @@ def through_infer(studio, name, index, size=224):
     return made, image, infer(oracle, image, [example.box], float(example.focal), size, center=example.center)
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", [0, 2, 3, 4, 5])  # a box stands before number 1
 def test_the_true_mesh_covers_the_person_through_our_camera(studio, index):
     made, image, people = through_infer(studio, "studio", index)
     mine = silhouette(people[0].vertices, people.faces, people[0].focal, people[0].center, image.shape[:2])
@@ -116,8 +137,9 @@ def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
     views, crops = person_views(big, [box], size)
     seen = (item["kp2d"].numpy()[:, :2] + 1) * size / 2 - 0.5  # ndc to px
     height = np.ptp(apply_affine(crops[0], kp)[:, 1])
-    assert abs(np.ptp(seen[:, 1]) - height) < 0.02 and abs(height - size / 1.25) < 0.01
-    np.testing.assert_allclose(seen, apply_affine(crops[0], kp), atol=0.02)
+    pixel = size / (1.25 * max(box[2:]))  # of the photograph: the training path decodes whole ones, and no more than its crop
+    assert abs(height - size / 1.25) < 0.01 and abs(np.ptp(seen[:, 1]) - height) < pixel / 2
+    np.testing.assert_allclose(seen, apply_affine(crops[0], kp), atol=pixel)
     assert np.abs(item["image"].numpy() - views[0]).mean() < 0.03  # JPEG lies between them
 
 
@@ -158,9 +180,9 @@ def test_many_people_come_in_order_and_as_alone(model):
 def test_a_result_shows_itself(model):
     people = infer(model, load_photo(PHOTO), [(40, 20, 100, 190), (60, 30, 90, 180)])
     shown = people._repr_mimebundle_()
-    assert shown["image/jpeg"][:2] == b"\xff\xd8" == show(people).data[:2] and shown["text/plain"] == repr(people)
-    w, h = Image.open(io.BytesIO(shown["image/jpeg"])).size
-    assert h == 320 and w == 2 * 320 + sum(v.shape[1] for v in group_views(people, people.faces, 320)) + 3 * 2
+    assert shown["image/jpeg"][:2] == b"\xff\xd8" and shown["text/plain"] == repr(people)
+    w, h = Image.open(io.BytesIO(show(people, 80).data)).size
+    assert h == 80 and w == 2 * 80 + sum(v.shape[1] for v in group_views(people, people.faces, 80)) + 3 * 2
     assert "image/jpeg" in infer(model, load_photo(PHOTO), [])._repr_mimebundle_() and "image/jpeg" not in People()._repr_mimebundle_()
 
 
@@ -226,9 +248,19 @@ def test_results_never_share_a_name(parts):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    from test_cli import run
+    "Run a command in this process: exit code, stdout, stderr."
+    from hmr_nb.cli import main
 
-    return run.__wrapped__(monkeypatch, capsys) if hasattr(run, "__wrapped__") else run.__pytest_wrapped__.obj(monkeypatch, capsys)
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["hmr_nb", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def test_the_command_counts_what_failed_and_resumes(command, tmp_path):

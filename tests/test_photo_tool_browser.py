@@ -8,7 +8,17 @@ import json
 
 import numpy as np
 import pytest
-from test_picker_browser import BROWSER, HARMLESS, Kernel, colours, headless, need, open_page, serve_lab, wait_for
+from test_picker_browser import (
+    BROWSER,
+    HARMLESS,
+    Kernel,
+    colours,
+    headless,
+    need,
+    open_page,
+    serve_lab,
+    wait_for,
+)
 
 from hmr_nb.body_data import shipped
 
@@ -83,7 +93,7 @@ def test_upload_box_and_body(page, kernel):
     corner, extent = np.array([on_page["x"], on_page["y"]]), np.array([on_page["width"], on_page["height"]])
     h, w = kernel.ask("tool.state.photo.shape[:2]")
     drag(page, corner + [0.75, 0.95] * extent, corner + [0.25, 0.05] * extent)
-    wait_for(lambda: kernel.has("tool.state.people"), "the person in the box")
+    wait_for(lambda: kernel.ask("len(tool.state.people or [])"), "the person in the box")
     np.testing.assert_allclose(kernel.ask("tool.state.box"), [0.25 * w - 0.5, 0.05 * h - 0.5, 0.5 * w, 0.9 * h], atol=1.01 * max(w / extent[0], h / extent[1]))  # a mouse is on whole pixels
     drawn = page.locator(".hmr-photo i").bounding_box()
     np.testing.assert_allclose([drawn["x"], drawn["y"], drawn["width"], drawn["height"]], [*(corner + [0.25, 0.05] * extent), *([0.5, 0.9] * extent)], atol=2)
@@ -118,5 +128,5 @@ def test_a_pasted_picture_takes_the_place_of_the_first(page, kernel):
 
 def test_the_whole_picture_and_a_quiet_console(page, kernel):
     page.locator(".hmr-photo-tool button", has_text="whole picture").click()
-    wait_for(lambda: kernel.has("tool.state.people"), "the person in the whole picture")
+    wait_for(lambda: kernel.ask("len(tool.state.people or [])"), "the person in the whole picture")
     assert not [e for e in page.errors if not any(h in e for h in HARMLESS)]
