@@ -223,8 +223,8 @@ def inference_rows(batch: int = 8, repeats: int = 9) -> None:
             if i >= 2:
                 times[key].append(time.perf_counter() - start)
     rate = {key: batch / statistics.median(t) for key, t in times.items()}
-    for name in whole:
-        print(f"ResNet50V2 in {whole[name].precision}, batch {batch}: {rate['whole', name]:.1f} images/s to the mesh, encoder alone {rate['bare', name]:.1f} ({rate['whole', name] / rate['bare', name]:.2f} x), "
+    for name, forward in whole.items():
+        print(f"ResNet50V2 in {forward.precision}, batch {batch}: {rate['whole', name]:.1f} images/s to the mesh, encoder alone {rate['bare', name]:.1f} ({rate['whole', name] / rate['bare', name]:.2f} x), "
               f"float32 encoder alone {rate['bare', 'float32']:.1f} ({rate['whole', name] / rate['bare', 'float32']:.2f} x)")
 
 
