@@ -241,6 +241,7 @@ def _set(
     tool.frame.send({})  # the browser drew a rectangle of its own: back to ours, also where ours has not changed
     note = f"<br><span style='color:#8a5a00'>{escape(about_weights(tool.model))}</span>" if about_weights(tool.model) else ""
     tool.said.value = f"<div style='font:13px/18px sans-serif; max-width:820px'>{escape(state.said)}{note}</div>"
+    tool.view.mesh.visible = bool(state.people)  # not the body of another picture or box
     if state.people:
         V = (state.people[0].vertices - state.people[0].translation) * [1, -1, -1]
         tool.view.show(V - (V.max(0) + V.min(0)) / 2 + tool.view.centre)

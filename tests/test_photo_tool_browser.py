@@ -121,7 +121,7 @@ def test_a_pasted_picture_takes_the_place_of_the_first(page, kernel):
     turned = np.asarray(Image.open(SAMPLE).convert("RGB"))[:, :180]
     page.evaluate(PASTE, data_address(turned))
     wait_for(lambda: kernel.ask("tool.state.photo.shape[1]") == 180, "the pasted picture")
-    assert kernel.ask("tool.state.box") is None and kernel.ask("tool.state.people") is None
+    assert kernel.ask("tool.state.box") is None and kernel.ask("tool.state.people") is None and not kernel.ask("tool.view.mesh.visible")
     page.locator(".hmr-photo i").wait_for(state="hidden", timeout=30_000)
     page.get_by_text("Draw a box around one person").wait_for(timeout=30_000)
 
