@@ -328,7 +328,7 @@ def result_names(
         taken.add(name.lower())
     return names
 
-
+# %% ../nbs/33_infer.ipynb #7d1a0015
 def infer_files(
     model: HMR | Forward,  # such as `Forward(small_hmr())`
     paths: Sequence[str | os.PathLike],  # pictures
