@@ -116,7 +116,7 @@ def boxes_for(
     pictures: list[Path],  # files
     openpose: Path | None,  # json of the one picture, or a folder of <stem>_keypoints.json
     box: list[str] | None,  # "x,y,w,h" of people in the one picture
-) -> dict[str, list]:  # {path: boxes}
+) -> tuple[dict[str, list], dict[str, str]]:  # {path: boxes}, {path: why there are none}
     "Where people are, as the options say."
     from hmr_nb.infer import boxes_from_openpose
 
@@ -125,15 +125,17 @@ def boxes_for(
     if box:
         if not all(re.fullmatch(r"\s*-?[\d.]+(\s*,\s*-?[\d.]+){3}\s*", b) for b in box):
             raise ValueError(f"--box: expected x,y,width,height in pixels such as 40,10,120,300, got {' '.join(box)}")
-        return {str(pictures[0]): [tuple(float(v) for v in b.split(",")) for b in box]}
-    if openpose:
-        files = {p: openpose / f"{p.stem}_keypoints.json" if openpose.is_dir() else openpose for p in pictures}
-        boxes = {str(p): boxes_from_openpose(f) for p, f in files.items()}
-        empty = [p for p, b in boxes.items() if not b]
-        if empty:
-            raise ValueError(f"{files[Path(empty[0])]}: OpenPose found nobody with at least 4 points for {empty[0]}; give --box instead")
-        return boxes
-    return {}
+        return {str(pictures[0]): [tuple(float(v) for v in b.split(",")) for b in box]}, {}
+    boxes, failed = {}, {}
+    for picture in pictures if openpose else []:
+        file = openpose / f"{picture.stem}_keypoints.json" if openpose.is_dir() else openpose
+        try:
+            boxes[str(picture)] = boxes_from_openpose(file)
+        except (ValueError, OSError) as error:
+            failed[str(picture)] = str(error)
+        if boxes.get(str(picture)) == []:
+            failed[str(picture)] = f"{file}: OpenPose found nobody with at least 4 points for {picture}; give --box instead"
+    return boxes, failed
 
 # %% ../nbs/90_cli.ipynb #f591ca55
 def open_model(
@@ -150,7 +152,7 @@ def open_model(
     keypoints = None if known else keypoint_set("smpl24")  # a body file without surface points still has joints
     return load_hmr(weights, body=data, keypoints=keypoints) if weights else small_hmr(body=data, keypoints=keypoints)
 
-
+# %% ../nbs/90_cli.ipynb #f591ca56
 @app.command()
 def infer(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
@@ -160,22 +162,25 @@ def infer(
     openpose: Annotated[Path | None, typer.Option(help="OpenPose json of the picture, or a folder of <name>_keypoints.json.")] = None,
     box: Annotated[list[str] | None, typer.Option(help="x,y,width,height of a person in pixels; may be given several times.")] = None,
     export: Annotated[str, typer.Option(help="What to write beside the overlay: npz,obj,glb,json.")] = "npz,glb",
+    resume: Annotated[bool, typer.Option("--resume", help="Leave out pictures whose results are all in the folder; make what is missing.")] = False,
+    precision: Annotated[str, typer.Option(help="Of the encoder: auto (what is fast here), float32 or mixed_bfloat16.")] = "auto",
 ) -> None:
     """Recover the bodies in photographs: overlay, mesh and parameters for each person.
 
-    Examples:  hmr_nb infer photo.jpg --out recovered  |  hmr_nb infer photo.jpg --box 40,10,120,300  |  hmr_nb infer folder/ --openpose json/ --export npz,obj
+    Examples:  hmr_nb infer photo.jpg --out recovered  |  hmr_nb infer photo.jpg --box 40,10,120,300  |  hmr_nb infer folder/ --openpose json/ --export npz,obj --resume
     """
-    from hmr_nb.infer import infer_files
+    from hmr_nb.infer import Forward, infer_files
 
     pictures = pictures_in(images)
-    boxes = boxes_for(pictures, openpose, box)
-    model = open_model(weights, body)
+    boxes, failed = boxes_for(pictures, openpose, box)
+    model = Forward(open_model(weights, body), precision)
     if weights is None:
         print("These are the small weights: they know rendered bodies only. On photographs expect a rough pose; give --weights for more.")
-    done, failed = infer_files(model, pictures, out, boxes, export.split(","), resume=False)
-    for path, why in failed.items():
+    done, bad = infer_files(model, [p for p in pictures if str(p) not in failed], out, boxes, [f.strip() for f in export.split(",")], resume)
+    failed |= bad
+    for why in failed.values():
         print(f"hmr_nb: {' '.join(why.split())}", file=sys.stderr)
-    print(f"{len(done)} of {len(pictures)} pictures done, in {out}")
+    print(f"{len(done)} of {len(pictures)} pictures done, in {out}" + (f"; {len(failed)} failed" if failed else ""))
     if failed:
         raise typer.Exit(1)
 

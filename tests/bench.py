@@ -150,7 +150,7 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
             writer.write(Example(points.names, kp, image=np.roll(pictures[i % 20], i, (0, 1)), box=box_from_keypoints(kp), frame=i))
     ours = augment(record_dataset(folder / "records", points), size, points, color=0).batch(32).prefetch(2)
     theirs = plain_pipeline(sorted((folder / "records").glob("*.tfrecord")), size).batch(32).prefetch(2)
-    run = lambda data: sum(1 for _ in data)  # noqa: E731
+    run = lambda data: sum(1 for _ in data)
     times = {"ours": [], "theirs": []}
     for _ in range(6):
         for kind, data in (("ours", ours), ("theirs", theirs)):
@@ -232,6 +232,31 @@ def explorer_row(moves: int = 100) -> None:
     print(f"explorer: {moves / took:.0f} moves/s arrive, {drawn / took:.0f} pictures/s drawn")
 
 
+def inference_rows(batch: int = 8, repeats: int = 9) -> None:
+    "Picture to body through `infer`'s compiled model, against the bare encoder in the same precision and in float32; by turns, so that all meet the same neighbours."
+    import tensorflow as tf
+
+    from hmr_nb.hmr import HMR
+    from hmr_nb.infer import Forward
+
+    model = HMR("resnet50v2")
+    images = tf.constant(np.random.default_rng(0).uniform(-1, 1, (batch, 224, 224, 3)).astype(np.float32))
+    whole = {"float32": Forward(model, "float32"), "auto": Forward(model, "auto")}
+    bare = {name: tf.function(lambda x, encoder=forward.encoder: encoder(x, training=False), autograph=False) for name, forward in whole.items()}
+    calls = {("bare", name): lambda f=f: np.asarray(f(images)) for name, f in bare.items()} | {("whole", name): lambda f=f: np.asarray(f.recover(images).vertices) for name, f in whole.items()}
+    times = {key: [] for key in calls}
+    for i in range(repeats + 2):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if i >= 2:
+                times[key].append(time.perf_counter() - start)
+    rate = {key: batch / statistics.median(t) for key, t in times.items()}
+    for name, forward in whole.items():
+        print(f"ResNet50V2 in {forward.precision}, batch {batch}: {rate['whole', name]:.1f} images/s to the mesh, encoder alone {rate['bare', name]:.1f} ({rate['whole', name] / rate['bare', name]:.2f} x), "
+              f"float32 encoder alone {rate['bare', 'float32']:.1f} ({rate['whole', name] / rate['bare', 'float32']:.2f} x)")
+
+
 if __name__ == "__main__":
     from pathlib import Path
     from tempfile import TemporaryDirectory
@@ -240,6 +265,7 @@ if __name__ == "__main__":
     smpl_rows(body)
     regressor_row(body)
     model_row()
+    inference_rows()
     with TemporaryDirectory() as folder:
         conversion_row(Path(folder))
         pipeline_row(Path(folder))

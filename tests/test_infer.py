@@ -1,0 +1,311 @@
+"""Photographs as people bring them, the camera back to the whole picture, and what is written to disk."""
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hmr_nb.body_data import shipped
+from hmr_nb.camera import (
+    apply_affine,
+    crop_for_box,
+    perspective,
+    project,
+    translation_to_cam,
+)
+from hmr_nb.datasets.synthetic import render_example, smpl_layer, wardrobe_of
+from hmr_nb.hmr import HMROutput, small_hmr
+from hmr_nb.infer import (
+    FORMATS,
+    Forward,
+    People,
+    boxes_from_openpose,
+    draw_people,
+    export_person,
+    group_views,
+    infer,
+    infer_files,
+    load_photo,
+    person_views,
+    result_names,
+    show,
+)
+from hmr_nb.open_body import open_body
+from hmr_nb.records import decode_jpeg
+from hmr_nb.render import silhouette
+
+REAL = Path(__file__).resolve().parents[1].parent / "shared" / "real"
+PHOTO = min(shipped("samples").glob("*.[jp][pn]g"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_hmr()
+
+
+@pytest.fixture(scope="module")
+def studio():
+    "A body, its layer, and a function that renders a person of a domain at 512 px."
+    body = open_body()
+    smpl = smpl_layer(body)
+    wardrobe = wardrobe_of(body, smpl)
+    return body, smpl, lambda name, index: render_example(name, 5, index, 512, ("mask",), body, smpl, wardrobe)
+
+
+class Oracle:
+    "Answers with the truth, as a weak-perspective model would put it: the body around its own origin, and the camera of the crop that fits best there."
+
+    def __init__(self, body, smpl, example, crop, size):
+        out = smpl(example.pose[None].astype("float32"), example.betas[None].astype("float32"))
+        cam = translation_to_cam(example.trans, crop, size, float(example.focal), example.center)[None].astype("float32")
+        keypoints = out.keypoints
+        self.smpl, self.keypoints, self.size = SimpleNamespace(faces=body.faces), smpl.keypoints, size
+        self.out = HMROutput(out.vertices, keypoints, project(np.asarray(keypoints), cam), example.pose[None], example.betas[None], cam, out.rotations, out.joints, None)
+
+    def recover(self, views):
+        assert views.shape == (1, self.size, self.size, 3) and np.abs(views).max() <= 1
+        return self.out
+
+
+def through_infer(studio, name, index, size=224):
+    "A render, and what `infer` makes of a model that knows the truth."
+    body, smpl, render = studio
+    made = render(name, index)
+    example, image = made.example, decode_jpeg(made.example.jpeg)
+    oracle = Oracle(body, smpl, example, crop_for_box(example.box, size), size)
+    return made, image, infer(oracle, image, [example.box], float(example.focal), size, center=example.center)
+
+
+@pytest.mark.parametrize("index", [0, 2, 3, 4, 5])  # a box stands before number 1
+def test_the_true_mesh_covers_the_person_through_our_camera(studio, index):
+    made, image, people = through_infer(studio, "studio", index)
+    mine = silhouette(people[0].vertices, people.faces, people[0].focal, people[0].center, image.shape[:2])
+    seen = made.mask >= 0
+    assert (mine & seen).sum() / (mine | seen).sum() >= 0.98
+    np.testing.assert_allclose(people[0].translation, made.example.trans, atol=2e-6 * np.abs(made.example.trans).max())
+
+
+@pytest.mark.parametrize("name", ["street", "sports"])
+def test_what_is_seen_of_a_hidden_person_lies_in_our_silhouette(studio, name):
+    "Things and the photograph's edge hide parts here, so only one side of the comparison can be asked."
+    for index in range(3):
+        made, image, people = through_infer(studio, name, index)
+        mine = silhouette(people[0].vertices, people.faces, people[0].focal, people[0].center, image.shape[:2])
+        assert (mine & (made.mask >= 0)).sum() / (made.mask >= 0).sum() >= 0.98
+
+
+def test_both_ways_to_a_pixel_agree_but_for_perspective(studio):
+    "Through the crop's camera and back, or through space: the gap is depth over distance, times the distance from the origin's pixel."
+    gaps, bounds = [], []
+    for name in ("studio", "street", "sports"):
+        made, _image, people = through_infer(studio, name, 1)
+        p = people[0]
+        space = perspective(p.keypoints, p.focal, p.center)
+        np.testing.assert_allclose(space, perspective(p.keypoints - p.translation + made.example.trans, float(made.example.focal), made.example.center), atol=0.01)
+        origin = perspective(p.translation[None], p.focal, p.center)
+        ratio = np.abs(p.keypoints[:, 2] / p.translation[2] - 1)
+        gap = np.linalg.norm(space - p.keypoints_px, axis=1)
+        assert (gap <= 0.01 + ratio * np.linalg.norm(space - p.center, axis=1)).all()
+        gaps.append(gap / max(made.example.box[2:]))
+        bounds.append(np.linalg.norm(p.keypoints_px - origin, axis=1).max())
+    assert np.mean(gaps) < 0.04 and min(bounds) > 1  # of the box: what a weak-perspective camera cannot see
+
+
+def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
+    "The same box through records and test_view (training, evaluation) and through infer: the same map, the same pixels."
+    from hmr_nb.augment import test_view as as_in_test
+    from hmr_nb.camera import box_from_keypoints
+    from hmr_nb.record_stream import record_dataset
+    from hmr_nb.records import Example, RecordWriter
+    from hmr_nb.skeleton import keypoint_set
+
+    points, size, photo = keypoint_set("lsp14"), 224, load_photo(PHOTO)
+    big = np.asarray(Image.fromarray(photo).resize((900, 700), Image.Resampling.BICUBIC))
+    kp = np.random.default_rng(0).uniform([300, 100], [560, 600], (14, 2))
+    box = box_from_keypoints(kp)
+    with RecordWriter(tmp_path / "records", "own") as writer:
+        writer.write(Example(points.names, kp, image=big, box=box, source="one"))
+    item = next(iter(as_in_test(record_dataset(tmp_path / "records", points, seed=None, meta=True), size, points)))
+    views, crops = person_views(big, [box], size)
+    seen = (item["kp2d"].numpy()[:, :2] + 1) * size / 2 - 0.5  # ndc to px
+    height = np.ptp(apply_affine(crops[0], kp)[:, 1])
+    pixel = size / (1.25 * max(box[2:]))  # of the photograph: the training path decodes whole ones, and no more than its crop
+    assert abs(height - size / 1.25) < 0.01 and abs(np.ptp(seen[:, 1]) - height) < pixel / 2
+    np.testing.assert_allclose(seen, apply_affine(crops[0], kp), atol=pixel)
+    assert np.abs(item["image"].numpy() - views[0]).mean() < 0.03  # JPEG lies between them
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(h=st.integers(1, 500), w=st.integers(1, 900), kind=st.sampled_from(["L", "LA", "RGB", "RGBA", "P", "1", "I;16", "CMYK"]), turn=st.sampled_from([1, 3, 6, 8]))
+def test_any_size_kind_and_orientation_is_read_upright(h, w, kind, turn):
+    pixels = np.random.default_rng(h * w).integers(0, 256, (h, w), np.uint8)
+    image = Image.fromarray(pixels.astype(np.uint16) * 257) if kind == "I;16" else Image.fromarray(pixels).convert("RGB" if kind == "CMYK" else kind).convert(kind)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    file = io.BytesIO()
+    image.save(file, "TIFF" if kind == "CMYK" else "PNG", exif=exif)
+    read = load_photo(file)
+    assert read.dtype == np.uint8 and read.shape == ((w, h, 3) if turn in (6, 8) else (h, w, 3))
+    if kind in ("L", "I;16"):
+        np.testing.assert_array_equal(read[..., 0], np.rot90(pixels, {1: 0, 3: 2, 6: 3, 8: 1}[turn]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 900), (900, 7), (33, 3000)])
+def test_odd_pictures_give_a_person_with_finite_numbers(model, shape):
+    people = infer(model, np.full((*shape, 3), 128, np.uint8))
+    assert len(people) == 1 and all(np.isfinite(getattr(people[0], n)).all() for n in ("vertices", "keypoints", "keypoints_px", "translation"))
+    assert draw_people(people.photo, people, people.faces).shape[0] >= shape[0]
+
+
+def test_many_people_come_in_order_and_as_alone(model):
+    photo, forward = load_photo(PHOTO), Forward(model)
+    boxes = [(40 + 3 * i, 20 + i, 100 + 5 * i, 190) for i in range(7)]
+    together, batched = infer(forward, photo, boxes), infer(forward, photo, boxes, batch=3)
+    assert [p.box for p in together] == boxes == [p.box for p in batched]
+    for i in (0, 3, 6):
+        alone, = infer(model, photo, [boxes[i]])
+        for other in (together[i], batched[i]):
+            np.testing.assert_allclose(other.vertices, alone.vertices, atol=1e-3)
+    assert infer(forward, photo, []) == [] and "People(7" in repr(together)
+
+
+def test_a_result_shows_itself(model):
+    people = infer(model, load_photo(PHOTO), [(40, 20, 100, 190), (60, 30, 90, 180)])
+    shown = people._repr_mimebundle_()
+    assert shown["image/jpeg"][:2] == b"\xff\xd8" and shown["text/plain"] == repr(people)
+    w, h = Image.open(io.BytesIO(show(people, 80).data)).size
+    assert h == 80 and w == 2 * 80 + sum(v.shape[1] for v in group_views(people, people.faces, 80)) + 3 * 2
+    assert "image/jpeg" in infer(model, load_photo(PHOTO), [])._repr_mimebundle_() and "image/jpeg" not in People()._repr_mimebundle_()
+
+
+def test_every_export_reads_back(model, tmp_path):
+    import trimesh
+
+    person, = people = infer(model, load_photo(PHOTO))
+    npz, js, obj, glb = export_person(person, people.faces, tmp_path / "a.b", FORMATS)
+    local = (person.vertices - person.translation) * [1, -1, -1]
+    with np.load(npz) as stored:
+        assert set(stored.files) == {*vars(person), "faces"}
+        for name, value in vars(person).items():
+            np.testing.assert_array_equal(stored[name], value)
+    told = json.loads(js.read_text())
+    assert told["names"] == list(person.names) and set(told) == set(vars(person)) - {"vertices"}
+    for name in ("pose", "betas", "cam", "crop", "joints", "keypoints", "keypoints_px", "translation", "center", "box"):
+        np.testing.assert_allclose(told[name], getattr(person, name))
+    for file in (obj, glb):
+        mesh = trimesh.load(file, force="mesh", process=False)
+        np.testing.assert_array_equal(mesh.faces, people.faces)
+        np.testing.assert_allclose(mesh.vertices, local, atol=1e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.b.glb", "a.b.json", "a.b.npz", "a.b.obj"]
+
+
+def stamps(folder):
+    return {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+
+
+def test_a_folder_goes_on_where_it_stopped(model, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        shutil.copy(PHOTO, source / name)
+    (source / "c.jpg").write_bytes(PHOTO.read_bytes()[:200])
+    paths = sorted(source.iterdir())
+    done, failed = infer_files(Forward(model), paths, out, formats=("json",), progress=False)
+    assert [p.name for p in done] == ["a_jpg_overlay.jpg", "a_png_overlay.jpg", "b_overlay.jpg"] and list(failed) == [str(source / "c.jpg")]
+    before = stamps(out)
+    (out / "b_0.json").unlink()
+    infer_files(Forward(model), paths, out, formats=("json",), progress=False)
+    after = stamps(out)
+    assert after.keys() == before.keys() and {n for n in after if after[n] != before[n]} == {"b_0.json", "b_overlay.jpg"}
+    infer_files(Forward(model), paths, out, formats=("json", "npz"), progress=False)
+    assert stamps(out)["a_jpg_0.json"] == before["a_jpg_0.json"] and (out / "a_png_0.npz").is_file()
+    assert not [n for n in stamps(out) if n.startswith(".") or "part" in n]
+
+
+def test_a_full_disk_leaves_nothing_half_written(model, tmp_path, monkeypatch):
+    def full(self, file, *args, **kwargs):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    done, failed = infer_files(model, [PHOTO], tmp_path, formats=("json",), progress=False)
+    assert done == [] and "No space left" in failed[str(PHOTO)] and [p.suffix for p in tmp_path.iterdir()] == [".json"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["x", "y/x", "z"]), st.sampled_from(["a.jpg", "a.png", "A.jpg", "a_jpg.jpg", "b.jpg"])), min_size=1, max_size=8, unique=True))
+def test_results_never_share_a_name(parts):
+    names = [n.lower() for n in result_names([f"{d}/{f}" for d, f in parts])]
+    assert len(set(names)) == len(parts)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    "Run a command in this process: exit code, stdout, stderr."
+    from hmr_nb.cli import main
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["hmr_nb", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_counts_what_failed_and_resumes(command, tmp_path):
+    source, boxes, out = tmp_path / "in", tmp_path / "boxes", tmp_path / "out"
+    source.mkdir(), boxes.mkdir()
+    for name in "abc":
+        shutil.copy(PHOTO, source / f"{name}.jpg")
+    (source / "d.jpg").write_text("no picture")
+    points = np.zeros((18, 3))
+    points[[0, 2, 10, 13]] = [[50, 10, .9], [40, 30, .8], [42, 110, .7], [60, 112, .9]]
+    for name, people in (("a", [points, points + [60, 5, 0]]), ("b", [np.zeros((18, 3))]), ("d", [points])):
+        (boxes / f"{name}_keypoints.json").write_text(json.dumps({"version": 1.0, "people": [{"pose_keypoints": (p * (p[:, 2:] > 0)).ravel().tolist()} for p in people]}))
+    words = ("infer", source, "--openpose", boxes, "--out", out, "--export", "json, obj")
+    code, said, err = command(*words)
+    assert code == 1 and "1 of 4 pictures done" in said and "3 failed" in said
+    assert len([line for line in err.splitlines() if line.startswith("hmr_nb: ")]) == 3 and "OpenPose found nobody" in err and "c_keypoints.json" in err and "d.jpg" in err
+    assert sorted(p.name for p in out.iterdir()) == ["a_0.json", "a_0.obj", "a_1.json", "a_1.obj", "a_overlay.jpg"]
+    before = stamps(out)
+    assert command(*words, "--resume", "--precision", "mixed_bfloat16")[0] == 1 and stamps(out) == before
+    assert command("infer", PHOTO, "--precision", "half", "--out", out)[0] == 1
+
+
+def test_precision_is_for_the_encoder_alone(model):
+    "Half precision where asked for, and only there; the small encoder stays whole by itself."
+    photo = load_photo(PHOTO)
+    whole, half = infer(Forward(model), photo)[0], infer(Forward(model, "mixed_bfloat16"), photo)[0]
+    assert Forward(model).precision == "float32" and 0 < np.abs(whole.vertices - half.vertices).max() < 0.1
+    assert half.vertices.dtype == np.float64 and Forward(model, "mixed_bfloat16").encoder is not model.encoder
+
+
+def test_real_photographs(model):
+    if not (REAL / "photos").is_dir():
+        pytest.skip("no real photographs beside the checkout (shared/real/photos): licensed, not shipped")
+    for path in sorted((REAL / "photos").glob("*.[jp][pn]g")):
+        people = infer(model, load_photo(path))
+        assert np.isfinite(people[0].vertices).all() and people[0].translation[2] > 0
+        assert draw_people(people.photo, people, people.faces, side_views=False).shape == people.photo.shape
+
+
+def test_real_openpose_people_are_drawn_where_openpose_saw_them(model):
+    if not (REAL / "openpose").is_dir():
+        pytest.skip("no OpenPose json beside the checkout (shared/real/openpose): licensed, not shipped")
+    boxes = boxes_from_openpose(next((REAL / "openpose").glob("*.json")))
+    people = infer(model, load_photo(next((REAL / "openpose").glob("*.jpg"))), boxes)
+    assert len(people) == len(boxes) == 2
+    for person, (x, y, w, h) in zip(people, boxes):
+        middle, side = person.keypoints_px.mean(0), max(w, h)
+        assert np.abs(middle - [x + w / 2, y + h / 2]).max() < 0.3 * side and 0.3 < np.ptp(person.keypoints_px[:, 1]) / side < 2
