@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'body_app', 'Out', 'Body', 'Weights', 'Data', 'PICTURES', 'CONVERTERS', 'COMMON', 'one_line', 'quiet_start',
            'main', 'demo', 'pictures_in', 'boxes_for', 'open_model', 'infer', 'find_converter', 'own_options',
-           'parse_value', 'read_settings', 'list_converters', 'read_workers', 'convert', 'print_card', 'print_people',
-           'card', 'train', 'evaluate', 'domain', 'tree_lines', 'body_inspect', 'body_convert', 'body_export',
-           'body_build', 'named', 'share_of', 'fit_regressor', 'import_weights', 'pick', 'picker_page']
+           'parse_value', 'read_settings', 'list_converters', 'asked_for', 'read_workers', 'convert', 'print_card',
+           'print_people', 'card', 'train', 'evaluate', 'domain', 'tree_lines', 'body_inspect', 'body_convert',
+           'body_export', 'body_build', 'named', 'share_of', 'fit_regressor', 'import_weights', 'pick', 'picker_page']
 
 # %% ../nbs/90_cli.ipynb #5c8b4a97
 import inspect
@@ -284,6 +284,25 @@ def list_converters() -> Iterator[str]:  # lines
             comment = re.search(rf"^    {name}\b[^#\n]*#\s*(.*)$", inspect.getsource(function), re.M)
             yield f"    --set {name}={p.default}  ({_kind(p.annotation)}) {comment[1] if comment else ''}"
 
+# %% ../nbs/90_cli.ipynb #0da93324
+def asked_for(
+    function: Callable,  # a converter
+    given: dict[str, Any],  # options of the command by name; None: left out
+    pairs: list[str] = [],  # noqa: B006  # name=value, as typed after --set
+) -> dict[str, Any]:  # the converter's arguments
+    "Options of the command that were given, if this converter has them."
+    takes, found = inspect.signature(function).parameters, {}
+    for option, value in given.items():
+        name = {"domain": "name"}.get(option, option)
+        if value is None:
+            continue
+        if name not in takes:
+            raise ValueError(f"--{option}: this dataset's converter has no such option; its own are {', '.join(own_options(function)) or 'none'} (--set name=value)")
+        if any(pair.partition("=")[0] == name for pair in pairs):
+            raise ValueError(f"--{option} {value}: given twice, here and with --set; leave one out")
+        found[name] = value
+    return found
+
 # %% ../nbs/90_cli.ipynb #97cf6c93
 def read_workers(
     text: str | None,  # as typed
@@ -305,10 +324,10 @@ def convert(
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished shards of an earlier run.")] = False,
     settings: Annotated[list[str], typer.Option("--set", help="name=value: an option of this dataset's converter; may be given several times.")] = [],  # noqa: B006
     listed: Annotated[bool, typer.Option("--list", help="Show the datasets and the options of each.")] = False,
-    domain: Annotated[str, typer.Option(help="synthetic: studio, street, ...")] = "studio",
-    count: Annotated[int, typer.Option(help="synthetic: how many images.", min=1)] = 1000,
-    seed: Annotated[int, typer.Option(help="synthetic: of bodies, poses and views.")] = 0,
-    split: Annotated[str, typer.Option(help="synthetic: what the card calls this set.")] = "train",
+    domain: Annotated[str | None, typer.Option(help="synthetic: studio (where left out), street or sports.")] = None,
+    count: Annotated[int | None, typer.Option(help="synthetic: how many images; 1000 where left out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="synthetic: of bodies, poses and views; 0 where left out.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which part to convert, where a dataset has the choice (see --list); synthetic: what the card calls this set.")] = None,
 ) -> None:
     """Read a dataset's official files (or render a domain) and write records.
 
@@ -319,9 +338,10 @@ def convert(
     run = find_converter(dataset or "")
     if out is None:
         raise ValueError(f"convert {dataset}: say where the records go, with --out")
-    common = {"workers": read_workers(workers), "resume": resume, **read_settings(run, settings)}
+    own = {**read_settings(run, settings), **asked_for(run, {"domain": domain, "count": count, "seed": seed, "split": split}, settings)}
+    common = {"workers": read_workers(workers), "resume": resume, **own}
     if dataset == "synthetic":
-        return print_card(run(domain, count, out, seed=seed, split=split, **common), out)
+        return print_card(run(out=out, **{"name": "studio", "count": 1000, **common}), out)
     if data is None and inspect.signature(run).parameters["data"].default is inspect.Parameter.empty:
         raise ValueError(f"convert {dataset}: give the dataset's folder with --data")
     print_card(run(data, out, **common), out)

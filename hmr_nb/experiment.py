@@ -68,18 +68,21 @@ class StepSettings:
     steps_per_epoch: int = 0  # 0: each epoch sees every picture once
     patience: int = 0  # stop after so many epochs without a better validation error; 0: never
     keep: int = 0  # weights of the last so many epochs stay as epoch_….h5, beside last.h5 and best.h5
-    data_weights: tuple = ()  # how often each directory is drawn; (): by its size
+    data_weights: tuple = ()  # how often each directory is drawn; (): as `balance` says
+    balance: str = "frames"  # each directory by its size, or "datasets": equally
     jitter_px: float = 20.0  # largest shift, px of 224
     scale: tuple = (0.8, 1.23)  # how large the person appears
     flip: bool = True  # mirror half of the people
     color: float = 0.0  # strength of changes in light
+    occlusion: float = 0.0  # how many have a rectangle covered, 0..1
+    turn: float = 0.0  # largest turn of a picture, degrees
     poses: str = ""  # real poses for the critic, a mocap file; "": open poses
     critic_poses: int = 5000  # how many open poses
     seed: int = 0
 
 # %% ../nbs/30_experiment.ipynb #7aeb16ae
 CHOICES = {"rotation": ("axis_angle", "6d"), "supervision": ("2d", "3d", "smpl"), "optimizer": ("adamw", "muon"), "schedule": ("constant", "cosine", "trapezoid"),
-           "precision": ("float32", "mixed_bfloat16")}  # fmt: skip
+           "precision": ("float32", "mixed_bfloat16"), "balance": ("frames", "datasets")}  # fmt: skip
 
 
 def _checked(name: str, default: Any, value: Any) -> Any:

@@ -428,6 +428,15 @@ def _sum_up(
             "keypoints": {n: {k: int(c[i]) for k, c in counts.items()} for i, n in enumerate(names)},
             "shards": [{k: s[k] for k in ("file", "split", "read", "written", "bytes", "sha256")} for s in shards]}  # fmt: skip
 
+# %% ../nbs/20_records.ipynb #473e1af6
+def _digests(
+    sources: Sequence[str | Path],  # files; many may have the same name
+) -> dict[str, str]:  # {path from the folder that holds them all: checksum}
+    "Checksums of files, under the shortest names that keep them apart."
+    files = [Path(s).resolve() for s in sources]
+    folder = os.path.commonpath([f.parent for f in files]) if files else ""
+    return {f.relative_to(folder).as_posix(): file_digest(f) for f in files}
+
 # %% ../nbs/20_records.ipynb #dcf20bf0
 class RecordWriter:
     "Writes a directory of records: `with RecordWriter(out, 'lsp') as writer: writer.write(example)`."
@@ -444,7 +453,7 @@ class RecordWriter:
     ):
         self.out, self.shard_size, self.resume = Path(out), shard_size, resume
         self.plan = {"schema": SCHEMA_VERSION, "dataset": dataset, "software": f"hmr_nb {__version__}", "shard_size": shard_size, "shard_bytes": shard_bytes, "options": options or {}}
-        self.plan["sources"] = {Path(s).name: file_digest(s) for s in sources}
+        self.plan["sources"] = _digests(sources)
         self.shard_bytes, self.shards, self.items, self.complete = shard_bytes, [], [], False
         self.size, self.place = 0, (0, 0)  # bytes of the open shard; convert_items' next item, and result of it
 

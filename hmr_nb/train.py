@@ -60,6 +60,14 @@ def _has(folder: str | Path, split: str) -> bool:
     return card(folder)["splits"].get(split, 0) > 0
 
 
+def _drawn_from(e: Experiment, data_dirs: Sequence[str | Path]) -> tuple[list, list[float] | str]:
+    "Which directories have people to train on, and how often each is drawn."
+    if e.data_weights and len(e.data_weights) != len(data_dirs):
+        raise ValueError(f"experiment: data_weights has {len(e.data_weights)} numbers for {len(data_dirs)} directories; give one for each, in their order")
+    used = [_has(d, "train") for d in data_dirs]
+    return [d for d, has in zip(data_dirs, used) if has], [w for w, has in zip(e.data_weights, used) if has] or e.balance
+
+
 def training_batches(
     experiment: Experiment,
     data_dirs: Sequence[str | Path],  # directories of records
@@ -69,11 +77,11 @@ def training_batches(
 ) -> tf.data.Dataset:  # dicts of tensors (b, …): image, kp2d, kp3d, mask_3d, pose, betas, has_smpl
     "Augmented batches number `step`, `step + 1`, …"
     e, points = experiment, target_points(keypoints)
-    dirs = [d for d in data_dirs if _has(d, "train")]
+    dirs, weights = _drawn_from(e, data_dirs)
     n = sum(card(d)["splits"]["train"] for d in dirs)
     begin = divmod(step * e.batch, n)
-    data = record_dataset(dirs, points, "train", e.data_weights or None, seed=e.seed, epochs=None, start=begin)
-    data = augment(data, e.input_size, points, e.jitter_px, tuple(e.scale), e.flip, e.color, e.seed)
+    data = record_dataset(dirs, points, "train", weights, seed=e.seed, epochs=None, start=begin)
+    data = augment(data, e.input_size, points, e.jitter_px, tuple(e.scale), e.flip, e.color, e.seed, e.occlusion, e.turn)
     shape = {"image": (e.input_size, e.input_size, 3), "kp2d": (len(points), 3), "kp3d": (len(points), 3), "mask_3d": (len(points),), "has_3d": (), "pose": (24, 3), "betas": (10,), "has_smpl": ()}
     data = data.map(lambda x: {k: tf.ensure_shape(x[k], s) for k, s in shape.items()})
     return data.batch(e.batch, drop_remainder=True).take(steps).prefetch(2)

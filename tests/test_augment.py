@@ -14,9 +14,11 @@ from hmr_nb.camera import (
     ndc_to_px,
     warp_image,
 )
+from hmr_nb.experiment import Experiment
 from hmr_nb.record_stream import record_dataset
 from hmr_nb.records import Example, RecordWriter, decode_jpeg, encode_jpeg
 from hmr_nb.skeleton import keypoint_set
+from hmr_nb.train import training_batches
 
 LSP = keypoint_set("lsp14")
 N = 60
@@ -147,6 +149,28 @@ def test_cover_hides_pixels_and_keeps_points(folder):
     assert 0.25 < np.mean(hidden > 0) < 0.75 and hidden.max() <= 0.36
     for a, b in zip(plain, covered):
         np.testing.assert_array_equal(a["kp2d"], b["kp2d"])
+
+
+def test_an_experiment_says_how_people_are_drawn_and_changed(folder, tmp_path):
+    "Its settings reach the batches; weights belong to the directories as given, also where one has nobody to train on."
+    for name, split in (("few", "train"), ("val", "val")):
+        with RecordWriter(tmp_path / name, name) as writer:
+            for i in range(6):
+                writer.write(Example(LSP.names, np.full((14, 2), 5.0), image=np.zeros((20, 20, 3), np.uint8), split=split, frame=i))
+    dirs = [folder, tmp_path / "val", tmp_path / "few"]
+
+    def batch(**settings):
+        e = Experiment(input_size=32, batch=66, color=0.0, flip=False, **settings)
+        return next(iter(training_batches(e, dirs, LSP, 0, 1).as_numpy_iterator()))
+
+    few = lambda b: int((b["has_smpl"] == 0).sum())
+    plain = batch()
+    assert [few(b) for b in (plain, batch(balance="datasets"), batch(data_weights=(2, 7, 1)))] == [6, 33, 22]
+    covered, turned = batch(occlusion=1.0), batch(turn=40)
+    np.testing.assert_array_equal(covered["kp2d"], plain["kp2d"])
+    assert (covered["image"] != plain["image"]).any((1, 2, 3)).mean() > 0.8 and np.abs(turned["pose"] - plain["pose"]).max() > 0.1
+    with pytest.raises(ValueError, match="data_weights has 2 numbers for 3 directories"):
+        batch(data_weights=(2, 1))
 
 
 def test_balance_by_frames_or_by_datasets(folder, tmp_path):

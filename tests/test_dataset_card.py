@@ -1,12 +1,17 @@
 """What is said about a set: tables, viewpoints, warnings, the sheet, and the commands convert and card."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 from hmr_nb.body_data import shipped
 from hmr_nb.cli import CONVERTERS, find_converter, list_converters, main, read_settings
 from hmr_nb.dataset_card import card_warnings, contact_sheet, people_table
+from hmr_nb.datasets.lsp import read_joints
 from hmr_nb.records import Dropped, Example, RecordWriter, examples
+from hmr_nb.skeleton import keypoint_set
 
 RAW = shipped("goldens") / "raw"
 STUDIO = shipped("samples/studio")
@@ -51,6 +56,28 @@ def test_a_good_set_has_no_warnings_and_a_spoiled_one_has_its_own(tmp_path):
     assert any("do not look like metres" in w for w in card_warnings(changed(tmp_path / "b", all_mm)))
 
 
+def test_each_fault_of_a_set_has_its_own_warning(tmp_path):
+    "A joint that nobody labelled, two names exchanged, one person of another size: in a set that was good before."
+    names = next(examples(STUDIO)).names
+    mirror = [names.index(n[:-2] + {"_l": "_r", "_r": "_l"}.get(n[-2:], n[-2:])) for n in names]
+
+    def no_left_wrist(i, e):
+        e.state = np.where(np.array(e.names) == "wrist_l", 0, e.state)
+        e.kp2d = np.where(e.state[:, None] > 0, e.kp2d, np.nan)
+
+    def exchanged(i, e):
+        e.kp2d, e.state, e.kp3d = e.kp2d[mirror], e.state[mirror], e.kp3d[mirror]
+
+    def one_giant(i, e):
+        e.kp3d = e.kp3d * (30 if i == 5 else 1)
+
+    assert card_warnings(changed(tmp_path / "a", no_left_wrist)) == ["never labelled: wrist_l"]
+    found = card_warnings(changed(tmp_path / "b", exchanged))
+    assert found and all("left and right look exchanged" in w for w in found) and len(found) == 2
+    [far] = card_warnings(changed(tmp_path / "c", one_giant))
+    assert far.startswith("3D size (metres?): 1 of 48 far from the median")
+
+
 def test_people_in_numbers():
     table = people_table(STUDIO)
     for row, e in zip(table.itertuples(), examples(STUDIO)):
@@ -82,6 +109,17 @@ def test_convert_and_card_from_the_command_line(tmp_path, run):
     assert code == 0 and "--set min_side=60" in out and "hmr2_records" in out
 
 
+def test_the_split_that_is_asked_for_is_the_one_that_is_written(tmp_path, run):
+    "The converter has an option of this name; the command must hand it on."
+    (tmp_path / "d").mkdir()
+    joints = dict(zip(keypoint_set("lsp14").names, read_joints(RAW / "lsp")[1][1]))
+    table = [[*joints[n], 0.9] if n in joints else [0, 0, 0] for n in keypoint_set("body25").names]
+    (tmp_path / "d" / "im0002_keypoints.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": np.ravel(table).tolist()}]}))
+    shutil.copy(RAW / "lsp" / "images" / "im0002.jpg", tmp_path / "d")
+    code, out, err = run("convert", "openpose", "--data", tmp_path / "d", "--out", tmp_path / "r", "--split", "test", "--workers", "1")
+    assert code == 0 and "1 examples of openpose (1 test)" in out, err
+
+
 BAD = {
     "no out": (["convert", "lsp", "--data", RAW / "lsp"], "--out"),
     "no data": (["convert", "lsp", "--out", "x"], "--data"),
@@ -89,6 +127,15 @@ BAD = {
     "unknown option": (["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--set", "fps=3"], "min_points, min_side, train_count"),
     "bad value": (["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--set", "min_side=big"], "--set min_side=big: expected float"),
     "bad workers": (["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--workers", "zero"], "--workers"),
+    "split of a set without": (["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--split", "test"], "--split: this dataset's converter has no such option; its own are min_points"),
+    "domain of photographs": (["convert", "coco", "--data", RAW / "coco", "--out", "x", "--domain", "street"], "--domain: this dataset's converter has no such option"),
+    "count of photographs": (["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--count", "4"], "--count: this dataset's converter has no such option"),
+    "seed of photographs": (["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--seed", "4"], "--seed: this dataset's converter has no such option"),
+    "split given twice": (["convert", "openpose", "--data", RAW / "lsp", "--out", "x", "--split", "test", "--set", "split=val"], "--split test: given twice"),
+    "unknown split": (["convert", "h36m", "--data", RAW / "lsp", "--out", "x", "--split", "tset"], "tset"),
+    "no pictures": (["convert", "synthetic", "--count", "0", "--out", "x"], "expected count ≥ 1"),
+    "unknown domain": (["convert", "synthetic", "--domain", "moon", "--out", "x"], "moon"),
+    "unknown split of a domain": (["convert", "synthetic", "--split", "tset", "--count", "1", "--out", "x"], "tset"),
     "no cluster": (["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--workers", "dask://127.0.0.1:9"], "no Dask scheduler answers"),
     "read only": (["convert", "lsp", "--data", RAW / "lsp", "--out", "/dev/full/x", "--workers", "1"], "/dev/full/x"),
     "no records": (["convert", "hmr2_records", "--data", RAW / "lsp", "--out", "x"], "expected a folder with *.tfrecord"),

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import scipy.io
 
+from hmr_nb import photos
 from hmr_nb.body_data import shipped
 from hmr_nb.camera import apply_affine, box_from_keypoints, invert
 from hmr_nb.dataset_card import card_table
-from hmr_nb.datasets import lsp
 from hmr_nb.datasets.lsp import convert_lsp, convert_lsp_extended, read_joints
 from hmr_nb.records import card, examples
 
@@ -99,17 +99,17 @@ def test_two_workers_and_resume_give_the_same_bytes(tmp_path, monkeypatch):
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
 
     small = lambda *a, **k: RecordWriter(*a, shard_size=4, **k)
-    RecordWriter = lsp.RecordWriter
-    monkeypatch.setattr(lsp, "RecordWriter", small)
+    RecordWriter = photos.RecordWriter
+    monkeypatch.setattr(photos, "RecordWriter", small)
     convert_lsp_extended(raw, tmp_path / "whole", workers=1, progress=False)
-    honest, count = lsp.convert_one, iter(range(100))
+    honest, count = photos.convert_photo, iter(range(100))
 
     def fails(item):
         if next(count) == 9:
             raise KeyboardInterrupt
         return honest(item)
 
-    monkeypatch.setattr(lsp, "convert_one", fails)
+    monkeypatch.setattr(photos, "convert_photo", fails)
     with pytest.raises(KeyboardInterrupt):
         convert_lsp_extended(raw, tmp_path / "resumed", workers=1, progress=False)
     assert len(list((tmp_path / "resumed").glob("*.tfrecord"))) == 2

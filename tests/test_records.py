@@ -28,6 +28,7 @@ from hmr_nb.records import (
     encode_example,
     encode_jpeg,
     examples,
+    file_digest,
     source_set,
     stored_crop,
     stored_jpeg,
@@ -363,6 +364,17 @@ def test_label_files_are_known_by_their_checksum(tmp_path):
     labels.write_text("two")
     with pytest.raises(ValueError, match="begun with other settings.*sources"), RecordWriter(tmp_path / "r", "persons", sources=[labels], resume=True):
         pass
+
+
+def test_label_files_of_one_name_are_told_apart(tmp_path):
+    "Sixteen annot.mat, one in each folder: each has its own line on the card."
+    files = [tmp_path / f"S{s}" / f"Seq{q}" / "annot.mat" for s in (1, 2) for q in (1, 2)]
+    for i, file in enumerate(files):
+        file.parent.mkdir(parents=True)
+        file.write_text(str(i))
+    sources = RecordWriter(tmp_path / "r", "persons", sources=files).plan["sources"]
+    assert {name: digest == file_digest(tmp_path / name) for name, digest in sources.items()} == {f"S{s}/Seq{q}/annot.mat": True for s in (1, 2) for q in (1, 2)}
+    assert list(RecordWriter(tmp_path / "r", "persons", sources=files[:1]).plan["sources"]) == ["annot.mat"]
 
 
 @settings(max_examples=60, deadline=None)

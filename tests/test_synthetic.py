@@ -50,6 +50,16 @@ def test_parallel_equals_serial(name, tmp_path):
     assert same_bytes(tmp_path / "serial", tmp_path / "parallel")
 
 
+def test_a_dask_cluster_renders_the_same(tmp_path):
+    "Two worker processes of a cluster that runs already."
+    from dask.distributed import LocalCluster
+
+    render_domain("studio", 20, tmp_path / "serial", seed=3, workers=1, **QUICK)
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        render_domain("studio", 20, tmp_path / "cluster", seed=3, workers="dask://" + cluster.scheduler_address.removeprefix("tcp://"), **QUICK)
+    assert same_bytes(tmp_path / "serial", tmp_path / "cluster")
+
+
 def test_resume_after_an_interruption(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "SHARD", 6)
     render_domain("studio", 20, tmp_path / "whole", workers=1, **QUICK)

@@ -630,6 +630,7 @@ def render_domain(
     "Render pictures of a domain into records, all cores at work."
     find_domain(name)
     if count < 1 or size < 16 or seed < 0: raise ValueError(f"expected count ≥ 1, size ≥ 16 px and seed ≥ 0, got count {count}, size {size} and seed {seed}")
+    if split not in ("train", "val", "test"): raise ValueError(f"split: expected train, val or test, got {split!r}")
     body = open_body() if body is None else body
     options = dict(seed=seed, count=count, size=size, split=split, body=f"{body.name} {fingerprint(body)}")
     with RecordWriter(out, name, shard_size=SHARD, resume=resume, options=options) as writer:
