@@ -54,7 +54,7 @@ def decode(
     if mesh:
         vertices, joints, _, keypoints = smpl(rotations, betas)
     else:
-        vertices, joints, keypoints = None, smpl.joints_only(rotations, betas)[0], smpl.keypoints_only(rotations, betas)
+        vertices, joints, _, keypoints = smpl.without_mesh(rotations, betas)
     return HMROutput(vertices, keypoints, project(keypoints, cam), axis_angle, betas, cam, rotations, joints, None)
 
 # %% ../nbs/14_hmr.ipynb #7cc14db6
