@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from hmr_nb.datasets.synthetic import render_domain
+from hmr_nb.hmr import load_hmr
 from hmr_nb.open_body import open_body
 from hmr_nb.skeleton import keypoint_set
 from hmr_nb.train import Experiment, Trainer, batch_costs, fit, training_batches
@@ -191,7 +192,7 @@ def test_recipe_that_ships():
 
 @pytest.mark.parametrize("name, known", [("toe_l", True), ("knuckle_l", False)])
 def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(tmp_path, data, name, known):
-    "Its row changes the cost if the data know the point, and nothing if they do not; a step with it is made, and the file remembers it."
+    "Its row changes the cost if the data know the point, and nothing if they do not; a step with it is made, and the file is read back with it."
     recipe, rows, paid = replace(TINY, epochs=1, steps_per_epoch=1, dropout=0.0), np.eye(len(open_body().v_template))[[0, -1]], []
     for row in rows:
         points = keypoint_set("cocoplus19").add(name, row, mirror=name)
@@ -200,4 +201,4 @@ def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(tmp_path, data, 
     changed = {k for k in paid[0] if abs(paid[0][k] - paid[1][k]) > 1e-3}
     assert bool(np.asarray(batch["kp2d"])[:, len(points) - 1, 2].any()) == known and ("keypoints" in changed) == known, changed
     run = fit(recipe, data, tmp_path / "run", progress=False, keypoints=points)
-    assert run.model.keypoints.names == points.names and np.isfinite(run.log[0]["loss"])
+    assert load_hmr(run.weights, keypoints=points).keypoints.names == run.model.keypoints.names == points.names and np.isfinite(run.log[0]["loss"])
