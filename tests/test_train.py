@@ -200,5 +200,6 @@ def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(tmp_path, data, 
         paid.append({k: float(v) for k, v in batch_costs(Trainer(recipe, 1, points), batch, training=False)[1].items()})
     changed = {k for k in paid[0] if abs(paid[0][k] - paid[1][k]) > 1e-3}
     assert bool(np.asarray(batch["kp2d"])[:, len(points) - 1, 2].any()) == known and ("keypoints" in changed) == known, changed
-    run = fit(recipe, data, tmp_path / "run", progress=False, keypoints=points)
-    assert load_hmr(run.weights, keypoints=points).keypoints.names == run.model.keypoints.names == points.names and np.isfinite(run.log[0]["loss"])
+    if known:  # a compiled run takes long: one is enough
+        run = fit(recipe, data, tmp_path / "run", progress=False, keypoints=points)
+        assert load_hmr(run.weights, keypoints=points).keypoints.names == run.model.keypoints.names == points.names and np.isfinite(run.log[0]["loss"])
