@@ -572,7 +572,7 @@ def fit_regressor(
     marks: Annotated[Path, typer.Argument(help="Marks saved by the picker, .json.")],
     out: Out = Path("regressors.npz"),
     body: Body = None,
-    local: Annotated[str, typer.Option(help="How far a vertex strays, as a share of its distance; auto: as the held-out error allows; 0: exact least squares.")] = "0",
+    local: Annotated[str, typer.Option(help="How far a vertex strays, as a share of its distance; auto: as the held-out error allows; 0: exact least squares.")] = "auto",
     max_vertices: Annotated[int | None, typer.Option(help="At most so many weights above zero.")] = None,
     radius: Annotated[float, typer.Option(help="Candidates: how much further away than the nearest vertex, m.")] = 0.1,
     bootstrap: Annotated[int, typer.Option(help="How often to draw the meshes again, for the spread of the point.")] = 20,
@@ -581,7 +581,7 @@ def fit_regressor(
 
     A name that ends in .json keeps rows, marks and report; .npz one row a name; .npy is one array, (vertices, 1) for one keypoint, (keypoints, vertices) for more.
 
-    Examples:  hmr_nb fit-regressor toe_marks.json --out toes.json  |  hmr_nb fit-regressor knee.json --body SMPL.pkl --local auto --out knee.npy
+    Examples:  hmr_nb fit-regressor toe_marks.json --out toes.json  |  hmr_nb fit-regressor knee.json --body SMPL.pkl --local 0 --out knee.npy
     """
     from hmr_nb.body_data import load_body
     from hmr_nb.joint_regressor import fit_marks, load_marks
@@ -632,11 +632,14 @@ def pick(
     from importlib.util import find_spec
 
     from hmr_nb.body_data import load_body
+    from hmr_nb.open_body import open_body
+    from hmr_nb.picker import open_session, read_session
 
     if find_spec("voila") is None:
         raise ImportError("the picker's own page needs Voila: pip install 'hmr_nb[voila]' (in JupyterLab, KeypointPicker works without it)")
-    if body:
-        load_body(body)  # what is wrong with it is said here, not in the page
+    made_on = load_body(body) if body else open_body()
+    with named(marks):  # what is wrong is said here, not in the page
+        open_session(read_session(marks)[0], made_on)
     with tempfile.TemporaryDirectory() as folder:
         page = picker_page(Path(folder) / "picker.ipynb", body, marks)
         command = [sys.executable, "-m", "voila", str(page), f"--port={port}", "--Voila.ip=127.0.0.1", "--VoilaConfiguration.show_tracebacks=True"]

@@ -67,10 +67,12 @@ from hmr_nb.picker_state import (
     vertices_of,
 )
 from .regressor_files import save_rows
+from .regressor_study import suggest_poses
 from .render import render
 from .scene import Dots, Facets, MeshView
 from .shapes import Array
 from .skeleton import KeypointSet
+from .targets import near_vertices
 
 # %% ../nbs/42_picker.ipynb #b2db4a44
 def still_camera(
@@ -334,7 +336,7 @@ class KeypointPicker:
         saved, said = read_session(path)
         state = open_session(saved, body)
         poses, shapes = self.given
-        self.body, self.path, self.fits = body, Path(path), {}
+        self.body, self.path, self.fits, self.suggested = body, Path(path), {}, None
         self.poses = {**(marking_poses() if poses is None else {n: np.asarray(p, float) for n, p in poses.items()}), **{n: np.array(p) for n, p in saved.get("poses", {}).items()}}
         self.shapes = {**(marking_shapes(body) if shapes is None else {MEAN: np.zeros(0), **shapes}), **{n: np.array(b) for n, b in saved.get("shapes", {}).items()}}
         self.meshes, self.stills = {}, {}
@@ -398,6 +400,7 @@ def advice(
     state: PickerState,
     fits: Mapping[str, RegressorFit],
     poses: int = 6,  # how many there are to mark
+    suggested: str | None = None,  # the pose that would tell most, see `suggest_poses`
 ) -> str:  # html
     "One line that says what to do next."
     spots = state.marks.get(state.keypoint, {})
@@ -407,7 +410,8 @@ def advice(
     if (state.pose, state.shape) not in spots:
         return f"The yellow dot is where <b>{escape(state.keypoint)}</b> is now. If it is wrong here, mark it in this pose too."
     if len(spots) < min(3, poses):
-        return f"Marked on {len(spots)} mesh{'es' if len(spots) > 1 else ''}: choose another pose below and look where the yellow dot is."
+        there = f"choose <b>{escape(suggested)}</b> below (it would tell most)" if suggested else "choose another pose below"
+        return f"Marked on {len(spots)} mesh{'es' if len(spots) > 1 else ''}: {there} and look where the yellow dot is."
     return escape(warnings[0]) if warnings else f"Marked on {len(spots)} meshes: save, or export the regressor."
 
 # %% ../nbs/42_picker.ipynb #f357224b
@@ -449,6 +453,24 @@ def ghost_points(
 
 KeypointPicker.draw = _draw
 
+# %% ../nbs/42_picker.ipynb #7e1d0c12
+def _suggest(
+    picker: KeypointPicker,
+) -> str | None:  # None without a fit, before all poses are there, and when all are marked
+    "The pose that would tell most about the current keypoint."
+    state = picker.state
+    meshes = {p: picker.meshes.get(p if state.shape == MEAN else f"{p}, {state.shape}") for p in picker.poses}
+    if state.keypoint not in picker.fits or any(V is None for V in meshes.values()):
+        return None
+    V, spots = np.stack(list(meshes.values())), state.marks.get(state.keypoint, {})
+    taken = [i for i, p in enumerate(meshes) if (p, state.shape) in spots]
+    near = near_vertices(V, picker.fits[state.keypoint].weights @ V, 0.1)
+    best = suggest_poses(V, near, len(taken) + 1, taken)
+    return list(meshes)[best[0]] if best else None
+
+
+KeypointPicker.suggest = _suggest
+
 # %% ../nbs/42_picker.ipynb #c599e1ac
 def _show(
     picker: KeypointPicker,
@@ -472,7 +494,7 @@ def _show(
     picker.strip.dots = {p: still_spots(V, np.stack(fitted) @ V) for p, V in meshes.items() if fitted and V is not None}
     c["report"].value = report_plot(picker.fits[state.keypoint].report) if state.keypoint in picker.fits else ""
     count = f"<b>{len(marked(state))}</b> marked on {escape(state.pose if state.shape == MEAN else f'{state.pose}, {state.shape}')}. "
-    c["status"].value = f"<div style='font:13px/18px sans-serif; padding:2px 6px'>{count}{said or advice(state, picker.fits, len(picker.poses))}</div>"
+    c["status"].value = f"<div style='font:13px/18px sans-serif; padding:2px 6px'>{count}{said or advice(state, picker.fits, len(picker.poses), picker.suggested)}</div>"
 
 
 KeypointPicker.show = _show
@@ -534,6 +556,7 @@ def _fill_strip(
     shape = picker.state.shape
     picker.pose_all(shape)
     picker.strip.pictures = {pose: picker.stills[pose, shape] for pose in picker.poses}
+    picker.suggested = picker.suggest()
     picker.show()
 
 
@@ -577,6 +600,7 @@ def _refit(
     marks, name = picker.marks(), picker.state.keypoint
     wanted = {n: e for n, e in marks["keypoints"].items() if n == name or n == partner_of(picker.state, name) or e["mirror"] == name}
     picker.fits = picker.fit_some(wanted) if wanted else {}
+    picker.suggested = picker.suggest()
     picker.show()
 
 
@@ -644,12 +668,12 @@ def _fit_some(
     for entry in keypoints.values():
         for mark in entry["marks"]:
             picker.mesh_of(mark["pose"], mark.get("shape", MEAN))
-    return fit_marks({**picker.marks(), "keypoints": keypoints}, picker.body, picker.meshes, **options)
+    return fit_marks({**picker.marks(), "keypoints": keypoints}, picker.body, picker.meshes, **{"local": "auto", **options})
 
 
 def _fit(
     picker: KeypointPicker,
-    **options: Any,  # radius, max_vertices, held_out, bootstrap of `fit_marks`
+    **options: Any,  # radius, max_vertices, local, held_out, bootstrap of `fit_marks`
 ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
     "Fit all keypoints that have marks, and say what they are worth."
     picker.fits = picker.fit_some(picker.marks()["keypoints"], **{"bootstrap": 50, **options})

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 
 from .draw import bare, mesh
 from .shapes import Array, check_shape
+from .targets import surface_near
 
 # %% ../nbs/40b_regressor_study.ipynb #12c062d6
 def draw_support(
@@ -23,13 +24,13 @@ def draw_support(
     F: Array,  # (f, 3)
     ax: Axes | None = None,  # where to draw; a new figure if None
     view: str | tuple[float, float] = "three_quarter",  # see `draw.view_matrix`
-    room: float = 0.15,  # how much of the body around the weights is shown, m
+    room: float = 0.15,  # how much of the skin around the weights is shown, m
 ) -> Axes:
     "The weights of a row on the skin, and the point that they make."
     row, V, F = np.asarray(row, float), np.asarray(V, float), np.asarray(F)
     check_shape(row, "v", "row", v=len(V))
     used = np.flatnonzero(row)
-    shown = F[(np.abs(V[F].mean(1) - (V[used].max(0) + V[used].min(0)) / 2) < np.ptp(V[used], axis=0) / 2 + room).all(1)]
+    shown = F[surface_near(V, F, used, room)[F].any(1)]
     share = np.sqrt((np.abs(row) / np.abs(row).max())[shown].max(1))[:, None]
     colors = (1 - share) * np.array([0.73, 0.77, 0.81]) + share * np.array([0.80, 0.18, 0.48])
     return mesh(V, shown, bare(plt.subplots(figsize=(3, 3), dpi=72)[1] if ax is None else ax), view, face_colors=colors, points=[row @ V])

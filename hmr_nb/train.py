@@ -158,6 +158,7 @@ def first_guess(
 def make_model(
     experiment: Experiment,
     synchronized: bool = False,  # normalisation over the batches of all devices
+    keypoints: KeypointSet | None = None,  # to learn, such as a set with points of your own; None: the experiment's
 ) -> HMR:
     "The network of an experiment, before its first step."
     e = experiment
@@ -167,7 +168,7 @@ def make_model(
     weights = e.encoder_weights if e.encoder_weights and not e.start else None
     encoder = build_encoder(e.encoder, size, e.pool1, weights, None if e.precision == "float32" else e.precision, synchronized)
     keras.utils.set_random_seed(e.seed + 1)  # whatever building the encoder has drawn
-    model = HMR(encoder, body, e.keypoints, e.iterations, e.rotation, e.hidden, first_guess(e), e.dropout, size, e.pool1)
+    model = HMR(encoder, body, keypoints or e.keypoints, e.iterations, e.rotation, e.hidden, first_guess(e), e.dropout, size, e.pool1)
     model.settings["encoder"] = e.encoder  # by this name its file will build it again
     return load_weights_file(model, e.start) if e.start else model
 
@@ -179,10 +180,12 @@ class Trainer(keras.Model):
         self,
         experiment: Experiment,
         total: int = 1,  # steps of the whole run, for the schedule
+        keypoints: KeypointSet | None = None,  # to learn; None: the experiment's
     ):
         super().__init__(name="trainer")
         e = self.experiment = experiment
-        self.model, self.hips = make_model(e, replicas() > 1), hip_indices(keypoint_set(e.keypoints))
+        self.model = make_model(e, replicas() > 1, keypoints)
+        self.hips = hip_indices(self.model.keypoints)
         self.critic, self.critic_optimizer = None, None
         if e.w_adversary:
             self.critic, self.real = Discriminator(), tf.constant(real_poses(e))
@@ -619,6 +622,7 @@ def fit(
     progress: bool = True,  # show a bar with images/s and the time left
     callbacks: Sequence[keras.callbacks.Callback] = (),  # of your own; they see the epoch's means and val_mpjpe, val_pa_mpjpe
     tensorboard: bool = False,  # write pages for TensorBoard to out/tensorboard
+    keypoints: KeypointSet | None = None,  # points to learn, such as keypoint_set("cocoplus19").add(...); None: the experiment's
 ) -> Run:
     "Train by an experiment; call it again after an interruption and it goes on."
     e = experiment if isinstance(experiment, Experiment) else read_experiment(experiment)
@@ -626,7 +630,7 @@ def fit(
     strategy = devices()
     with strategy.scope():
         steps = _steps(e, dirs)
-        trainer = Trainer(e, e.epochs * steps)
+        trainer = Trainer(e, e.epochs * steps, keypoints)
     out.mkdir(parents=True, exist_ok=True)
     rows, first = _begin(trainer, out, steps)
     points, val = trainer.model.keypoints, validation_batches(e, dirs, trainer.model.keypoints)

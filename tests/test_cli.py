@@ -5,12 +5,13 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hmr_nb.body_data import load_body, shipped
+from hmr_nb.body_data import load_body, save_body, shipped
 from hmr_nb.cli import main
 from hmr_nb.open_body import open_body
 
@@ -184,6 +185,23 @@ def test_hostile_marks_are_one_line_that_names_the_file(run, tmp_path, text, sai
     code, _, err = run("fit-regressor", tmp_path / "m.json", "--out", tmp_path / "r.npz")
     assert code == 1 and "m.json" in err and said in err and err.strip().count("\n") == 0, err
     assert not (tmp_path / "r.npz").exists()
+
+
+def test_fit_regressor_believes_marks_as_far_as_held_out_meshes_say(run, tmp_path):
+    assert run("fit-regressor", shipped("toe_marks.json"), "--out", tmp_path / "toes.json")[0] == 0
+    assert json.loads((tmp_path / "toes.json").read_text())["keypoints"]["toe_l"]["options"]["local"] > 0
+
+
+def test_pick_refuses_in_one_line_what_it_cannot_show(run, tmp_path):
+    pytest.importorskip("voila", reason="the picker's own page needs Voila")
+    body = open_body()
+    other = tmp_path / "other.npz"
+    save_body(replace(body, faces=body.faces[:, [1, 2, 0]]), other)
+    (tmp_path / "bad.json").write_text("{}")
+    wrong = {"no_such.npz": ("--body", tmp_path / "no_such.npz"), "with other faces than": ("--body", other, "--marks", shipped("toe_marks.json")), "bad.json": ("--marks", tmp_path / "bad.json")}
+    for said, options in wrong.items():
+        code, _, err = run("pick", "--no-browser", "--port", "0", *options)
+        assert code == 1 and said in err and len(err.strip().splitlines()) == 1, err
 
 
 def test_fit_regressor_bad_options(run, tmp_path):

@@ -13,7 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
+from hmr_nb import regressor_study
 from hmr_nb.body_data import shipped
 from hmr_nb.fit_report import beyond, leeway_mm
 from hmr_nb.joint_regressor import (
@@ -35,7 +38,7 @@ from hmr_nb.simplex import (
     solve_mix,
     stack_meshes,
 )
-from hmr_nb.targets import area_mean, ray_through, surface_near, target_of
+from hmr_nb.targets import area_mean, mesh_edges, ray_through, surface_near, target_of
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 GOLDENS = REAL / "goldens" / "regressor_goldens.npz"
@@ -319,6 +322,18 @@ def test_a_walk_on_the_surface_does_not_jump():
     faces = np.array([t for i in range(0, 8, 2) for t in ([i, i + 2, i + 1], [i + 1, i + 2, i + 3])])
     assert np.flatnonzero(surface_near(strip, faces, [0], 2.01)).tolist() == [0, 1, 2, 3, 4]
     assert surface_near(strip, faces, [0, 9], 1.01).sum() == 6
+    assert surface_near(strip, faces, [0], 1.5)[3]  # straight across a square, where no edge leads
+
+
+def test_the_skin_drawn_around_a_row_is_one_piece(monkeypatch):
+    "Nothing of the other leg, however near it stands."
+    body, drawn = open_body(), []
+    monkeypatch.setattr(regressor_study, "mesh", lambda V, F, *rest, **more: drawn.append(F))
+    toe = load_marks(shipped("toe_marks.json"))["keypoints"]["toe_l"]["marks"][0]["vertices"]
+    regressor_study.draw_support(np.isin(np.arange(len(body.v_template)), toe) / len(toe), body.v_template, body.faces, room=0.2)
+    a, b = mesh_edges(drawn[0]).T
+    pieces = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(body.v_template),) * 2))[1]
+    assert len(np.unique(pieces[np.unique(drawn[0])])) == 1
 
 
 # --- files
@@ -337,10 +352,11 @@ def test_rows_come_back(tmp_path, suffix):
 def test_json_keeps_all_that_is_known(tmp_path):
     body = open_body()
     marks = load_marks(shipped("toe_marks.json"))
-    text = json.loads(save_rows(fit_marks(marks, body), tmp_path / "toes.json", body, marks).read_text())
+    fits = fit_marks(marks, body)
+    text = json.loads(save_rows(fits, tmp_path / "toes.json", body, marks).read_text())
     toe = text["keypoints"]["toe_l"]
     assert text["version"] == 1 and toe["mirror"] == "toe_r" and toe["marks"] == marks["keypoints"]["toe_l"]["marks"] and text["poses"] == marks["poses"]
-    assert toe["report"]["held_out_mean_mm"] > 0 and toe["options"] and toe["report"]["warnings"] == []
+    assert toe["report"]["held_out_mean_mm"] > 0 and toe["options"] and toe["report"]["warnings"] == fits["toe_l"].report["warnings"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"size": 3, "keypoints": {"a": {"vertices": [5], "weights": [1]}}}', b'{"size": 1e99, "keypoints": {}}',

@@ -21,6 +21,7 @@ from hmr_nb.picker_state import (
     vertices_of,
 )
 from hmr_nb.regressor_files import load_rows
+from hmr_nb.regressor_study import suggest_poses
 from hmr_nb.scene import NOWHERE
 
 HELD = {"": (0, 0, 0, 0), "shift": (1, 0, 0, 0), "ctrl": (0, 1, 0, 0), "meta": (0, 0, 0, 1)}
@@ -300,3 +301,25 @@ def test_the_page_holds_the_picker_that_was_asked_for(tmp_path):
     source = json.loads(picker_page(tmp_path / "p.ipynb", tmp_path / "it's.npz", tmp_path / "marks.json").read_text())["cells"][0]["source"]
     assert repr(str(tmp_path / "it's.npz")) in source and repr(str(tmp_path / "marks.json")) in source
     compile(source, "cell", "exec")
+
+
+def test_the_line_names_the_pose_that_tells_most(body, tmp_path):
+    marking = KeypointPicker(body, path=tmp_path / "toe.json")
+    marking.click(100, int(np.flatnonzero((marking.view.F == 100).any(1))[0]))
+    marking.fill_strip()
+    known = np.stack([marking.mesh_of(pose, "mean") for pose in marking.poses])
+    near = np.linalg.norm(known - known[:, 100:101], axis=2).mean(0) <= 0.1
+    assert marking.suggested == list(marking.poses)[suggest_poses(known, near, 2, [0])[0]] != "rest"
+    assert f"choose <b>{marking.suggested}</b>" in marking.controls["status"].value
+    first = marking.suggested
+    marking.controls["pose"].value = first
+    marking.click(101, int(np.flatnonzero((marking.view.F == 101).any(1))[0]))
+    assert marking.suggested not in (first, "rest", None)
+
+
+def test_fits_of_trembling_marks_are_held_back_as_far_as_held_out_meshes_say(body, tmp_path):
+    shown = KeypointPicker(body, path=tmp_path / "toe.json")
+    shown.open(body, shipped("toe_marks.json"))
+    expected = fit_marks(load_marks(shipped("toe_marks.json")), body, local="auto")["toe_l"]
+    assert shown.fits["toe_l"].report["options"] == expected.report["options"]
+    assert expected.report["options"]["local"] > 0 and np.abs(shown.fits["toe_l"].weights - expected.weights).max() < 1e-4

@@ -200,3 +200,9 @@ def test_marks_that_are_no_clicks_are_refused_by_name():
     file = {"body": "toy", "keypoints": {"hip": {"marks": [{"pose": "rest", "through": [1, 2]}]}}}
     with pytest.raises(ValueError, match="hip in pose 'rest' is given by through"):
         from_marks(file, N)
+
+
+@pytest.mark.parametrize("kind, value", [("through", [1, 2]), ("point", [0.0, 0.0, 0.0]), ("regressor", "knee_l")])
+def test_marks_that_a_mouse_cannot_edit_are_refused(kind, value):
+    with pytest.raises(ValueError, match=f"knee in pose 'rest' is given by {kind}"):
+        from_marks({"body": "any", "keypoints": {"knee": {"marks": [{"pose": "rest", kind: value}]}}}, 10)

@@ -14,7 +14,10 @@ import pandas as pd
 import pytest
 
 from hmr_nb.datasets.synthetic import render_domain
-from hmr_nb.train import Experiment
+from hmr_nb.hmr import load_hmr
+from hmr_nb.open_body import open_body
+from hmr_nb.skeleton import keypoint_set
+from hmr_nb.train import Experiment, Trainer, batch_costs, fit, training_batches
 
 TINY = Experiment(
     name="tiny", encoder="small", encoder_weights="", input_size=96, rotation="6d", hidden=16, batch=2, epochs=3, steps_per_epoch=2, critic_poses=32,
@@ -185,3 +188,18 @@ def test_recipe_that_ships():
     told = weights_info(shipped("small_weights.h5"))["training"]["experiment"]
     assert Experiment.from_dict(told) == recipe
     assert Path(shipped("small_weights.h5")).stat().st_size < 10e6
+
+
+@pytest.mark.parametrize("name, known", [("toe_l", True), ("knuckle_l", False)])
+def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(tmp_path, data, name, known):
+    "Its row changes the cost if the data know the point, and nothing if they do not; a step with it is made, and the file is read back with it."
+    recipe, rows, paid = replace(TINY, epochs=1, steps_per_epoch=1, dropout=0.0), np.eye(len(open_body().v_template))[[0, -1]], []
+    for row in rows:
+        points = keypoint_set("cocoplus19").add(name, row, mirror=name)
+        batch = next(iter(training_batches(recipe, [data], points, 0, 1)))
+        paid.append({k: float(v) for k, v in batch_costs(Trainer(recipe, 1, points), batch, training=False)[1].items()})
+    changed = {k for k in paid[0] if abs(paid[0][k] - paid[1][k]) > 1e-3}
+    assert bool(np.asarray(batch["kp2d"])[:, len(points) - 1, 2].any()) == known and ("keypoints" in changed) == known, changed
+    if known:  # a compiled run takes long: one is enough
+        run = fit(recipe, data, tmp_path / "run", progress=False, keypoints=points)
+        assert load_hmr(run.weights, keypoints=points).keypoints.names == run.model.keypoints.names == points.names and np.isfinite(run.log[0]["loss"])
