@@ -125,7 +125,7 @@ def _recover_section(page: Page, out: Path, model: HMR, samples: Samples) -> pd.
     for path, person in zip(samples.paths, people):
         export_person(person, model.smpl.body.faces, out / "people" / path.stem, ("glb", "npz"))
     over = [draw_people(i, [p], model.smpl.body.faces, side_views=False) for i, p in zip(samples.images, people)]
-    page.section("Bodies from pictures", "Twelve renders of the open body, of bodies, poses and views that the model never saw; their clothes and rooms are those of its training. Top: the picture; below: what was recovered, drawn over it.")
+    page.section("Bodies from pictures", "Twelve renders of the open body, of people, clothes, rooms, poses and views that the model never saw. Top: the picture; below: what was recovered, drawn over it.")
     page.picture(grid([x for k in range(0, 12, 6) for x in (*samples.images[k : k + 6], *over[k : k + 6])], columns=6), "Pictures and recovered bodies")
     page.picture(draw_people(samples.images[0], people[:1], model.smpl.body.faces), "One of them from the side and from behind")
     page.table(table).text("14 keypoints; hips laid on hips. PA: after rotation and scale. Meshes (GLB) and parameters (npz) lie in people/ beside this page. The small weights know rendered bodies only.")

@@ -7,6 +7,7 @@ __all__ = ['WRITERS', 'clean_row', 'save_rows', 'rows_document', 'rows_of_array'
 
 # %% ../nbs/40a_regressor_files.ipynb #14fcdedd
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def clean_row(
     if row.dtype.kind not in "fiu" or row.size < 4 or row.size != max(row.shape, default=0) or not np.isfinite(row).all():
         raise ValueError(f"{where}: expected (V,) or (V, 1) finite weights, got {row.dtype} {row.shape}")
     row = row.reshape(-1).astype(float)
-    total = row.sum()
+    total = math.fsum(row)  # the same in any order, so that mirror images stay mirror images to the last bit
     if row.min() < -1e-9:
         warnings.warn(f"{where}: some weights are negative (down to {row.min():.3g}): the point may lie outside the body", stacklevel=3)
     if abs(total - 1) > 0.05 or abs(total - 1) > 1e-6 and sums == "refuse":

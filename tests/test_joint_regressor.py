@@ -467,3 +467,14 @@ def test_regressors_of_hmr2_are_read_and_put_right(name, drift):
     assert abs(load_rows(path, sums="keep")[name].sum() - 1) > 1e-4
     with pytest.raises(ValueError, match="not to one"):
         load_rows(path, sums="refuse")
+
+
+def test_mirror_images_stay_so_to_the_last_bit_when_read(tmp_path):
+    body, rng = open_body(), np.random.default_rng(0)
+    for trial in range(20):
+        row = np.zeros(len(body.v_template))
+        row[rng.choice(len(row), 36, replace=False)] = rng.random(36)
+        row /= row.sum()
+        path = save_rows({"left": row, "right": row[body.mirror]}, tmp_path / f"{trial}.npz", body)
+        read = load_rows(path, body)
+        assert np.array_equal(read["right"], read["left"][body.mirror])
