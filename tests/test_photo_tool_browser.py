@@ -105,7 +105,9 @@ def test_the_body_turns(page, kernel):
     canvas = page.locator(".hmr-photo-tool canvas")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    middle = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2])
+    chest = "tool.model.smpl.body.weights[:, tool.model.smpl.body.joint_names.index('spine2')].argmax()"  # whatever the pose, the trunk is there
+    share = kernel.ask(f"tool.view.on_screen(tool.view.V[[{chest}]])[0].tolist()")
+    middle = np.array([box["x"] + share[0] * box["width"], box["y"] + share[1] * box["height"]])
     wait_for(lambda: colours(page, box, middle, 3).mean() < 240, "the body to be drawn")
     before = kernel.ask("list(tool.view.camera.position)")
     drag(page, middle, middle + [60, 5])
