@@ -644,6 +644,6 @@ def fit(
             chain.append(Pages(out / "tensorboard", val))
     if first < e.epochs and not worn_out(rows, e.patience):
         data = _spread(batches(first * steps, (e.epochs - first) * steps))
-        keras.Model.fit(trainer, data, initial_epoch=first, epochs=e.epochs, steps_per_epoch=steps, verbose=0, callbacks=[*chain, *callbacks])
+        keras.Model.fit(trainer, data, initial_epoch=first, epochs=e.epochs, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[*chain, *callbacks])
     weights = out / ("best.h5" if (out / "best.h5").exists() else "last.h5")
     return Run(load_weights_file(trainer.model, weights), rows, weights)

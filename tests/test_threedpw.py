@@ -96,7 +96,7 @@ def test_counts_and_splits(data, converted, tmp_path):
     facts = card(converted)
     assert facts["splits"] == {"train": 5, "val": 10, "test": 10} and facts["names"] == list(NAMES)
     assert facts["read"] == facts["written"] == facts["with_smpl"] == 25
-    assert set(facts["sources"]) == {"a_00.pkl", "b_00.pkl", "c_00.pkl"}
+    assert set(facts["sources"]) == {"train/a_00.pkl", "validation/b_00.pkl", "test/c_00.pkl"}
     assert convert(data, tmp_path / "some", split="test", step=2)["splits"] == {"test": 6}
 
 
