@@ -404,6 +404,7 @@ def train(
     experiment: Annotated[Path, typer.Argument(help="Experiment file, .toml or .json.")],
     data: Data,
     out: Out = Path("run"),
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write pages for TensorBoard to OUT/tensorboard.")] = False,
 ) -> None:
     """Train a model; run the same command again after an interruption and it goes on. Examples of split "val" choose the best weights.
 
@@ -411,7 +412,7 @@ def train(
     """
     from hmr_nb.train import fit, read_experiment
 
-    run = fit(read_experiment(experiment), data, out)
+    run = fit(read_experiment(experiment), data, out, tensorboard=tensorboard)
     print(f"weights: {run.weights}")
 
 # %% ../nbs/90_cli.ipynb #17704e16
