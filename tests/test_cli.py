@@ -12,29 +12,11 @@ import numpy as np
 import pytest
 
 from hmr_nb.body_data import load_body, save_body, shipped
-from hmr_nb.cli import main
 from hmr_nb.open_body import open_body
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "real"
 PHOTO = sorted(shipped("samples").glob("*.[jp][pn]g"))[0]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    "Run a command in this process: exit code, stdout, stderr."
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["hmr_nb", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 def hostile(path: Path, canary: Path) -> Path:
@@ -243,3 +225,8 @@ def test_wheel_carries_what_it_needs(tmp_path):
     for needed in ("hmr_nb/data/open_body.npz", "hmr_nb/data/small_weights.h5", "hmr_nb/data/toe_marks.json", "hmr_nb/data/samples/truth.npz", "hmr_nb/data/samples/street/card.json", "hmr_nb/cli.py"):
         assert needed in names
     assert not [n for n in names if "goldens" in n or n.startswith(("tests/", "nbs/"))]
+
+
+def test_train_offers_tensorboard(run):
+    code, out, _ = run("train", "--help")
+    assert code == 0 and "--tensorboard" in out

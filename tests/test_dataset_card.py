@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hmr_nb.body_data import shipped
-from hmr_nb.cli import CONVERTERS, find_converter, list_converters, main, read_settings
+from hmr_nb.cli import CONVERTERS, find_converter, list_converters, read_settings
 from hmr_nb.dataset_card import card_warnings, contact_sheet, people_table
 from hmr_nb.datasets.lsp import read_joints
 from hmr_nb.records import Dropped, Example, RecordWriter, examples
@@ -15,23 +15,6 @@ from hmr_nb.skeleton import keypoint_set
 
 RAW = shipped("goldens") / "raw"
 STUDIO = shipped("samples/studio")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    "Run a command in this process: exit code, stdout, stderr."
-
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["hmr_nb", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 def changed(folder, change):

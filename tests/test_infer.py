@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,24 +245,7 @@ def test_results_never_share_a_name(parts):
     assert len(set(names)) == len(parts)
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    "Run a command in this process: exit code, stdout, stderr."
-    from hmr_nb.cli import main
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["hmr_nb", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return call
-
-
-def test_the_command_counts_what_failed_and_resumes(command, tmp_path):
+def test_the_command_counts_what_failed_and_resumes(run, tmp_path):
     source, boxes, out = tmp_path / "in", tmp_path / "boxes", tmp_path / "out"
     source.mkdir(), boxes.mkdir()
     for name in "abc":
@@ -274,13 +256,13 @@ def test_the_command_counts_what_failed_and_resumes(command, tmp_path):
     for name, people in (("a", [points, points + [60, 5, 0]]), ("b", [np.zeros((18, 3))]), ("d", [points])):
         (boxes / f"{name}_keypoints.json").write_text(json.dumps({"version": 1.0, "people": [{"pose_keypoints": (p * (p[:, 2:] > 0)).ravel().tolist()} for p in people]}))
     words = ("infer", source, "--openpose", boxes, "--out", out, "--export", "json, obj")
-    code, said, err = command(*words)
+    code, said, err = run(*words)
     assert code == 1 and "1 of 4 pictures done" in said and "3 failed" in said
     assert len([line for line in err.splitlines() if line.startswith("hmr_nb: ")]) == 3 and "OpenPose found nobody" in err and "c_keypoints.json" in err and "d.jpg" in err
     assert sorted(p.name for p in out.iterdir()) == ["a_0.json", "a_0.obj", "a_1.json", "a_1.obj", "a_overlay.jpg"]
     before = stamps(out)
-    assert command(*words, "--resume", "--precision", "mixed_bfloat16")[0] == 1 and stamps(out) == before
-    assert command("infer", PHOTO, "--precision", "half", "--out", out)[0] == 1
+    assert run(*words, "--resume", "--precision", "mixed_bfloat16")[0] == 1 and stamps(out) == before
+    assert run("infer", PHOTO, "--precision", "half", "--out", out)[0] == 1
 
 
 def test_precision_is_for_the_encoder_alone(model):
