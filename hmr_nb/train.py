@@ -10,6 +10,7 @@ __all__ = ['target_points', 'training_batches', 'guess_costs', 'hint_costs', 're
 
 # %% ../nbs/30b_train.ipynb #d7725ab7
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -385,13 +386,15 @@ def validation_batches(
     experiment: Experiment,
     data_dirs: Sequence[str | Path],  # directories of records
     keypoints: KeypointSet,  # of the model
-    count: int = 512,  # people at most
+    count: int = 512,  # people, as many from each directory
 ) -> Any:  # batches, or None if there is no split "val"
     "People of the split `val` as they are seen in use."
     dirs, points = [d for d in data_dirs if _has(d, "val")], target_points(keypoints)
     if not dirs:
         return None
-    return test_view(record_dataset(dirs, points, "val").take(count), experiment.input_size, points).batch(experiment.batch)
+    parts = [record_dataset([d], points, "val").take(-(-count // len(dirs))) for d in dirs]
+    people = functools.reduce(lambda a, b: a.concatenate(b), parts)
+    return test_view(people, experiment.input_size, points).batch(experiment.batch)
 
 # %% ../nbs/30b_train.ipynb #89f27d80
 def save_state(
