@@ -69,11 +69,11 @@ def box_mesh(
     boxes: Sequence[Box],
 ) -> tuple[np.ndarray, np.ndarray]:  # (8n, 3) m, axes of the place; (12n, 3)
     "Twelve triangles a box."
-    sides = np.array([b.size for b in boxes])[:, None]
-    s, c = (f([b.turn for b in boxes])[:, None] for f in (np.sin, np.cos))
+    sides, middle = np.array([b.size for b in boxes]).reshape(-1, 1, 3), np.array([b.middle for b in boxes]).reshape(-1, 2, 1)
+    s, c = (f(np.array([b.turn for b in boxes], float))[:, None] for f in (np.sin, np.cos))
     p = _CORNERS * sides
     x, z = p[..., 0] * c + p[..., 2] * s, p[..., 2] * c - p[..., 0] * s
-    V = np.stack([x + [[b.middle[0]] for b in boxes], p[..., 1] + [[b.floor] for b in boxes], z + [[b.middle[1]] for b in boxes]], -1)
+    V = np.stack([x + middle[:, 0], p[..., 1] + np.array([b.floor for b in boxes], float)[:, None], z + middle[:, 1]], -1)
     return V.reshape(-1, 3).astype(np.float32), (_BOX_FACES + 8 * np.arange(len(boxes))[:, None, None]).reshape(-1, 3)
 
 # %% ../nbs/28b_places.ipynb #94e6528e
