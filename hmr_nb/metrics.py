@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['known_points', 'rooted', 'point_errors', 'mpjpe', 'similarity', 'procrustes', 'pa_point_errors', 'pa_mpjpe', 'pck',
-           'auc', 'joint_angle']
+           'auc', 'joint_angle', 'pve_t_sc']
 
 # %% ../nbs/31_metrics.ipynb #f61a2c7f
 from collections.abc import Sequence
@@ -150,3 +150,16 @@ def joint_angle(
     length = np.linalg.norm(u, axis=-1) * np.linalg.norm(v, axis=-1)
     cosine = (u * v).sum(-1) / np.where(length > 0, length, np.nan)
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))[()]
+
+# %% ../nbs/31_metrics.ipynb #5aa00003
+def pve_t_sc(
+    pred: Array,  # (..., v, 3) m, mesh of the guessed shape in the rest pose
+    true: Array,  # (..., v, 3) m, of the true shape, vertex for vertex
+) -> np.ndarray:  # (...) mm
+    "Mean error of the vertices of two rest meshes, centred and brought to one size (Sengupta et al. 2020, section 4)."
+    pred, true, known = known_points(pred, true)
+    if not known.all():
+        raise ValueError("pred or true holds NaN; a mesh of a body model has no missing vertices")
+    a, b = (x - x.mean(-2, keepdims=True) for x in (pred, true))
+    size_a, size_b = (np.sqrt((x * x).sum((-1, -2), keepdims=True)) for x in (a, b))
+    return _mean(point_errors(a * size_b / np.where(size_a > 0, size_a, 1), b))
