@@ -422,21 +422,28 @@ def evaluate(
     weights: Annotated[Path | None, typer.Argument(help="Weights file; the small weights where left out.")] = None,
     out: Out = Path("evaluated"),
     body: Body = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="Measure the mean pose beside the model.")] = False,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Measure the mean pose beside the model; its summary is mean_pose.csv.")] = False,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Draw people from the best guess to the worst: sheet.jpg.")] = False,
 ) -> None:
     """Errors of a model on records: one tidy table, a row a frame and keypoint, and its summary.
 
-    Example:  hmr_nb evaluate runs/small/best.h5 --data records/studio_test --baseline --out evaluated
+    Example:  hmr_nb evaluate runs/small/best.h5 --data records/studio_test --baseline --sheet --out evaluated
     """
+    from hmr_nb.body_data import write_whole
+    from hmr_nb.error_sheet import error_sheet, save_sheet
     from hmr_nb.evaluate import evaluate as run
     from hmr_nb.evaluate import mean_pose_baseline, save_results, summary
 
-    model = open_model(weights, body)
-    table = run(model, [str(d) for d in data])
+    model, dirs = open_model(weights, body), [str(d) for d in data]
+    table = run(model, dirs)
     save_results(table, data, out)
     print(summary(table).to_string(index=False, float_format="{:.2f}".format))
     if baseline:
-        print("\nmean pose\n" + summary(mean_pose_baseline(model, [str(d) for d in data])).to_string(index=False, float_format="{:.2f}".format))
+        mean = summary(mean_pose_baseline(model, dirs))
+        write_whole(out / "mean_pose.csv", lambda part: mean.to_csv(part, index=False))
+        print("\nmean pose\n" + mean.to_string(index=False, float_format="{:.2f}".format))
+    if sheet:
+        print(f"sheet: {save_sheet(error_sheet(model, dirs, table), out / 'sheet.jpg')}")
     print(f"table: {out / 'errors.csv.gz'}")
 
 # %% ../nbs/90_cli.ipynb #1004ef7d

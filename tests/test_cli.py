@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hmr_nb.body_data import load_body, save_body, shipped
@@ -198,8 +199,11 @@ def test_from_render_to_report(run, tmp_path):
         assert run("convert", "synthetic", "--domain", domain, "--count", "6", "--seed", "9", "--workers", "1", "--out", tmp_path / domain)[0] == 0
     code, out, _ = run("card", tmp_path / "studio")
     assert code == 0 and "wrist_l" in out and (tmp_path / "studio" / "contact_sheet.png").exists()
-    code, out, _ = run("evaluate", "--data", tmp_path / "studio", "--data", tmp_path / "street", "--baseline", "--out", tmp_path / "e")
-    assert code == 0 and "studio" in out and "mean pose" in out
+    code, out, _ = run("evaluate", "--data", tmp_path / "studio", "--data", tmp_path / "street", "--baseline", "--sheet", "--out", tmp_path / "e")
+    assert code == 0 and "studio" in out and "mean pose" in out and "sheet.jpg" in out
+    found, mean = (pd.read_csv(tmp_path / "e" / f"{name}.csv", index_col="domain") for name in ("summary", "mean_pose"))
+    assert (mean.pve_t_sc_mm == mean.pve_t_sc_zero_mm).all() and (found.pve_t_sc_zero_mm == mean.pve_t_sc_zero_mm).all() and (found.mpjpe_mm < mean.mpjpe_mm).all()
+    assert (tmp_path / "e" / "sheet.jpg").read_bytes()[:2] == b"\xff\xd8"
     code, _, _ = run("domain", tmp_path / "e", "--out", tmp_path / "study")
     assert code == 0 and "data:image" in (tmp_path / "study" / "report.html").read_text()
 

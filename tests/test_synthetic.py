@@ -118,6 +118,11 @@ def test_errors_are_clear(tmp_path):
     assert card(tmp_path / "y")["options"]["seed"] == 0
 
 
+def test_a_street_without_a_box_between_camera_and_person_renders():
+    rendered = synthetic.render_example("street", 3, 2184, 48, want=("mask",))  # every box of this scene stood before the person
+    assert (rendered.mask >= 0).any()
+
+
 def test_workers_need_no_tensorflow():
     code = "import sys, hmr_nb.datasets.synthetic; sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
