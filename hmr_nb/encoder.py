@@ -19,7 +19,8 @@ from .shapes import Array, check_shape
 from .skeleton import SMPL_JOINTS
 
 # %% ../nbs/10_encoder.ipynb #df7bae6d
-POOL1 = {"keras": (1, "valid"), "tf1": (0, "same"), "hmr2": (1, "same")}  # zero rows before pooling, padding of the pooling
+# zero rows before the first pooling, its padding, and what the statistics of the normalisation keep at each step of training
+POOL1 = {"keras": (1, "valid", 0.99), "tf1": (0, "same", 0.997), "hmr2": (1, "same", 0.997)}
 WHOLE = ("joints", "features", "as_float32")  # layers that keep full precision: places need it
 
 
@@ -175,10 +176,11 @@ def build_encoder(
         net = _published(name, input_size or 224, "imagenet" if weights == "imagenet" else None)
     if weights not in (None, "imagenet"):
         net.load_weights(weights)
-    pad, pool = POOL1[pool1]
+    pad, pool, momentum = POOL1[pool1]
     change = {} if pool1 == "keras" else {"pool1_pad": {"padding": pad}, "pool1_pool": {"padding": pool}}
-    if synchronized:
-        change |= {layer.name: {"synchronized": True} for layer in net.layers if isinstance(layer, layers.BatchNormalization)}
+    norm = ({"momentum": momentum} if change else {}) | ({"synchronized": True} if synchronized else {})
+    if norm:
+        change |= {layer.name: norm for layer in net.layers if isinstance(layer, layers.BatchNormalization)}
     return rebuild(net, change, dtype) if change or dtype else net
 
 # %% ../nbs/10_encoder.ipynb #5b1f60ac
