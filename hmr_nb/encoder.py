@@ -6,6 +6,7 @@
 __all__ = ['POOL1', 'WHOLE', 'rebuild', 'SoftArgmax', 'Resize', 'small_encoder', 'joint_hints', 'build_encoder', 'fast_precision']
 
 # %% ../nbs/10_encoder.ipynb #540c0879
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from .shapes import Array, check_shape
 from .skeleton import SMPL_JOINTS
 
 # %% ../nbs/10_encoder.ipynb #df7bae6d
-POOL1 = {"keras": (1, "valid"), "tf1": (0, "same"), "hmr2": (1, "same")}  # zero rows before pooling, padding of the pooling
+# zero rows before the first pooling, its padding, and what the statistics of the normalisation keep at each step of training
+POOL1 = {"keras": (1, "valid", 0.99), "tf1": (0, "same", 0.997), "hmr2": (1, "same", 0.997)}
 WHOLE = ("joints", "features", "as_float32")  # layers that keep full precision: places need it
 
 
@@ -39,7 +41,7 @@ def rebuild(
     copy = keras.models.clone_model(model, clone_function=clone)
     for layer in model.layers:
         if layer.weights:
-            copy.get_layer(layer.name).set_weights(layer.get_weights())
+            copy.get_layer(settings.get(layer.name, {}).get("name", layer.name)).set_weights(layer.get_weights())
     if copy.output.dtype != "float32":
         copy = keras.Model(copy.input, layers.Activation("linear", dtype="float32", name="as_float32")(copy.output), name=copy.name)
     return copy
@@ -138,13 +140,25 @@ def joint_hints(
     return ops.reshape(features[:, : 3 * joints], (-1, joints, 3))
 
 # %% ../nbs/10_encoder.ipynb #4e228b62
+def _steady_names(net: keras.Model) -> keras.Model:
+    "The same network, named as in a fresh session: Keras counts layers that have no name of their own through the whole session."
+    numbers = {}
+    for layer in net.layers:
+        kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", layer.name).groups()
+        if kind.replace("_", "") == type(layer).__name__.lower():
+            numbers.setdefault(kind, {})[layer.name] = int(number or 0)
+    new = {old: n - min(same.values()) for same in numbers.values() for old, n in same.items()}
+    names = {old: {"name": f"{kind}_{new[old]}" if new[old] else kind} for kind, same in numbers.items() for old in same}
+    return rebuild(net, names) if any(old != change["name"] for old, change in names.items()) else net
+
+
 def _published(name, size, weights):
     "A network of keras.applications with the mean of its last map as features, fed with pictures in -1..1."
     known = {n.lower(): n for n in dir(keras.applications) if n[0].isupper()}
     if name.lower() not in known:
         raise ValueError(f"encoder {name!r}: expected 'small' or a network of keras.applications, such as resnet50v2 or mobilenetv2")
     make = getattr(keras.applications, known[name.lower()])
-    net = make(include_top=False, weights=weights, input_shape=(size, size, 3), pooling="avg")
+    net = _steady_names(make(include_top=False, weights=weights, input_shape=(size, size, 3), pooling="avg"))
     prepare = sys.modules[make.__module__].preprocess_input
     if np.allclose(prepare(np.full((1, 1, 1, 3), 255.0)), 1) and np.allclose(prepare(np.zeros((1, 1, 1, 3))), -1):
         return net
@@ -175,10 +189,11 @@ def build_encoder(
         net = _published(name, input_size or 224, "imagenet" if weights == "imagenet" else None)
     if weights not in (None, "imagenet"):
         net.load_weights(weights)
-    pad, pool = POOL1[pool1]
+    pad, pool, momentum = POOL1[pool1]
     change = {} if pool1 == "keras" else {"pool1_pad": {"padding": pad}, "pool1_pool": {"padding": pool}}
-    if synchronized:
-        change |= {layer.name: {"synchronized": True} for layer in net.layers if isinstance(layer, layers.BatchNormalization)}
+    norm = ({"momentum": momentum} if change else {}) | ({"synchronized": True} if synchronized else {})
+    if norm:
+        change |= {layer.name: norm for layer in net.layers if isinstance(layer, layers.BatchNormalization)}
     return rebuild(net, change, dtype) if change or dtype else net
 
 # %% ../nbs/10_encoder.ipynb #5b1f60ac

@@ -24,7 +24,7 @@ from .regressor import Regressor, mean_state, pose_rotations, split_state
 from .rotations import matrix_to_axis_angle
 from .shapes import Array, check_shape
 from .skeleton import KeypointSet, keypoint_set
-from .smpl import SMPL
+from .smpl import SMPL, points_from_config, points_to_config
 
 # %% ../nbs/14_hmr.ipynb #da7b00c0
 class HMROutput(NamedTuple):
@@ -85,14 +85,12 @@ class _Asked(keras.Model):
     def get_config(self) -> dict:
         if self.settings["encoder"] is None:
             raise ValueError("this HMR got its encoder as a model; only one named for `build_encoder` can be saved")
-        points = self.keypoints
-        named = {"name": points.name, "names": points.names, "edges": points.edges, "mirror_of": points.mirror_of}
-        return {**self.settings, "keypoints": named, "mean": self.regressor.mean_state.tolist()}
+        return {**self.settings, "keypoints": points_to_config(self.keypoints), "mean": self.regressor.mean_state.tolist()}
 
     @classmethod
     def from_config(cls, config: dict, body: BodyData | None = None, keypoints: KeypointSet | str | None = None):
-        points = config["keypoints"] | {k: tuple(map(tuple if k == "edges" else str, config["keypoints"][k])) for k in ("names", "edges")}
-        return cls(**{**config, "body": body, "keypoints": keypoints or KeypointSet(**points)})
+        points = keypoints or points_from_config({"rows": {}, "size": 0, **config["keypoints"]})
+        return cls(**{**config, "body": body, "keypoints": points})
 
 # %% ../nbs/14_hmr.ipynb #5f06ca51
 class HMR(_Asked):
@@ -153,12 +151,12 @@ def save_weights_file(
     training: dict | None = None,  # what to remember of the training, plain json
     arrays: dict[str, np.ndarray] | None = None,  # what a run needs to go on: critic, optimizers' memory; see `training_arrays`
 ) -> Path:
-    "Write the weights by name and what rebuilds the model; never anything of the body."
+    "Write the weights by name and what rebuilds the model, rows of points of your own included; never anything of the body."
     about = {"kind": KIND, "version": VERSION, "config": model.get_config(), "training": training or {}}
     about["trained_with"] = {"body": model.smpl.body.name, "features": model.encoder.output_shape[-1]}
 
     def save(part):
-        with h5py.File(part, "w") as f:
+        with h5py.File(part, "w", libver=("v108", "latest")) as f:
             f.attrs["about"] = json.dumps(about)
             for name, weight in named_weights(model).items():
                 value = ops.convert_to_numpy(weight.value)
@@ -235,7 +233,7 @@ def load_weights_file(
 def load_hmr(
     path: str | Path,  # file of `save_weights_file`
     body: BodyData | None = None,  # None: the open body
-    keypoints: KeypointSet | str | None = None,  # None: those named in the file
+    keypoints: KeypointSet | str | None = None,  # None: those of the file
 ) -> HMR:
     "The model that a weights file describes, with its weights."
     config = weights_info(path)["config"]
@@ -243,6 +241,10 @@ def load_hmr(
         model = HMR.from_config(config, body=body, keypoints=keypoints)
     except TypeError as error:
         raise ValueError(f"{path}: its description does not fit this version of hmr_nb: {error}") from error
+    except KeyError as error:
+        if keypoints is not None:
+            raise
+        raise ValueError(f"{path}: {error.args[0]}; the file only names these points, give their rows: load_hmr(path, keypoints=…)") from error
     return load_weights_file(model, path)
 
 

@@ -283,17 +283,25 @@ def batch_costs(
     return total, costs, every
 
 # %% ../nbs/30b_train.ipynb #ffa3527f
+def _real_people(
+    trainer: Trainer,
+    n: int,  # how many
+) -> tuple[Array, Array]:  # (n, 24, 3) axis-angle, (n, 10) betas
+    "People for the critic, drawn by the number of the step."
+    seed = tf.stack([tf.constant(trainer.experiment.seed, tf.int64), trainer.number])
+    device = tf.distribute.get_replica_context().replica_id_in_sync_group
+    own = lambda drawn: drawn[device * n : (device + 1) * n]  # each device's part of one draw
+    which = own(tf.random.stateless_uniform((replicas() * n,), seed, 0, len(trainer.real), tf.int32))
+    return tf.gather(trainer.real, which), own(tf.random.stateless_normal((replicas() * n, 10), seed + 1))
+
+
 def _critic_costs(
     trainer: Trainer,
     guesses: HMROutput,  # all guesses, stacked
 ) -> tuple[Array, Array]:  # what the model pays, what the critic pays
-    "Verdicts on guesses and on as many real people, drawn by the number of the step."
-    n, seed = ops.shape(guesses.betas)[0], tf.stack([tf.constant(trainer.experiment.seed, tf.int64), trainer.number])
-    device = tf.distribute.get_replica_context().replica_id_in_sync_group
-    own = lambda drawn: drawn[device * n : (device + 1) * n]  # each device's part of one draw
-    which = own(tf.random.stateless_uniform((replicas() * n,), seed, 0, len(trainer.real), tf.int32))
-    builds = own(tf.random.stateless_normal((replicas() * n, 10), seed + 1))
-    real = trainer.critic(axis_angle_to_matrix(tf.gather(trainer.real, which)), builds)
+    "Verdicts on guesses and on as many real people."
+    poses, builds = _real_people(trainer, ops.shape(guesses.betas)[0])
+    real = trainer.critic(axis_angle_to_matrix(poses), builds)
     still = trainer.critic(tf.stop_gradient(guesses.rotations), tf.stop_gradient(guesses.betas))
     fooled = trainer.critic(guesses.rotations, guesses.betas)
     return generator_loss(fooled), sum(critic_loss(real, still))
@@ -309,7 +317,10 @@ def _change(
     gradients = everywhere(gradients)
     if longest:
         gradients, _ = tf.clip_by_global_norm(gradients, longest)
-    optimizer.apply([g / replicas() for g in gradients], weights)  # Keras adds the devices up
+    apply = lambda gradients: optimizer.apply([g / replicas() for g in gradients], weights)  # Keras adds the devices up
+    if replicas() == 1:
+        apply = tf.function(apply, jit_compile=True, autograph=False)  # each number is fetched once, not ten times
+    apply(gradients)
 
 # %% ../nbs/30b_train.ipynb #e39da4d4
 def train_step(

@@ -257,6 +257,41 @@ def inference_rows(batch: int = 8, repeats: int = 9) -> None:
               f"float32 encoder alone {rate['bare', 'float32']:.1f} ({rate['whole', name] / rate['bare', 'float32']:.2f} x)")
 
 
+def training_rows(batch: int = 8, repeats: int = 7) -> None:
+    "One training step of the full model with its critic, optimizers' updates included, against the encoder's forward and backward alone in the same precision; by turns."
+    import tensorflow as tf
+
+    from hmr_nb.train import Experiment, Trainer
+
+    rng = np.random.default_rng(0)
+    shapes = {"image": (224, 224, 3), "kp2d": (43, 3), "kp3d": (43, 3), "pose": (24, 3), "betas": (10,)}
+    data = {k: tf.constant(rng.uniform(-1, 1, (batch, *s)), tf.float32) for k, s in shapes.items()}
+    data |= {"mask_3d": tf.ones((batch, 43)), "has_3d": tf.ones(batch), "has_smpl": tf.ones(batch)}
+    calls = {}
+    for precision in ("float32", "mixed_bfloat16"):
+        trainer = Trainer(Experiment(encoder_weights="", batch=batch, precision=precision))
+
+        @tf.function(autograph=False)
+        def bare(images, net=trainer.model.encoder):
+            with tf.GradientTape() as tape:
+                cost = tf.reduce_sum(net(images, training=True))
+            return tape.gradient(cost, [w.value for w in net.trainable_variables])
+
+        calls["encoder", precision] = lambda bare=bare: bare(data["image"])[0].numpy()
+        calls["step", precision] = lambda trainer=trainer: float(trainer.step(data)["loss"])
+    times = {key: [] for key in calls}
+    for i in range(repeats + 2):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if i >= 2:
+                times[key].append(time.perf_counter() - start)
+    rate = {key: batch / statistics.median(t) for key, t in times.items()}
+    for precision in ("float32", "mixed_bfloat16"):
+        step, encoder = rate["step", precision], rate["encoder", precision]
+        print(f"training step in {precision}, batch {batch}: {step:.1f} images/s, encoder forward and backward alone {encoder:.1f} ({step / encoder:.2f} x)")
+
+
 if __name__ == "__main__":
     from pathlib import Path
     from tempfile import TemporaryDirectory
@@ -266,6 +301,7 @@ if __name__ == "__main__":
     regressor_row(body)
     model_row()
     inference_rows()
+    training_rows()
     with TemporaryDirectory() as folder:
         conversion_row(Path(folder))
         pipeline_row(Path(folder))

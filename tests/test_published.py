@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -98,13 +99,15 @@ def test_all_names_but_the_bodys(names, kind):
     assert set(names().values()) == there and len(there) == 277
 
 
-@pytest.mark.parametrize(
-    "load, prefix, golden",
-    [(load_hmr_tf1, "model.ckpt-667589", "forward_goldens_hmr1.npz"), (load_hmr2, "ckpt-95", "forward_goldens_hmr2.npz")],
-    ids=["hmr-tf1", "hmr2"],
-)
-def test_forward_as_the_reference(load, prefix, golden, shelf, body):
-    model, want, pictures = load(shelf / prefix, body), np.load(GOLDENS / golden), images()
+@pytest.fixture(scope="module", params=["hmr-tf1", "hmr2"])
+def published(request, shelf, body):
+    "A code's name, its model with its weights, and what it gave."
+    load, prefix, golden = {"hmr-tf1": (load_hmr_tf1, "model.ckpt-667589", "hmr1"), "hmr2": (load_hmr2, "ckpt-95", "hmr2")}[request.param]
+    return request.param, load(shelf / prefix, body), np.load(GOLDENS / f"forward_goldens_{golden}.npz")
+
+
+def test_forward_as_the_reference(published):
+    (_, model, want), pictures = published, images()
     gaps = {"features": np.abs(np.asarray(model.encode(pictures)) - want["features"]).max()}
     for i, guess in enumerate(model(pictures)):
         state = np.concatenate([guess.cam, np.reshape(guess.pose, (2, 72)), guess.betas], axis=1)
@@ -112,6 +115,23 @@ def test_forward_as_the_reference(load, prefix, golden, shelf, body):
         gaps |= {f"{k}_{i}": np.abs(np.asarray(v) - want[f"{k}_{i}"]).max() for k, v in found.items() if f"{k}_{i}" in want}
     print({k: float(v) for k, v in gaps.items()})
     assert max(gaps.values()) < 1e-5, gaps
+
+
+def test_every_block_as_the_reference(published):
+    "Size, mean, deviation and the first numbers of the middle and of a corner, block by block."
+    kind, model, _ = published
+    blocks = json.loads((GOLDENS / "forward_midlayers.json").read_text())["hmr1_slim" if kind == "hmr-tf1" else "hmr2_effective_tf2.6"]
+    ours = {"conv1/BiasAdd": "conv1_conv", "pool1/MaxPool": "pool1_pool", "postnorm/Relu": "post_relu"}
+    ours |= {f"block{s}/unit_{u}/bottleneck_v2/add": f"conv{s + 1}_block{u}_out" for s in (1, 2, 3, 4) for u in range(1, 7)}
+    names = {block: ours.get(block.removeprefix("Encoder_resnet/resnet_v2_50/"), block) for block in blocks}
+    assert len(blocks) == (19 if kind == "hmr-tf1" else 20)
+    found = keras.Model(model.encoder.input, [model.encoder.get_layer(n).output for n in names.values()])(images(), training=False)
+    for (block, stored), x in zip(blocks.items(), map(np.asarray, found)):
+        middle, corner = x[0, x.shape[1] // 2, x.shape[2] // 2], x[0, 0, 0]
+        assert x.shape == tuple(stored["shape"]), block
+        ours = [x.mean(dtype=float), x.std(dtype=float), *middle[:8], *corner[:8]]
+        theirs = [stored["mean"], stored["std"], *stored["first8_of_centre_pixel_image0"], *stored["first8_of_corner_pixel_image0"]]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=block)
 
 
 def test_body_without_keypoint_rows_gets_those_of_the_checkpoint(shelf, body):
@@ -141,6 +161,14 @@ def test_imported_file_holds_nothing_of_the_body(shelf, body, tmp_path):
     out.unlink()  # 100 MB
 
 
+def test_the_command_writes_our_file_and_prints_the_check(run, shelf, tmp_path):
+    code, out, _ = run("import-weights", "hmr-tf1", shelf / "model.ckpt-667589", "--out", tmp_path / "hmr.h5")
+    assert code == 0 and "encoder" in out and "regressor/mean" in out and weights_info(tmp_path / "hmr.h5")["training"]["imported"] == "hmr-tf1"
+    (tmp_path / "hmr.h5").unlink()
+    code, _, err = run("import-weights", "hmr2", shelf, "--out", tmp_path / "hmr.h5")
+    assert code != 0 and "this is a folder and it holds ckpt-95" in err and not (tmp_path / "hmr.h5").exists()
+
+
 def test_wrong_paths_say_what_is_there(shelf, body, tmp_path):
     with pytest.raises(ValueError, match="is a folder and it holds .*model.ckpt-667589"):
         load_hmr_tf1(shelf, body)
@@ -148,6 +176,9 @@ def test_wrong_paths_say_what_is_there(shelf, body, tmp_path):
         z.writestr("model.ckpt", "")
     with pytest.raises(ValueError, match="archive; unpack it"):
         load_hmr_tf1(tmp_path / "models.zip", body)
+    (tmp_path / "models.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="models.tar.gz: this is an archive; unpack it"):
+        load_hmr2(tmp_path / "models.tar.gz", body)
     (tmp_path / "half.index").write_bytes((shelf / "ckpt-95.index").read_bytes())
     with pytest.raises(FileNotFoundError, match="half.index is there but half.data-00000-of-00001 is not"):
         load_hmr2(tmp_path / "half", body)
@@ -163,6 +194,22 @@ def test_the_other_reference_is_refused(shelf, body):
         load_hmr_tf1(shelf / "ckpt-95", body)
     with pytest.raises(ValueError, match="for the original HMR use load_hmr_tf1"):
         load_hmr2(shelf / "model.ckpt-667589", body)
+
+
+def test_another_model_is_refused_by_what_it_lacks_and_has(body, tmp_path):
+    "A classifier's checkpoint by the first missing name and some of its own; another regressor by name and both shapes."
+    names, values = ["classifier/dense/kernel", "save_counter"], [np.zeros((3, 3), "float32"), np.zeros(4, "float32")]
+    tf.raw_ops.SaveV2(prefix=str(tmp_path / "other"), tensor_names=names, shape_and_slices=["", ""], tensors=values)
+    for load, first in ((load_hmr_tf1, "resnet_v2_50/conv1/weights"), (load_hmr2, "generator/resnet50V2/layer_with_weights-0/kernel")):
+        with pytest.raises(ValueError, match=f"other: expected a checkpoint of .*277 of 277 variables are missing, first {first}.*; found 2 others: classifier/dense/kernel, save_counter"):
+            load(tmp_path / "other", body)
+    odd, shapes = "3D_module/fc3/biases", listing("hmr-tf1")
+    values = [np.zeros(99 if n == odd else s, "float32") for n, s in shapes.items()]
+    tf.raw_ops.SaveV2(prefix=str(tmp_path / "wide"), tensor_names=list(shapes), shape_and_slices=[""] * len(shapes), tensors=values)
+    with pytest.raises(ValueError, match=rf"wide: {odd} has shape \(99,\), expected \(85,\); is it a checkpoint of the original HMR"):
+        load_hmr_tf1(tmp_path / "wide", body)
+    with pytest.raises(ValueError, match="expected a training run of hmr2.0 with its optimizers, but 3 of 3 variables are missing"):
+        read_training(tmp_path / "wide")
 
 
 def test_toes_of_hmr2_stand_where_it_inserted_them(shelf, body, tmp_path):
