@@ -8,6 +8,7 @@ __all__ = ['KIND', 'VERSION', 'SMALL_WEIGHTS', 'HMROutput', 'decode', 'HMR', 'na
 
 # %% ../nbs/14_hmr.ipynb #d67bf8a8
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,7 +138,8 @@ def named_weights(
     model: HMR,  # any HMR
 ) -> dict[str, Any]:  # {name: variable}, the same names in every session
     "Weights of encoder and regressor by name."
-    named = {f"encoder/{w.path}": w for w in model.encoder.weights}
+    layer_and_weight = lambda path: "/".join(path.split("/")[-2:])  # a network that was cloned has lost the names of its blocks
+    named = {"encoder/" + re.sub(r"/variable_\d+$", "/variable", layer_and_weight(w.path)): w for w in model.encoder.weights}
     named |= {f"regressor/{w.path.split('/', 1)[1]}": w for w in model.regressor.weights}
     if len(named) != len(model.weights):
         raise ValueError(f"{len(model.weights)} weights have only {len(named)} different names; name the encoder's layers")

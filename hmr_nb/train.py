@@ -37,7 +37,7 @@ from .hmr import HMR, HMROutput, decode, load_weights_file, named_weights, save_
 from .losses import (align_pelvis, critic_loss, everywhere, generator_loss, hip_indices, joint_loss, keypoint_loss, masked_mean,
                            pose_shape_loss, replicas, rotation_loss, shape_loss)  # fmt: skip
 from .open_body import open_body
-from .optimizers import make_optimizer
+from .optimizers import Muon, make_optimizer
 from .prior import Discriminator
 from .published import critic_weights
 from .record_stream import record_dataset
@@ -318,7 +318,7 @@ def _change(
     if longest:
         gradients, _ = tf.clip_by_global_norm(gradients, longest)
     apply = lambda gradients: optimizer.apply([g / replicas() for g in gradients], weights)  # Keras adds the devices up
-    if replicas() == 1:
+    if replicas() == 1 and not isinstance(optimizer, Muon):  # whose time goes into products of matrices
         apply = tf.function(apply, jit_compile=True, autograph=False)  # each number is fetched once, not ten times
     apply(gradients)
 
