@@ -82,8 +82,8 @@ def boxes_from_openpose(
     least_points: int = 4,  # people with fewer points are left out
 ) -> list[tuple[float, float, float, float]]:  # one box a person, px
     "Boxes around the people that OpenPose found."
-    seen = [found[:, :2] for _, found in read_openpose(path)]
-    return [box_from_keypoints(kp) for kp in seen if np.isfinite(kp).all(1).sum() >= least_points]
+    seen = [found[np.isfinite(found).all(1), :2] for _, found in read_openpose(path)]
+    return [box_from_keypoints(kp) for kp in seen if len(kp) >= least_points and np.ptp(kp, axis=0).max() > 0]
 
 # %% ../nbs/33_infer.ipynb #6c0e3303
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
@@ -409,5 +409,5 @@ def infer_files(
                 write_whole(target, partial(drawn.save, quality=90))
             done.append(target)
         except (ValueError, OSError) as error:
-            failed[str(path)] = str(error)
+            failed[str(path)] = str(error) if str(path) in str(error) else f"{path}: {error}"
     return done, failed

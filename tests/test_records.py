@@ -321,6 +321,32 @@ def test_a_cluster_that_is_not_there(tmp_path, workers, says, monkeypatch):
         convert_items(writer, some, list(range(9)), workers=workers, progress=False)
 
 
+def dask_address(cluster):
+    return "dask://" + cluster.scheduler_address.removeprefix("tcp://")
+
+
+def test_workers_that_lack_the_function_are_an_error_and_no_wait(tmp_path, monkeypatch):
+    "The module lies here, and not where the worker looks."
+    from dask.distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        (tmp_path / "only_here.py").write_text("def convert(i):\n    return []\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        import only_here
+
+        with pytest.raises(ImportError, match="cannot load what they are to run.*only_here"), RecordWriter(tmp_path / "out", "persons") as writer:
+            convert_items(writer, only_here.convert, list(range(9)), workers=dask_address(cluster), progress=False)
+
+
+def test_a_cluster_without_workers_is_named(tmp_path, monkeypatch):
+    from dask.distributed import LocalCluster
+
+    monkeypatch.setattr("hmr_nb.records.DASK_PATIENCE", 2)
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster, pytest.raises(OSError, match="has no workers; start some with: dask worker tcp:"):
+        with RecordWriter(tmp_path, "persons") as writer:
+            convert_items(writer, some, list(range(9)), workers=dask_address(cluster), progress=False)
+
+
 def test_nothing_to_convert(tmp_path):
     with RecordWriter(tmp_path, "nobody") as writer:
         convert_items(writer, some, [3, 10], workers=1, progress=False)
