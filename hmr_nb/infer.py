@@ -220,10 +220,10 @@ def person_views(
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, size, size, 3) in -1..1; (n, 2, 3) photograph px -> view px
     "What the model sees of each person: the same scale as in training, because it is the same rule."
     h, w = image.shape[:2]
+    crops = np.array([crop_for_box(box, size) for box in boxes]).reshape(-1, 2, 3)  # an error for a box without size
     for x, y, bw, bh in boxes:
         if x >= w or y >= h or x + bw <= 0 or y + bh <= 0:
             raise ValueError(f"box: {x:g},{y:g},{bw:g},{bh:g} lies outside the picture of {w} x {h} px; expected x,y,width,height in its pixels")
-    crops = np.array([crop_for_box(box, size) for box in boxes]).reshape(-1, 2, 3)
     views = np.array([warp_image(image, A, size) for A in crops], np.float32).reshape(-1, size, size, 3)
     return views / 127.5 - 1, crops
 

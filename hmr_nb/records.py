@@ -551,6 +551,8 @@ def card(
         schema = facts["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'card.json'}: not the card of a converted set ({error}); convert the data again") from error
+    if str(schema).startswith("mocap"):
+        raise ValueError(f"{folder / 'card.json'}: a set of poses, not of pictures; its facts are in this file and in motions.csv, load_mocap reads its poses (27d_mocap_files)")
     if schema not in (1, SCHEMA_VERSION):
         raise ValueError(f"{folder / 'card.json'}: schema {schema!r}, this version reads {SCHEMA_VERSION}; convert the data again")
     return facts
@@ -710,5 +712,5 @@ def convert_items(
                     writer.write(result)
                     writer.place, written = (i, p + 1), written + 1
             writer.place = (i + 1, 0)
-            bar.set_postfix_str(f"{written / max(bar.format_dict['elapsed'], 1e-3):.0f} {getattr(writer, 'unit', 'images')}/s", refresh=False)
+            bar.set_postfix_str(f"{written / max(bar.format_dict['elapsed'], 1e-3):.1f} {getattr(writer, 'unit', 'images')}/s", refresh=False)
             bar.update()

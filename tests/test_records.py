@@ -329,7 +329,7 @@ def test_workers_that_lack_the_function_are_an_error_and_no_wait(tmp_path, monke
     "The module lies here, and not where the worker looks."
     from dask.distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         (tmp_path / "only_here.py").write_text("def convert(i):\n    return []\n")
         monkeypatch.syspath_prepend(tmp_path)
         import only_here
@@ -364,6 +364,22 @@ def test_the_camera_of_the_whole_picture_gives_that_of_the_crop():
     np.testing.assert_allclose(crop[:, :2] @ source + crop[:, 2], e.focal * point[:2] / point[2] + e.center)
     with pytest.raises(ValueError, match="gender"):
         person(1, gender="f")
+
+
+def test_a_set_of_poses_is_not_mistaken_for_old_records(tmp_path):
+    (tmp_path / "card.json").write_text('{"schema": "mocap 1", "dataset": "mocap"}')
+    with pytest.raises(ValueError, match="card.json: a set of poses, not of pictures.*load_mocap"):
+        card(tmp_path)
+
+
+def test_the_bar_counts_what_the_writer_counts(tmp_path, capsys):
+    with RecordWriter(tmp_path, "persons") as writer:
+        convert_items(writer, some, list(range(6)), workers=1)
+        assert "images/s" in capsys.readouterr().err
+    with RecordWriter(tmp_path / "other", "persons") as writer:
+        writer.unit = "recordings"
+        convert_items(writer, some, list(range(6)), workers=1)
+        assert "recordings/s" in capsys.readouterr().err
 
 
 def test_records_of_the_first_schema_are_read(tmp_path):
