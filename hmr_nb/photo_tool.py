@@ -21,7 +21,7 @@ import traitlets
 from PIL import Image
 
 from .hmr import HMR, small_hmr
-from .infer import Forward, People, draw_people, infer, load_photo
+from .infer import Forward, People, draw_people, infer, load_photo, photo_focal
 from .scene import MeshView
 
 # %% ../nbs/33a_photo_tool.ipynb #33a00008
@@ -32,6 +32,7 @@ class PhotoState:
     photo: np.ndarray | None = None  # (h, w, 3) uint8
     box: tuple[float, float, float, float] | None = None  # x, y, width, height, px of the photograph; the whole picture if None
     people: People | None = None  # one person, once recovered
+    focal: float | None = None  # px, as the camera noted it; None: assumed
     said: str = "Upload a picture, drop one here, or click here and paste one."
 
 
@@ -46,7 +47,7 @@ def take_photo(
     except ValueError:
         return replace(state, said=f"{name}: expected a picture (JPEG, PNG, …), but it cannot be read as one.")
     h, w = photo.shape[:2]
-    return PhotoState(photo, said=f"{w} x {h} px. Draw a box around one person, from head to feet.")
+    return PhotoState(photo, said=f"{w} x {h} px. Draw a box around one person, from head to feet.", focal=photo_focal(io.BytesIO(bytes(data))))
 
 # %% ../nbs/33a_photo_tool.ipynb #33a0000b
 def take_box(
@@ -94,10 +95,11 @@ def recover_body(
     if state.photo is None:
         return replace(state, said="First a picture.")
     try:
-        people = infer(model, state.photo, None if state.box is None else [state.box])
+        people = infer(model, state.photo, None if state.box is None else [state.box], state.focal)
     except ValueError as error:
         return replace(state, people=None, said=str(error))
-    return replace(state, people=people, said=f"{people[0].translation[2]:.1f} m away if the focal length is {people[0].focal:.0f} px. Drag the body to turn it.")
+    known = f"as the picture says, the focal length is {state.focal:.0f} px" if state.focal else f"the focal length, which the picture does not say, is {people[0].focal:.0f} px"
+    return replace(state, people=people, said=f"{people[0].translation[2]:.1f} m away if {known}. Drag the body to turn it.")
 
 # %% ../nbs/33a_photo_tool.ipynb #33a00013
 TAKE = """

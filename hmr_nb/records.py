@@ -551,6 +551,8 @@ def card(
         schema = facts["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'card.json'}: not the card of a converted set ({error}); convert the data again") from error
+    if str(schema).startswith("mocap"):
+        raise ValueError(f"{folder / 'card.json'}: a set of poses, not of pictures; its facts are in this file and in motions.csv, load_mocap reads its poses (27d_mocap_files)")
     if schema not in (1, SCHEMA_VERSION):
         raise ValueError(f"{folder / 'card.json'}: schema {schema!r}, this version reads {SCHEMA_VERSION}; convert the data again")
     return facts
@@ -636,12 +638,13 @@ def _finish(
 @contextmanager
 def _map(
     workers: int | str | None,  # processes, or dask://host:port
+    function: Callable,  # what they will be asked for
 ) -> Iterator[Callable[[Callable, Sequence], Iterator]]:
     "A `map` that uses other processes and keeps the order."
     if workers == 1:
         yield lambda function, items: map(function, items)
     elif isinstance(workers, str):
-        with _dask(workers):
+        with _dask(workers, function):
             yield lambda function, items: Parallel(return_as="generator", pre_dispatch="4*n_jobs")(delayed(function)(i) for i in items)
     else:
         yield lambda function, items: Parallel(workers or -1, return_as="generator", batch_size=8, pre_dispatch="4*n_jobs")(delayed(function)(i) for i in items)
@@ -653,6 +656,7 @@ DASK_PATIENCE = 10  # seconds to wait for a scheduler
 @contextmanager
 def _dask(
     address: str,  # dask://host:port
+    function: Callable = _finish,  # what its workers will be asked for
 ) -> Iterator[None]:
     "Let joblib work on a Dask cluster that is running."
     try:
@@ -666,7 +670,25 @@ def _dask(
     except (OSError, ValueError) as error:
         raise OSError(f"workers: no Dask scheduler answers at {address} ({error})") from error
     with client, parallel_config("dask", client=client):
+        _try_workers(client, address, function)
         yield
+
+
+def _try_workers(
+    client: Any,  # of dask.distributed
+    address: str,  # dask://host:port
+    function: Callable,  # what they will be asked for
+) -> None:
+    "An error where there are no workers, or one cannot load the function: joblib would wait for ever."
+    import cloudpickle
+
+    try:
+        client.wait_for_workers(1, timeout=DASK_PATIENCE)
+        client.run(cloudpickle.loads, cloudpickle.dumps(function))
+    except TimeoutError as error:
+        raise OSError(f"workers: the Dask scheduler at {address} has no workers; start some with: dask worker {address.replace('dask://', 'tcp://')}") from error
+    except Exception as error:  # whatever their imports raise
+        raise ImportError(f"workers: those at {address} cannot load what they are to run ({type(error).__name__}: {error}); install the same hmr_nb and your module there") from error
 
 # %% ../nbs/20_records.ipynb #e73a7c17
 def convert_items(
@@ -674,7 +696,7 @@ def convert_items(
     convert: Callable[[Any], Results],  # one item to one person, or to a list of several; at the top level of a module
     items: Sequence[Any],  # all of them, picklable, in a fixed order, sorted by split
     workers: int | str | None = None,  # processes, all cores if None; or "dask://host:port"
-    progress: bool = True,  # show a bar with images/s and the time left
+    progress: bool = True,  # show a bar with images/s (or what the writer says it counts) and the time left
 ) -> None:
     "Convert items in parallel, in order, from where the writer stands."
     if writer.complete:
@@ -682,12 +704,13 @@ def convert_items(
     (first, done), written = writer.place, 0
     layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     bar = tqdm(total=len(items), initial=first, disable=not progress, desc=writer.plan["dataset"], bar_format=layout)
-    with bar, _map(workers if len(items) - first > 1 else 1) as run:
-        for i, results in enumerate(run(partial(_finish, convert), items[first:]), first):
+    task = partial(_finish, convert)
+    with bar, _map(workers if len(items) - first > 1 else 1, task) as run:
+        for i, results in enumerate(run(task, items[first:]), first):
             for p, result in enumerate(results):
                 if (i, p) >= (first, done):
                     writer.write(result)
                     writer.place, written = (i, p + 1), written + 1
             writer.place = (i + 1, 0)
-            bar.set_postfix_str(f"{written / max(bar.format_dict['elapsed'], 1e-3):.0f} images/s", refresh=False)
+            bar.set_postfix_str(f"{written / max(bar.format_dict['elapsed'], 1e-3):.1f} {getattr(writer, 'unit', 'images')}/s", refresh=False)
             bar.update()

@@ -15,10 +15,11 @@ from PIL import Image
 from hmr_nb.body_data import shipped
 from hmr_nb.camera import (
     apply_affine,
+    cam_to_translation,
     crop_for_box,
     perspective,
     project,
-    translation_to_cam,
+    px_to_ndc,
 )
 from hmr_nb.datasets.synthetic import render_example, smpl_layer, wardrobe_of
 from hmr_nb.hmr import HMROutput, small_hmr
@@ -34,6 +35,8 @@ from hmr_nb.infer import (
     infer_files,
     load_photo,
     person_views,
+    photo_focal,
+    place_body,
     result_names,
     show,
 )
@@ -59,12 +62,21 @@ def studio():
     return body, smpl, lambda name, index: render_example(name, 5, index, 512, ("mask",), body, smpl, wardrobe)
 
 
+def best_cam(points, px, crop, size):
+    "The crop's camera (scale, tx, ty) that fits pixels of the photograph best, as training asks for; float64."
+    ndc = px_to_ndc(apply_affine(crop, px), size)
+    A = np.column_stack([points[:, :2].ravel(), np.tile(np.eye(2), (len(points), 1))])
+    s, sx, sy = np.linalg.lstsq(A, ndc.ravel(), rcond=None)[0]
+    return np.array([s, sx / s, sy / s])
+
+
 class Oracle:
-    "Answers with the truth, as a weak-perspective model would put it: the body around its own origin, and the camera of the crop that fits best there."
+    "Answers with the truth, as a weak-perspective model would put it: the body around its own origin, and the camera of the crop that fits its joints best."
 
     def __init__(self, body, smpl, example, crop, size):
         out = smpl(example.pose[None].astype("float32"), example.betas[None].astype("float32"))
-        cam = translation_to_cam(example.trans, crop, size, float(example.focal), example.center)[None].astype("float32")
+        joints = np.asarray(out.joints[0], float)
+        cam = best_cam(joints, perspective(joints + example.trans, float(example.focal), example.center), crop, size)[None]
         keypoints = out.keypoints
         self.smpl, self.keypoints, self.size = SimpleNamespace(faces=body.faces), smpl.keypoints, size
         self.out = HMROutput(out.vertices, keypoints, project(np.asarray(keypoints), cam), example.pose[None], example.betas[None], cam, out.rotations, out.joints, None)
@@ -89,7 +101,7 @@ def test_the_true_mesh_covers_the_person_through_our_camera(studio, index):
     mine = silhouette(people[0].vertices, people.faces, people[0].focal, people[0].center, image.shape[:2])
     seen = made.mask >= 0
     assert (mine & seen).sum() / (mine | seen).sum() >= 0.98
-    np.testing.assert_allclose(people[0].translation, made.example.trans, atol=2e-6 * np.abs(made.example.trans).max())
+    np.testing.assert_allclose(people[0].translation, made.example.trans, atol=1e-5 * np.abs(made.example.trans).max())
 
 
 @pytest.mark.parametrize("name", ["street", "sports"])
@@ -102,20 +114,64 @@ def test_what_is_seen_of_a_hidden_person_lies_in_our_silhouette(studio, name):
 
 
 def test_both_ways_to_a_pixel_agree_but_for_perspective(studio):
-    "Through the crop's camera and back, or through space: the gap is depth over distance, times the distance from the origin's pixel."
-    gaps, bounds = [], []
+    "Through the crop's camera and back, or through space: the same middle and size of the joints, and no farther apart than a weak-perspective camera can see."
+    gaps = []
     for name in ("studio", "street", "sports"):
         made, _image, people = through_infer(studio, name, 1)
         p = people[0]
         space = perspective(p.keypoints, p.focal, p.center)
         np.testing.assert_allclose(space, perspective(p.keypoints - p.translation + made.example.trans, float(made.example.focal), made.example.center), atol=0.01)
-        origin = perspective(p.translation[None], p.focal, p.center)
-        ratio = np.abs(p.keypoints[:, 2] / p.translation[2] - 1)
-        gap = np.linalg.norm(space - p.keypoints_px, axis=1)
-        assert (gap <= 0.01 + ratio * np.linalg.norm(space - p.center, axis=1)).all()
-        gaps.append(gap / max(made.example.box[2:]))
-        bounds.append(np.linalg.norm(p.keypoints_px - origin, axis=1).max())
-    assert np.mean(gaps) < 0.04 and min(bounds) > 1  # of the box: what a weak-perspective camera cannot see
+        gaps.append(np.linalg.norm(space - p.keypoints_px, axis=1) / max(made.example.box[2:]))
+        np.testing.assert_allclose(best_cam(p.joints - p.translation, perspective(p.joints, p.focal, p.center), p.crop, 224), p.cam, atol=1e-6)
+    assert np.mean(gaps) < 0.03  # of the box
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), focal=st.floats(300, 20_000), depth=st.floats(2.5, 40), where=st.tuples(st.floats(-1, 1), st.floats(-1, 1)))
+def test_a_body_is_placed_where_it_stood(seed, focal, depth, where):
+    "Any joints, any pinhole: the crop's camera that fits best leads back to the true place, and to no other with the origin alone."
+    joints = np.random.default_rng(seed).normal(size=(24, 3)) * [0.25, 0.5, 0.25]
+    trans, center, crop = np.array([*where, depth]), np.array([320.0, 240.0]), crop_for_box((100, 50, 200, 300))
+    cam = best_cam(joints, perspective(joints + trans, focal, center), crop, 224)
+    np.testing.assert_allclose(place_body(joints, cam, crop, 224, focal, center), trans, rtol=1e-5, atol=1e-5)
+    assert np.abs(cam_to_translation(cam, crop, 224, focal, center) - trans).max() > 1e-5
+
+
+@pytest.mark.parametrize("focal", [1e-3, 1.0, 50.0, 1e9])
+def test_a_senseless_focal_length_gives_finite_numbers_and_is_kept(model, focal):
+    person, = infer(model, load_photo(PHOTO), focal=focal)
+    assert person.focal == focal and np.isfinite(person.vertices).all() and np.isfinite(person.translation).all()
+
+
+def test_one_assumed_focal_length_for_all_people_of_a_photograph(model):
+    photo = load_photo(PHOTO)
+    h, w = photo.shape[:2]
+    near, small = (10, 5, 90, 240), (30, 30, 20, 40)
+    assert infer(model, photo, [small])[0].focal == np.hypot(h, w)
+    both = infer(model, photo, [small, near])
+    assert both[0].focal == both[1].focal == infer(model, photo, [near])[0].focal == pytest.approx(1000 / 224 * 1.25 * 240)
+    assert both[0].translation[2] > both[1].translation[2]
+
+
+def noted(millimetres, turn=1):
+    "A sample as a phone's file, with its focal length on 35 mm film."
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = turn
+    exif.get_ifd(0x8769)[0xA405] = millimetres
+    Image.open(PHOTO).resize((400, 300)).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def test_the_focal_length_in_the_file_is_used_and_a_given_one_goes_before(model, tmp_path):
+    assert photo_focal(io.BytesIO(noted(26))) == photo_focal(io.BytesIO(noted(26, turn=6))) == pytest.approx(500 * 26 / 43.2666, rel=1e-5)
+    for nothing in (noted(0), PHOTO.read_bytes(), b"no picture"):
+        assert photo_focal(io.BytesIO(nothing)) is None
+    broken = noted(26).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff\xff")
+    assert photo_focal(io.BytesIO(broken)) is None
+    (tmp_path / "phone.jpg").write_bytes(noted(26))
+    for given, expected in ((None, 500 * 26 / 43.2666), (777.0, 777.0)):
+        _, failed = infer_files(model, [tmp_path / "phone.jpg"], tmp_path / f"out{given}", formats=("json",), progress=False, focal=given)
+        assert not failed and json.loads((tmp_path / f"out{given}" / "phone_0.json").read_text())["focal"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
@@ -204,6 +260,50 @@ def test_every_export_reads_back(model, tmp_path):
         np.testing.assert_array_equal(mesh.faces, people.faces)
         np.testing.assert_allclose(mesh.vertices, local, atol=1e-6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.b.glb", "a.b.json", "a.b.npz", "a.b.obj"]
+
+
+def test_hostile_files_are_named_and_the_rest_goes_on(model, tmp_path):
+    "One pixel, CMYK, 16 bits, several frames, an umlaut and a space; and what is no picture at all."
+    picture = Image.open(PHOTO)
+    turned = [picture.rotate(a) for a in (0, 15)]
+    picture.crop((0, 0, 1, 1)).save(tmp_path / "one.png")
+    picture.convert("CMYK").save(tmp_path / "print.jpg")
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    turned[0].save(tmp_path / "moving.gif", save_all=True, append_images=turned[1:])
+    picture.save(tmp_path / "Ein Bild – schön [1]%.jpg")
+    (tmp_path / "damaged note.jpg").write_bytes(noted(26).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff\xff"))
+    good = sorted(tmp_path.iterdir())
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "half.jpg").write_bytes(PHOTO.read_bytes()[:2000])
+    (tmp_path / "folder.jpg").mkdir()
+    bad = [tmp_path / n for n in ("empty.jpg", "text.jpg", "half.jpg", "folder.jpg", "gone.jpg")]
+    outside = tmp_path / "outside.jpg"
+    shutil.copy(PHOTO, outside)
+    for box, why in (((900, 900, 10, 10), "lies outside the picture"), ((0, 0, 0, 0), "with a positive size"), ((np.nan, 1, 2, 3), "with a positive size")):
+        done, failed = infer_files(model, [outside], tmp_path / "none", {str(outside): [box]}, ("json",), progress=False)
+        assert not done and failed[str(outside)].startswith(f"{outside}: box: ") and why in failed[str(outside)]
+    done, failed = infer_files(Forward(model), [*bad, *good], tmp_path / "out", formats=("json",), progress=False)
+    assert len(done) == len(good) and set(failed) == {str(p) for p in bad} and all(path in why for path, why in failed.items())
+    for path in done:
+        assert np.asarray(Image.open(path)).size > 0
+
+
+def people_json(path, *tables):
+    path.write_text(json.dumps({"people": [{"pose_keypoints_2d": np.asarray(t).ravel().tolist()} for t in tables]}))
+    return path
+
+
+def test_openpose_without_usable_people(tmp_path):
+    points = np.zeros((18, 3))
+    points[[0, 2, 10, 13]] = [[50, 10, .9], [40, 30, .8], [42, 110, .7], [60, 112, .9]]
+    one_place = points * [0, 0, 1] + [50, 50, 0] * (points[:, 2:] > 0)
+    assert boxes_from_openpose(people_json(tmp_path / "a.json")) == [] == boxes_from_openpose(people_json(tmp_path / "b.json", 0 * points))
+    assert boxes_from_openpose(people_json(tmp_path / "c.json", one_place, points)) == [(40.0, 10.0, 20.0, 102.0)]
+    for name, text in {"d": "", "e": "{}", "f": '{"people": null}', "g": '{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}', "h": "[]"}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+        with pytest.raises(ValueError, match=f"{name}.json: expected OpenPose"):
+            boxes_from_openpose(tmp_path / f"{name}.json")
 
 
 def stamps(folder):

@@ -69,8 +69,18 @@ def model():
 
 
 @pytest.mark.parametrize("rotation", ["axis_angle", "6d"])
-def test_regressor(rotation):
-    check_layer(Regressor(mean_state(rotation=rotation), hidden=16, rotation=rotation), some(3, 11), weights=7)
+@pytest.mark.parametrize("iterations", [1, 3, 5])
+def test_regressor(rotation, iterations):
+    layer = Regressor(mean_state(rotation=rotation), iterations, hidden=16, rotation=rotation)
+    check_layer(layer, some(3, 11), weights=7)  # the same weights however often they correct
+    states = layer(some(3, 11))
+    assert len(states) == iterations and all(s.shape == (3, len(layer.mean_state)) for s in states)
+    assert all(np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in zip(states, states[1:]))
+
+
+def test_the_published_regressor_is_the_default():
+    plain = Regressor(mean_state())
+    assert (plain.iterations, plain.hidden, plain.rotation) == (3, 1024, "axis_angle") and len(plain.mean_state) == 85
 
 
 def test_discriminator():

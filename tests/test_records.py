@@ -321,6 +321,32 @@ def test_a_cluster_that_is_not_there(tmp_path, workers, says, monkeypatch):
         convert_items(writer, some, list(range(9)), workers=workers, progress=False)
 
 
+def dask_address(cluster):
+    return "dask://" + cluster.scheduler_address.removeprefix("tcp://")
+
+
+def test_workers_that_lack_the_function_are_an_error_and_no_wait(tmp_path, monkeypatch):
+    "The module lies here, and not where the worker looks."
+    from dask.distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        (tmp_path / "only_here.py").write_text("def convert(i):\n    return []\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        import only_here
+
+        with pytest.raises(ImportError, match="cannot load what they are to run.*only_here"), RecordWriter(tmp_path / "out", "persons") as writer:
+            convert_items(writer, only_here.convert, list(range(9)), workers=dask_address(cluster), progress=False)
+
+
+def test_a_cluster_without_workers_is_named(tmp_path, monkeypatch):
+    from dask.distributed import LocalCluster
+
+    monkeypatch.setattr("hmr_nb.records.DASK_PATIENCE", 2)
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster, pytest.raises(OSError, match="has no workers; start some with: dask worker tcp:"):
+        with RecordWriter(tmp_path, "persons") as writer:
+            convert_items(writer, some, list(range(9)), workers=dask_address(cluster), progress=False)
+
+
 def test_nothing_to_convert(tmp_path):
     with RecordWriter(tmp_path, "nobody") as writer:
         convert_items(writer, some, [3, 10], workers=1, progress=False)
@@ -338,6 +364,22 @@ def test_the_camera_of_the_whole_picture_gives_that_of_the_crop():
     np.testing.assert_allclose(crop[:, :2] @ source + crop[:, 2], e.focal * point[:2] / point[2] + e.center)
     with pytest.raises(ValueError, match="gender"):
         person(1, gender="f")
+
+
+def test_a_set_of_poses_is_not_mistaken_for_old_records(tmp_path):
+    (tmp_path / "card.json").write_text('{"schema": "mocap 1", "dataset": "mocap"}')
+    with pytest.raises(ValueError, match="card.json: a set of poses, not of pictures.*load_mocap"):
+        card(tmp_path)
+
+
+def test_the_bar_counts_what_the_writer_counts(tmp_path, capsys):
+    with RecordWriter(tmp_path, "persons") as writer:
+        convert_items(writer, some, list(range(6)), workers=1)
+        assert "images/s" in capsys.readouterr().err
+    with RecordWriter(tmp_path / "other", "persons") as writer:
+        writer.unit = "recordings"
+        convert_items(writer, some, list(range(6)), workers=1)
+        assert "recordings/s" in capsys.readouterr().err
 
 
 def test_records_of_the_first_schema_are_read(tmp_path):

@@ -166,6 +166,8 @@ PART_FILES, PART_POSES = 200, 200_000  # recordings, and poses, that make a part
 class PoseWriter:
     "Takes recordings in order; what `convert_items` needs of a writer."
 
+    unit = "recordings"
+
     def __init__(
         self,
         out: str | Path,  # directory of the set; made if need be
