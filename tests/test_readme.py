@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,3 +41,13 @@ def test_make_targets_named_in_readme_exist():
     for target in set(re.findall(r"`make (\w+)`|^make (\w+)", README, re.M)):
         name = target[0] or target[1]
         assert re.search(rf"^{name}:", makefile, re.M), name
+
+
+def test_figures_of_the_small_weights_are_those_measured():
+    "The README's table against the table that 34_small_weights made."
+    measured = pd.read_csv(ROOT / "data" / "small_weights_figures.csv").set_index(["weights", "domain"])
+    for domain, name in (("studio", "`studio`"), ("street", "`street`"), ("sports", "`sports`"), ("all", "all three")):
+        cells = next(line for line in README.splitlines() if line.startswith(f"| {name} |")).split("|")[2:-1]
+        told = [float(re.search(r"[\d.]+", cell).group()) for cell in cells]
+        wanted = [measured.loc[(weights, domain), metric] for metric in ("mpjpe_mm", "pa_mpjpe_mm") for weights in ("mean pose", "all domains", "studio only")]
+        assert told == pytest.approx(wanted, abs=0.051), domain
