@@ -1,6 +1,7 @@
 """What every layer of the package must do, in one helper, and the weights file of the model."""
 
 import json
+from itertools import pairwise
 
 import h5py
 import keras
@@ -75,7 +76,7 @@ def test_regressor(rotation, iterations):
     check_layer(layer, some(3, 11), weights=7)  # the same weights however often they correct
     states = layer(some(3, 11))
     assert len(states) == iterations and all(s.shape == (3, len(layer.mean_state)) for s in states)
-    assert all(np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in zip(states, states[1:]))
+    assert all(np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in pairwise(states))
 
 
 def test_the_published_regressor_is_the_default():

@@ -342,8 +342,9 @@ def test_a_cluster_without_workers_is_named(tmp_path, monkeypatch):
     from dask.distributed import LocalCluster
 
     monkeypatch.setattr("hmr_nb.records.DASK_PATIENCE", 2)
-    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster, pytest.raises(OSError, match="has no workers; start some with: dask worker tcp:"):
-        with RecordWriter(tmp_path, "persons") as writer:
+    says = "has no workers; start some with: dask worker tcp:"
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster:
+        with pytest.raises(OSError, match=says), RecordWriter(tmp_path, "persons") as writer:
             convert_items(writer, some, list(range(9)), workers=dask_address(cluster), progress=False)
 
 
