@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from hmr_nb.encoder import Resize, SoftArgmax, build_encoder
-from hmr_nb.hmr import HMR, load_hmr, load_weights_file, named_weights, save_weights_file, weights_info
+from hmr_nb.hmr import (
+    HMR,
+    load_hmr,
+    load_weights_file,
+    named_weights,
+    save_weights_file,
+    weights_info,
+)
 from hmr_nb.losses import joint_loss, keypoint_loss, masked_mean
 from hmr_nb.open_body import open_body
 from hmr_nb.prior import Discriminator
