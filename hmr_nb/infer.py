@@ -177,7 +177,7 @@ def photo_focal(
         with Image.open(path) as raw:
             millimetres = float(raw.getexif().get_ifd(0x8769).get(0xA405, 0))
             return millimetres / math.hypot(36, 24) * math.hypot(*raw.size) if 0 < millimetres < math.inf else None
-    except Exception:  # a damaged note is no reason to leave out a picture
+    except Exception:  # noqa: BLE001  # a damaged note is no reason to leave out a picture
         return None
 
 # %% ../nbs/33_infer.ipynb #809a0f6c

@@ -169,9 +169,9 @@ def test_the_focal_length_in_the_file_is_used_and_a_given_one_goes_before(model,
     broken = noted(26).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff\xff")
     assert photo_focal(io.BytesIO(broken)) is None
     (tmp_path / "phone.jpg").write_bytes(noted(26))
-    for given, expected in ((None, 500 * 26 / 43.2666), (777.0, 777.0)):
-        _, failed = infer_files(model, [tmp_path / "phone.jpg"], tmp_path / f"out{given}", formats=("json",), progress=False, focal=given)
-        assert not failed and json.loads((tmp_path / f"out{given}" / "phone_0.json").read_text())["focal"] == pytest.approx(expected, rel=1e-5)
+    for asked, expected in ((None, 500 * 26 / 43.2666), (777.0, 777.0)):
+        _, failed = infer_files(model, [tmp_path / "phone.jpg"], tmp_path / f"out{asked}", formats=("json",), progress=False, focal=asked)
+        assert not failed and json.loads((tmp_path / f"out{asked}" / "phone_0.json").read_text())["focal"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):

@@ -1,6 +1,7 @@
 """What every layer of the package must do, in one helper, and the weights file of the model."""
 
 import json
+from itertools import pairwise
 
 import h5py
 import keras
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 
 from hmr_nb.encoder import Resize, SoftArgmax, build_encoder
-from hmr_nb.hmr import HMR, load_hmr, load_weights_file, named_weights, save_weights_file, weights_info
+from hmr_nb.hmr import (
+    HMR,
+    load_hmr,
+    load_weights_file,
+    named_weights,
+    save_weights_file,
+    weights_info,
+)
 from hmr_nb.losses import joint_loss, keypoint_loss, masked_mean
 from hmr_nb.open_body import open_body
 from hmr_nb.prior import Discriminator
@@ -75,7 +83,7 @@ def test_regressor(rotation, iterations):
     check_layer(layer, some(3, 11), weights=7)  # the same weights however often they correct
     states = layer(some(3, 11))
     assert len(states) == iterations and all(s.shape == (3, len(layer.mean_state)) for s in states)
-    assert all(np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in zip(states, states[1:]))
+    assert all(np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in pairwise(states))
 
 
 def test_the_published_regressor_is_the_default():

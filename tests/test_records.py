@@ -342,9 +342,10 @@ def test_a_cluster_without_workers_is_named(tmp_path, monkeypatch):
     from dask.distributed import LocalCluster
 
     monkeypatch.setattr("hmr_nb.records.DASK_PATIENCE", 2)
-    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster, pytest.raises(OSError, match="has no workers; start some with: dask worker tcp:"):
-        with RecordWriter(tmp_path, "persons") as writer:
-            convert_items(writer, some, list(range(9)), workers=dask_address(cluster), progress=False)
+    says = "has no workers; start some with: dask worker tcp:"
+    cluster = LocalCluster(n_workers=0, processes=True, dashboard_address=None)
+    with cluster, pytest.raises(OSError, match=says), RecordWriter(tmp_path, "persons") as writer:
+        convert_items(writer, some, list(range(9)), workers=dask_address(cluster), progress=False)
 
 
 def test_nothing_to_convert(tmp_path):
