@@ -164,6 +164,7 @@ def infer(
     export: Annotated[str, typer.Option(help="What to write beside the overlay: npz,obj,glb,json.")] = "npz,glb",
     resume: Annotated[bool, typer.Option("--resume", help="Leave out pictures whose results are all in the folder; make what is missing.")] = False,
     precision: Annotated[str, typer.Option(help="Of the encoder: auto (what is fast here), float32 or mixed_bfloat16.")] = "auto",
+    focal: Annotated[float | None, typer.Option(min=1, help="Focal length of the pictures in pixels; where left out, what the file says (EXIF), else a long one.")] = None,
 ) -> None:
     """Recover the bodies in photographs: overlay, mesh and parameters for each person.
 
@@ -176,7 +177,7 @@ def infer(
     model = Forward(open_model(weights, body), precision)
     if weights is None:
         print("These are the small weights: they know rendered bodies only. On photographs expect a rough pose; give --weights for more.")
-    done, bad = infer_files(model, [p for p in pictures if str(p) not in failed], out, boxes, [f.strip() for f in export.split(",")], resume)
+    done, bad = infer_files(model, [p for p in pictures if str(p) not in failed], out, boxes, [f.strip() for f in export.split(",")], resume, focal=focal)
     failed |= bad
     for why in failed.values():
         print(f"hmr_nb: {' '.join(why.split())}", file=sys.stderr)
