@@ -364,7 +364,7 @@ def test_the_command_counts_what_failed_and_resumes(run, tmp_path):
     assert run(*words, "--resume", "--precision", "mixed_bfloat16")[0] == 1 and stamps(out) == before
     assert run("infer", PHOTO, "--precision", "half", "--out", out)[0] == 1
     assert run("infer", PHOTO, "--focal", "900", "--export", "json", "--out", tmp_path / "far")[0] == 0
-    assert json.loads((tmp_path / "far" / f"{PHOTO.stem}.json").read_text())["focal"] == 900
+    assert json.loads((tmp_path / "far" / f"{PHOTO.stem}_0.json").read_text())["focal"] == 900
 
 
 def test_precision_is_for_the_encoder_alone(model):
