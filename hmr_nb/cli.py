@@ -444,7 +444,7 @@ def evaluate(
         write_whole(out / "mean_pose.csv", lambda part: mean.to_csv(part, index=False))
         print("\nmean pose\n" + mean.to_string(index=False, float_format="{:.2f}".format))
     if sheet:
-        print(f"sheet: {save_sheet(error_sheet(model, dirs, table), out / 'sheet.jpg')}")
+        print(f"sheet: {save_sheet(error_sheet(model, dirs, table, measure='err_pa_mm' if table.err_pa_mm.notna().any() else 'err_2d_px'), out / 'sheet.jpg')}")
     print(f"table: {out / 'errors.csv.gz'}")
 
 # %% ../nbs/90_cli.ipynb #1004ef7d

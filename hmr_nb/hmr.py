@@ -134,12 +134,18 @@ class HMR(_Asked):
 KIND, VERSION = "hmr_nb weights", 1
 
 
+def _layer_and_weight(paths: list[str]) -> list[str]:
+    "Names that survive a clone and another session, where they are different; else the whole paths."
+    short = [re.sub(r"/variable_\d+$", "/variable", "/".join(path.split("/")[-2:])) for path in paths]
+    return short if len(set(short)) == len(paths) else paths
+
+
 def named_weights(
     model: HMR,  # any HMR
 ) -> dict[str, Any]:  # {name: variable}, the same names in every session
     "Weights of encoder and regressor by name."
-    layer_and_weight = lambda path: "/".join(path.split("/")[-2:])  # a network that was cloned has lost the names of its blocks
-    named = {"encoder/" + re.sub(r"/variable_\d+$", "/variable", layer_and_weight(w.path)): w for w in model.encoder.weights}
+    names = _layer_and_weight([w.path for w in model.encoder.weights])
+    named = {f"encoder/{name}": w for name, w in zip(names, model.encoder.weights)}
     named |= {f"regressor/{w.path.split('/', 1)[1]}": w for w in model.regressor.weights}
     if len(named) != len(model.weights):
         raise ValueError(f"{len(model.weights)} weights have only {len(named)} different names; name the encoder's layers")
@@ -219,6 +225,8 @@ def load_weights_file(
 ) -> HMR:  # the same model
     "Copy weights by name; all names and shapes must agree."
     named, stored = named_weights(model), _stored(path, training=False)
+    old = [k for k in stored if k.startswith("encoder/")]  # files of 0.2.0 have whole paths
+    stored |= {f"encoder/{new}": stored.pop(k) for k, new in zip(old, _layer_and_weight([k.removeprefix("encoder/") for k in old]))}
     wanted, found = ({k: tuple(v.shape) for k, v in d.items()} for d in (named, stored))
     differ = [k for k in [*wanted, *found] if wanted.get(k) != found.get(k)]
     if differ:
@@ -239,6 +247,8 @@ def load_hmr(
 ) -> HMR:
     "The model that a weights file describes, with its weights."
     config = weights_info(path)["config"]
+    if "keypoints" not in config:
+        raise ValueError(f"{path}: its description does not fit this version of hmr_nb: it names no keypoints")
     try:
         model = HMR.from_config(config, body=body, keypoints=keypoints)
     except TypeError as error:

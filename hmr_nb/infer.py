@@ -141,7 +141,8 @@ def place_body(
     rounds: int = 100,  # at most
 ) -> np.ndarray:  # (3,) add this to body points: camera frame of the photograph, m
     "Where the photograph's camera shows the joints in the middle and the size in which the crop's camera does."
-    t = start = cam_to_translation(cam, crop, size, focal, center)
+    start = cam_to_translation(cam, crop, size, focal, center)
+    t = start.copy()
     weak = apply_affine(invert(crop), ndc_to_px(project(joints[None], cam[None])[0], size))
     spread = joints[:, :2] - joints[:, :2].mean(0)
     for _ in range(rounds):

@@ -18,6 +18,8 @@ class AdamW(keras.optimizers.AdamW):
     "AdamW with a decay that is part of the step: alone it is too small for a float32."
 
     def build(self, variables):
+        if self.amsgrad:
+            raise ValueError("amsgrad: this AdamW does not have it; leave it out")
         self.decays = [self.weight_decay * self._use_weight_decay(v) for v in variables]
         super().build(variables)
 
