@@ -226,7 +226,7 @@ def test_wheel_carries_what_it_needs(tmp_path):
     import zipfile
 
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    for needed in ("hmr_nb/data/open_body.npz", "hmr_nb/data/small_weights.h5", "hmr_nb/data/toe_marks.json", "hmr_nb/data/samples/truth.npz", "hmr_nb/data/samples/street/card.json", "hmr_nb/cli.py"):
+    for needed in ("hmr_nb/data/open_body.npz", "hmr_nb/data/small_weights.h5", "hmr_nb/data/small_weights_studio.h5", "hmr_nb/data/toe_marks.json", "hmr_nb/data/samples/truth.npz", "hmr_nb/data/samples/street/card.json", "hmr_nb/cli.py"):
         assert needed in names
     assert not [n for n in names if "goldens" in n or n.startswith(("tests/", "nbs/"))]
 

@@ -178,16 +178,17 @@ def test_published_encoder_trains(tmp_path, data):
     assert not still, f"never changed: {still[:5]}"
 
 
-def test_recipe_that_ships():
+@pytest.mark.parametrize("name", ["small_weights", "small_weights_studio"])
+def test_recipe_that_ships(name):
     "The experiment file of the small weights is readable and is what the weights say they were trained by."
     from hmr_nb.body_data import shipped
     from hmr_nb.hmr import weights_info
     from hmr_nb.train import read_experiment
 
-    recipe = read_experiment(shipped("small_weights.toml"))
-    told = weights_info(shipped("small_weights.h5"))["training"]["experiment"]
+    recipe = read_experiment(shipped(f"{name}.toml"))
+    told = weights_info(shipped(f"{name}.h5"))["training"]["experiment"]
     assert Experiment.from_dict(told) == recipe
-    assert Path(shipped("small_weights.h5")).stat().st_size < 10e6
+    assert Path(shipped(f"{name}.h5")).stat().st_size < 10e6
 
 
 @pytest.mark.parametrize("name, known", [("toe_l", True), ("knuckle_l", False)])
