@@ -103,7 +103,7 @@ def error_sheet(
         blocks += [grid(rows[0], len(part), labels=titles), grid([image for row in rows[1:] for image in row], len(part))]
     return np.concatenate([np.pad(b, ((0, 2), (0, 0), (0, 0)), constant_values=255) for b in blocks])
 
-
+# %% ../nbs/33b_error_sheet.ipynb #33b0001a
 def save_sheet(
     sheet: np.ndarray,  # of `error_sheet`
     path: str | os.PathLike,  # .jpg or .png to write
