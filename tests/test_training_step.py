@@ -61,7 +61,8 @@ def length(x) -> float:
 @pytest.fixture(scope="module")
 def step(tmp_path_factory):
     "Costs, weights before and after, gradients; and the lengths of the gradients under several roundings."
-    folder = tmp_path_factory.mktemp("step")
+    folder, eager = tmp_path_factory.mktemp("step"), tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(False)  # other tests in this process may have asked for it; users' steps are compiled
     paper = Experiment(start=str(written_run(folder)), body=str(GOLDENS / "body_random_v200.npz"), pool1="hmr2", dropout=0.0, weight_decay=0.0, supervision="3d", batch=2)
     trainer, theta = Trainer(paper), np.load(GOLDENS / "disc_loss_inputs.npz")["step_theta"]
     os.unlink(paper.start)
@@ -82,6 +83,7 @@ def step(tmp_path_factory):
         for k, g in by_their_names(trainer, gradient).items():
             found["lengths"][k].append(length(g))
     patch.undo()
+    tf.config.run_functions_eagerly(eager)
     return found
 
 
