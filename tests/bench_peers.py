@@ -18,14 +18,32 @@ import torch
 
 def bodies(folder: Path) -> dict:
     "name -> a function of pose (b, 24, 3) and betas (b, 10) that gives vertices (b, V, 3)."
-    file = folder / "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl"  # the name that smplfitter looks for
+    file = (
+        folder / "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl"
+    )  # the name that smplfitter looks for
     with redirect_stdout(io.StringIO()):  # smplx tells that there are ten betas
-        theirs = smplx.SMPL(str(file), create_body_pose=False, create_betas=False, create_global_orient=False, create_transl=False)
-    np.save(folder / "kid_template.npy", np.zeros(1))  # smplfitter's sign for "no such template here"
+        theirs = smplx.SMPL(
+            str(file),
+            create_body_pose=False,
+            create_betas=False,
+            create_global_orient=False,
+            create_transl=False,
+        )
+    np.save(
+        folder / "kid_template.npy", np.zeros(1)
+    )  # smplfitter's sign for "no such template here"
     fitter = smplfitter.pt.BodyModel("smpl", "neutral", model_root=str(folder))
     return {
-        "smplx": lambda pose, betas: theirs(betas=betas, global_orient=pose[:, :1].flatten(1), body_pose=pose[:, 1:].flatten(1)).vertices,
-        "smplfitter": lambda pose, betas: fitter(pose_rotvecs=pose, shape_betas=betas)["vertices"],
+        "smplx": lambda pose, betas: (
+            theirs(
+                betas=betas,
+                global_orient=pose[:, :1].flatten(1),
+                body_pose=pose[:, 1:].flatten(1),
+            ).vertices
+        ),
+        "smplfitter": lambda pose, betas: fitter(pose_rotvecs=pose, shape_betas=betas)[
+            "vertices"
+        ],
     }
 
 
@@ -33,7 +51,17 @@ def main(folder: Path) -> None:
     "Answer questions {name, inputs, calls, save?} until the input ends."
     torch.set_grad_enabled(False)
     known = bodies(folder)
-    print(json.dumps({"versions": {"smplx": smplx.__version__ if hasattr(smplx, "__version__") else "", "torch": torch.__version__}}), flush=True)
+    print(
+        json.dumps(
+            {
+                "versions": {
+                    "smplx": smplx.__version__ if hasattr(smplx, "__version__") else "",
+                    "torch": torch.__version__,
+                }
+            }
+        ),
+        flush=True,
+    )
     for line in sys.stdin:
         ask = json.loads(line)
         given = np.load(ask["inputs"])

@@ -4,13 +4,16 @@ import pytest
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "backend: the body layer on another backend of Keras; skipped where that is not installed")
+    config.addinivalue_line(
+        "markers",
+        "backend: the body layer on another backend of Keras; skipped where that is not installed",
+    )
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     "Run a command in this process: exit code, stdout, stderr."
-    from hmr_nb.cli import main
+    from hmr_nb.shell.commands import main
 
     def call(*words):
         monkeypatch.setattr("sys.argv", ["hmr_nb", *map(str, words)])

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hmr_nb.video import figure_motion
+from hmr_nb.records.video import figure_motion
 
 
 def seen_by(K, X):
@@ -17,7 +17,15 @@ def dots(kp_px, size, radius=5, shade=30):
     "One picture: white dots on a dark ground."
     image = np.full((*size, 3), shade, np.uint8)
     for x, y in kp_px[np.isfinite(kp_px).all(1)]:
-        cv2.circle(image, (round(x * 16), round(y * 16)), round(radius * 16), (255, 255, 255), -1, cv2.LINE_AA, shift=4)
+        cv2.circle(
+            image,
+            (round(x * 16), round(y * 16)),
+            round(radius * 16),
+            (255, 255, 255),
+            -1,
+            cv2.LINE_AA,
+            shift=4,
+        )
     return image
 
 
@@ -36,7 +44,11 @@ def write_pictures(pattern, pictures, first):
     pattern = Path(pattern)
     pattern.parent.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pictures):
-        cv2.imwrite(str(pattern.with_name(pattern.name % (i + first))), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 97])
+        cv2.imwrite(
+            str(pattern.with_name(pattern.name % (i + first))),
+            picture[..., ::-1],
+            [cv2.IMWRITE_JPEG_QUALITY, 97],
+        )
 
 
 def dot_errors(example, radius=4.0):
@@ -44,12 +56,20 @@ def dot_errors(example, radius=4.0):
     kp, side = example.kp2d, example.image.shape[0]
     grey, found = example.image.min(-1).astype(float), []
     far = np.linalg.norm(kp[:, None] - kp[None], axis=-1) + 1e9 * np.eye(len(kp))
-    alone = (np.nan_to_num(far, nan=1e9).min(1) > 2 * radius + 2) & (kp > radius + 2).all(1) & (kp < side - radius - 3).all(1)
+    alone = (
+        (np.nan_to_num(far, nan=1e9).min(1) > 2 * radius + 2)
+        & (kp > radius + 2).all(1)
+        & (kp < side - radius - 3).all(1)
+    )
     y, x = np.mgrid[:side, :side]
     for p in kp[alone]:
-        w = np.where(np.hypot(x - p[0], y - p[1]) < radius + 1, np.clip(grey - 120, 0, None), 0)
+        w = np.where(
+            np.hypot(x - p[0], y - p[1]) < radius + 1, np.clip(grey - 120, 0, None), 0
+        )
         assert w.sum() > 0, f"no dot at {p} of {example.source}"
-        found.append(np.hypot((w * x).sum() / w.sum() - p[0], (w * y).sum() / w.sum() - p[1]))
+        found.append(
+            np.hypot((w * x).sum() / w.sum() - p[0], (w * y).sum() / w.sum() - p[1])
+        )
     return np.array(found)
 
 
@@ -57,4 +77,12 @@ def bytes_of(folder):
     return {f.name: f.read_bytes() for f in Path(folder).iterdir()}
 
 
-__all__ = ["bytes_of", "dot_errors", "dots", "figure_motion", "seen_by", "write_pictures", "write_video"]
+__all__ = [
+    "bytes_of",
+    "dot_errors",
+    "dots",
+    "figure_motion",
+    "seen_by",
+    "write_pictures",
+    "write_video",
+]

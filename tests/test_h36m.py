@@ -11,20 +11,38 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from film_data import bytes_of, dot_errors, dots, figure_motion, write_pictures, write_video
+from film_data import (
+    bytes_of,
+    dot_errors,
+    dots,
+    figure_motion,
+    write_pictures,
+    write_video,
+)
 from scipy.spatial.transform import Rotation
 
-from hmr_nb.camera import apply_affine, invert
-from hmr_nb.cli import main
-from hmr_nb.datasets import h36m
-from hmr_nb.datasets.h36m import CAMERAS, NAMES, convert_h36m, read_cdf, read_metadata, read_object_npz
-from hmr_nb.records import card, examples
-from hmr_nb.skeleton import keypoint_set, map_points
+from hmr_nb.basics.camera import apply_affine, invert
+from hmr_nb.basics.keypoints import keypoint_set, map_points
+from hmr_nb.records.datasets import h36m
+from hmr_nb.records.datasets.h36m import (
+    CAMERAS,
+    NAMES,
+    convert_h36m,
+    read_cdf,
+    read_metadata,
+    read_object_npz,
+)
+from hmr_nb.records.records import card, examples
+from hmr_nb.shell.commands import main
 
 PEOPLE = [f"S{i}" for i in range(1, 12)]
-LENS = np.array([[520.0, 519.0, 256.0, 258.0, -0.2071, 0.2478, -0.0031, -0.00142, -0.00098]] * 4)  # f f c c k1 k2 k3 p1 p2, for 512 px
+LENS = np.array(
+    [[520.0, 519.0, 256.0, 258.0, -0.2071, 0.2478, -0.0031, -0.00142, -0.00098]] * 4
+)  # f f c c k1 k2 k3 p1 p2, for 512 px
 LENS[:, 0] += np.arange(4)
-PLACES = np.array([(2.0, 4.1, 1.6), (1.8, -4.1, 1.6), (-1.9, 4.2, 1.5), (-1.7, -4.0, 1.4)])
+PLACES = np.array(
+    [(2.0, 4.1, 1.6), (1.8, -4.1, 1.6), (-1.9, 4.2, 1.5), (-1.7, -4.0, 1.4)]
+)
 DISTORTION = np.array([-0.2071, 0.2478, -0.00142, -0.00098, -0.0031])  # OpenCV's order
 SEVENTEEN = [0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27]
 ROWS = [  # action id, trial, S1, S9, S11
@@ -52,7 +70,13 @@ def project(x, camera):
     u, v = x[..., 0] / x[..., 2], x[..., 1] / x[..., 2]
     r2 = u * u + v * v
     radial = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3
-    return np.stack([fx * (u * radial + 2 * p1 * u * v + p2 * (r2 + 2 * u * u)) + cx, fy * (v * radial + p1 * (r2 + 2 * v * v) + 2 * p2 * u * v) + cy], -1)
+    return np.stack(
+        [
+            fx * (u * radial + 2 * p1 * u * v + p2 * (r2 + 2 * u * u)) + cx,
+            fy * (v * radial + p1 * (r2 + 2 * v * v) + 2 * p2 * u * v) + cy,
+        ],
+        -1,
+    )
 
 
 def world(count):
@@ -65,11 +89,21 @@ def world(count):
 def metadata_xml():
     w0 = np.zeros((4, 11, 6))
     for c in range(4):
-        w0[c, :] = [*Rotation.from_matrix(rotation(c)).as_euler("XYZ"), *(1000 * PLACES[c])]
+        w0[c, :] = [
+            *Rotation.from_matrix(rotation(c)).as_euler("XYZ"),
+            *(1000 * PLACES[c]),
+        ]
     tr = lambda *values: "<tr>" + "".join(f"<td>{v}</td>" for v in values) + "</tr>\n"  # noqa: E731
-    rows = "".join(tr(a, t, *[{"S1": s1, "S9": s9, "S11": s11}.get(p, s1) for p in PEOPLE]) for a, t, s1, s9, s11 in ROWS)
-    rows += "<tr/>" * 40 + tr("notes")  # the mapping is followed by rows of another kind
-    words = "".join(f"<i>{w}</i>" for w in ("ALL", "Directions", "Greeting", "Photo", "Waiting"))
+    rows = "".join(
+        tr(a, t, *[{"S1": s1, "S9": s9, "S11": s11}.get(p, s1) for p in PEOPLE])
+        for a, t, s1, s9, s11 in ROWS
+    )
+    rows += "<tr/>" * 40 + tr(
+        "notes"
+    )  # the mapping is followed by rows of another kind
+    words = "".join(
+        f"<i>{w}</i>" for w in ("ALL", "Directions", "Greeting", "Photo", "Waiting")
+    )
     numbers = " ".join(repr(float(v)) for v in [*w0.ravel(), *LENS.ravel()])
     ids = "".join(f"<i>{c}</i>" for c in CAMERAS)
     return f'<?xml version="1.0"?>\n<metadata>\n<mapping>{tr("", "", *PEOPLE)}{rows}</mapping><actionnames>{words}</actionnames><dbcameras><index2id>{ids}</index2id></dbcameras><w0>[{numbers}]</w0></metadata>'
@@ -79,23 +113,55 @@ def write_cdf(path, x):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     flat = np.asarray(x, np.float32).reshape(1, len(x), -1)
-    file = cdflib.cdfwrite.CDF(str(path), cdf_spec={"Majority": "row_major", "Compressed": 0})
-    file.write_var({"Variable": "Pose", "Data_Type": 44, "Num_Elements": 1, "Rec_Vary": True, "Dim_Sizes": list(flat.shape[1:]), "Dim_Vary": [True, True], "Compress": 0}, var_data=flat)
+    file = cdflib.cdfwrite.CDF(
+        str(path), cdf_spec={"Majority": "row_major", "Compressed": 0}
+    )
+    file.write_var(
+        {
+            "Variable": "Pose",
+            "Data_Type": 44,
+            "Num_Elements": 1,
+            "Rec_Vary": True,
+            "Dim_Sizes": list(flat.shape[1:]),
+            "Dim_Vary": [True, True],
+            "Compress": 0,
+        },
+        var_data=flat,
+    )
     file.close()
 
 
-def write_recording(root, person, name, rows=11, frames=None, displaced=0.0, cameras=range(4), folders="MyPoseFeatures/", features=("D2_Positions", "D3_Positions_mono", "D3_Positions")):
+def write_recording(
+    root,
+    person,
+    name,
+    rows=11,
+    frames=None,
+    displaced=0.0,
+    cameras=range(4),
+    folders="MyPoseFeatures/",
+    features=("D2_Positions", "D3_Positions_mono", "D3_Positions"),
+):
     X = world(rows)
     labels = X + [displaced, 0, 0]
     base = root / person
     if "D3_Positions" in features:
         write_cdf(base / f"{folders}D3_Positions" / f"{name}.cdf", 1000 * labels)
     for c in cameras:
-        for feature, x in (("D2_Positions", project(seen(labels, c), c)), ("D3_Positions_mono", 1000 * seen(labels, c)), ("D3_Positions_mono_universal", 910 * seen(labels, c))):
+        for feature, x in (
+            ("D2_Positions", project(seen(labels, c), c)),
+            ("D3_Positions_mono", 1000 * seen(labels, c)),
+            ("D3_Positions_mono_universal", 910 * seen(labels, c)),
+        ):
             if feature in features:
                 write_cdf(base / f"{folders}{feature}" / f"{name}.{CAMERAS[c]}.cdf", x)
         kp = project(seen(X, c), c)[:frames, sorted(set(range(32)) - {11, 16, 24})]
-        write_video(base / "Videos" / f"{name}.{CAMERAS[c]}.mp4", [dots(p, (514 if c in (0, 3) else 512, 512), 2.5) for p in kp], "mp4v", 50)
+        write_video(
+            base / "Videos" / f"{name}.{CAMERAS[c]}.mp4",
+            [dots(p, (514 if c in (0, 3) else 512, 512), 2.5) for p in kp],
+            "mp4v",
+            50,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +173,11 @@ def data(tmp_path_factory):
     write_recording(root, "S9", "Waiting 1", displaced=0.2)
     write_recording(root, "S11", "Directions", cameras=(0, 3))
     write_recording(root, "S11", "Greeting 2", rows=18, frames=11, cameras=(0, 3))
-    write_video(root / "S9" / "Videos" / f"_ALL.{CAMERAS[0]}.mp4", [dots(np.zeros((0, 2)), (512, 512))], "mp4v")
+    write_video(
+        root / "S9" / "Videos" / f"_ALL.{CAMERAS[0]}.mp4",
+        [dots(np.zeros((0, 2)), (512, 512))],
+        "mp4v",
+    )
     return root
 
 
@@ -124,35 +194,60 @@ def converted(data, tmp_path_factory):
 
 def test_metadata(data):
     meta = read_metadata(data / "metadata.xml")
-    assert meta.trials["S1", "TakingPhoto 1"] == meta.trials["S9", "Photo 1"] == ("Photo", 1)
-    assert meta.trials["S11", "Greeting 2"] == ("Greeting", 1) and ("S9", "_ALL") not in meta.trials
+    assert (
+        meta.trials["S1", "TakingPhoto 1"]
+        == meta.trials["S9", "Photo 1"]
+        == ("Photo", 1)
+    )
+    assert (
+        meta.trials["S11", "Greeting 2"] == ("Greeting", 1)
+        and ("S9", "_ALL") not in meta.trials
+    )
     for i, c in enumerate(CAMERAS):
         for person in ("S1", "S9", "S11"):
             cam = meta.cameras[person, c]
             np.testing.assert_allclose(cam.R, rotation(i), atol=1e-12)
             np.testing.assert_allclose(-cam.R.T @ cam.t, PLACES[i], atol=1e-12)
             np.testing.assert_allclose(cam.distortion, DISTORTION)
-            np.testing.assert_allclose(cam.project(cam.see(world(3))), project(seen(world(3), i), i), atol=1e-9)
+            np.testing.assert_allclose(
+                cam.project(cam.see(world(3))), project(seen(world(3), i), i), atol=1e-9
+            )
 
 
 def test_each_person_has_own_cameras(tmp_path):
     w0 = np.arange(300.0)
     text = metadata_xml()
-    (tmp_path / "m.xml").write_text(text[: text.index("<w0>")] + "<w0>[" + " ".join(map(str, w0)) + "]</w0></metadata>")
+    (tmp_path / "m.xml").write_text(
+        text[: text.index("<w0>")]
+        + "<w0>["
+        + " ".join(map(str, w0))
+        + "]</w0></metadata>"
+    )
     meta = read_metadata(tmp_path / "m.xml")
     for person, camera in (("S1", 0), ("S9", 2), ("S11", 3)):
         start = 6 * (11 * camera + int(person[1:]) - 1)
         cam = meta.cameras[person, CAMERAS[camera]]
-        np.testing.assert_allclose(-cam.R.T @ cam.t, w0[start + 3 : start + 6] / 1000, atol=1e-12)
+        np.testing.assert_allclose(
+            -cam.R.T @ cam.t, w0[start + 3 : start + 6] / 1000, atol=1e-12
+        )
         a, b, c = w0[start : start + 3]
-        rx, ry, rz = (Rotation.from_euler(axis, v).as_matrix() for axis, v in (("x", a), ("y", b), ("z", c)))
+        rx, ry, rz = (
+            Rotation.from_euler(axis, v).as_matrix()
+            for axis, v in (("x", a), ("y", b), ("z", c))
+        )
         np.testing.assert_allclose(cam.R, rx @ ry @ rz, atol=1e-12)
         f = w0[264 + 9 * camera :][:9]
-        assert cam.K[0, 0] == f[0] and cam.K[1, 2] == f[3] and cam.distortion.tolist() == [f[4], f[5], f[7], f[8], f[6]]
+        assert (
+            cam.K[0, 0] == f[0]
+            and cam.K[1, 2] == f[3]
+            and cam.distortion.tolist() == [f[4], f[5], f[7], f[8], f[6]]
+        )
 
 
 def test_points_have_their_names():
-    lsp = map_points(np.arange(32.0)[:, None] * [1, 1], keypoint_set("h36m32"), keypoint_set("lsp14"))[:, 0]
+    lsp = map_points(
+        np.arange(32.0)[:, None] * [1, 1], keypoint_set("h36m32"), keypoint_set("lsp14")
+    )[:, 0]
     assert lsp.tolist() == [3, 2, 1, 6, 7, 8, 27, 26, 25, 17, 18, 19, 13, 15]
     assert [NAMES[i] for i in SEVENTEEN] == list(keypoint_set("h36m17").names)
 
@@ -161,7 +256,11 @@ def test_cdf_with_and_without_the_leading_axis(data, monkeypatch):
     file = data / "S9/MyPoseFeatures/D3_Positions/Directions 1.cdf"
     whole = read_cdf(file, 3)
     np.testing.assert_allclose(whole, world(11), atol=1e-6)
-    assert (whole[:, 11] == whole[:, 0]).all() and (whole[:, 16] == whole[:, 13]).all() and (whole[:, 24] == whole[:, 13]).all()
+    assert (
+        (whole[:, 11] == whole[:, 0]).all()
+        and (whole[:, 16] == whole[:, 13]).all()
+        and (whole[:, 24] == whole[:, 13]).all()
+    )
     honest = cdflib.CDF
     monkeypatch.setattr(h36m.cdflib, "CDF", lambda f: {"Pose": honest(f)["Pose"][0]})
     np.testing.assert_array_equal(read_cdf(file, 3), whole)
@@ -169,12 +268,23 @@ def test_cdf_with_and_without_the_leading_axis(data, monkeypatch):
 
 def test_counts_and_names(converted):
     facts = card(converted)
-    assert facts["dropped"] == {"film known to be broken": 3, "video ends before this frame": 2, "video missing": 20}  # of three recordings two cameras have world labels alone
+    assert facts["dropped"] == {
+        "film known to be broken": 3,
+        "video ends before this frame": 2,
+        "video missing": 20,
+    }  # of three recordings two cameras have world labels alone
     assert facts["read"] == facts["written"] + 25 == 3 * 4 * 4 + 4 * 4
-    assert facts["splits"] == {"train": 12, "test": 3 * (2 + 4 + 1) + 3 * 2} and facts["names"] == list(NAMES)
+    assert facts["splits"] == {"train": 12, "test": 3 * (2 + 4 + 1) + 3 * 2} and facts[
+        "names"
+    ] == list(NAMES)
     people = {e.source: e for e in examples(converted)}
     e = people["S11/Greeting 2.60457274#10"]
-    assert (e.subject, e.sequence, e.frame, e.split) == ("S11", "Greeting_1.60457274", 10, "test")
+    assert (e.subject, e.sequence, e.frame, e.split) == (
+        "S11",
+        "Greeting_1.60457274",
+        10,
+        "test",
+    )
     assert people["S1/TakingPhoto 1.54138969#0"].sequence == "Photo_1.54138969"
     assert {e.frame for e in people.values()} == {0, 5, 10}
 
@@ -187,7 +297,13 @@ def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
         source = apply_affine(invert(e.crop), e.kp2d)
         np.testing.assert_allclose(source, project(X, c), atol=0.01)
         fx, fy, cx, cy = e.intrinsics
-        again = cv2.projectPoints(e.kp3d.astype(float), np.zeros(3), np.zeros(3), np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), e.distortion.astype(float))[0][:, 0]
+        again = cv2.projectPoints(
+            e.kp3d.astype(float),
+            np.zeros(3),
+            np.zeros(3),
+            np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]),
+            e.distortion.astype(float),
+        )[0][:, 0]
         np.testing.assert_allclose(again, source, atol=0.01)
         e.kp2d[[11, 16, 24]] = np.nan
         found = dot_errors(e)
@@ -197,59 +313,103 @@ def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
 def test_a_displaced_sequence_goes_back_onto_the_person(data, tmp_path):
     for way in ("fix", "keep", "drop"):
         facts = convert(data, tmp_path / way, s9=way, subjects=("S9",))
-        assert facts["dropped"] == {"video missing": 6, **({"labels known to be displaced": 12} if way == "drop" else {})}
+        assert facts["dropped"] == {
+            "video missing": 6,
+            **({"labels known to be displaced": 12} if way == "drop" else {}),
+        }
     pairs = zip(examples(tmp_path / "fix"), examples(tmp_path / "keep"), strict=True)
     for fixed, kept in pairs:
-        c, beside = CAMERAS.index(fixed.sequence[-8:]), fixed.sequence.startswith("Waiting")
+        c, beside = (
+            CAMERAS.index(fixed.sequence[-8:]),
+            fixed.sequence.startswith("Waiting"),
+        )
         difference = (kept.kp3d - fixed.kp3d) @ rotation(c)  # in the world
-        np.testing.assert_allclose(difference, np.tile([0.2 * beside, 0, 0], (32, 1)), atol=1e-5)
-        np.testing.assert_allclose(fixed.kp3d - fixed.kp3d[0], kept.kp3d - kept.kp3d[0], atol=1e-5)  # the aligned error is the same
+        np.testing.assert_allclose(
+            difference, np.tile([0.2 * beside, 0, 0], (32, 1)), atol=1e-5
+        )
+        np.testing.assert_allclose(
+            fixed.kp3d - fixed.kp3d[0], kept.kp3d - kept.kp3d[0], atol=1e-5
+        )  # the aligned error is the same
 
 
 def test_protocols(data, tmp_path):
     films = {}
     for protocol in ("p1", "p2", "p2_first_trial"):
         convert(data, tmp_path / protocol, protocol=protocol)
-        films[protocol] = {(e.subject, e.sequence) for e in examples(tmp_path / protocol, "test")}
-        assert sum(1 for _ in examples(tmp_path / protocol, "train")) == 12  # all that is there, in each
+        films[protocol] = {
+            (e.subject, e.sequence) for e in examples(tmp_path / protocol, "test")
+        }
+        assert (
+            sum(1 for _ in examples(tmp_path / protocol, "train")) == 12
+        )  # all that is there, in each
     front = {f for f in films["p1"] if f[1].endswith("60457274")}
-    assert films["p2"] == front and films["p2_first_trial"] == {f for f in front if "_1." in f[1]}
-    assert len(films["p1"]) == 9 and len(front) == 4 and films["p2"] - films["p2_first_trial"] == {("S11", "Directions_2.60457274")}
+    assert films["p2"] == front and films["p2_first_trial"] == {
+        f for f in front if "_1." in f[1]
+    }
+    assert (
+        len(films["p1"]) == 9
+        and len(front) == 4
+        and films["p2"] - films["p2_first_trial"] == {("S11", "Directions_2.60457274")}
+    )
 
 
 def test_no_film_is_lost_to_its_name(converted):
     films = {e.source.split("#")[0] for e in examples(converted, "test")}
-    old = {f for f in films if " 2_" not in f.replace(".", "_") and " 3_" not in f.replace(".", "_")}
+    old = {
+        f
+        for f in films
+        if " 2_" not in f.replace(".", "_") and " 3_" not in f.replace(".", "_")
+    }
     assert films - old == {"S11/Greeting 2.54138969", "S11/Greeting 2.60457274"}
 
 
 def test_the_broken_film(data, tmp_path):
     facts = convert(data, tmp_path / "r", drop_broken=False, subjects=("S11",))
-    assert facts["dropped"] == {"video ends before this frame": 2, "video missing": 14} and facts["written"] == 6 + 6
+    assert (
+        facts["dropped"] == {"video ends before this frame": 2, "video missing": 14}
+        and facts["written"] == 6 + 6
+    )
 
 
 def test_steps(data, tmp_path):
     convert(data, tmp_path / "r", step=1, subjects=("S9",), split="test", protocol="p2")
-    assert [e.frame for e in examples(tmp_path / "r")] == [*range(11)] * 2  # the last frame, too
+    assert [e.frame for e in examples(tmp_path / "r")] == [
+        *range(11)
+    ] * 2  # the last frame, too
 
 
 def test_without_d2_the_pixels_are_projected(data, tmp_path):
     (tmp_path / "metadata.xml").write_text(metadata_xml())
-    write_recording(tmp_path, "S9", "Directions 1", cameras=(3,), features=("D3_Positions",))
+    write_recording(
+        tmp_path, "S9", "Directions 1", cameras=(3,), features=("D3_Positions",)
+    )
     convert(tmp_path, tmp_path / "r")
     for e in examples(tmp_path / "r"):
-        np.testing.assert_allclose(apply_affine(invert(e.crop), e.kp2d), project(seen(world(11), 3), 3)[e.frame], atol=0.01)
+        np.testing.assert_allclose(
+            apply_affine(invert(e.crop), e.kp2d),
+            project(seen(world(11), 3), 3)[e.frame],
+            atol=0.01,
+        )
 
 
 def test_folders_as_h36m_fetch_unpacks_them(tmp_path):
     inner = tmp_path / "extracted"
-    write_recording(inner, "S1", "Directions 1", cameras=(0,), folders="Poses_", features=("D2_Positions", "D3_Positions_mono_universal"))
+    write_recording(
+        inner,
+        "S1",
+        "Directions 1",
+        cameras=(0,),
+        folders="Poses_",
+        features=("D2_Positions", "D3_Positions_mono_universal"),
+    )
     (tmp_path / "metadata.xml").write_text(metadata_xml())
     with pytest.raises(FileNotFoundError, match="set pose3d to mono_universal"):
         convert(tmp_path, tmp_path / "r")
     facts = convert(tmp_path, tmp_path / "r", pose3d="mono_universal")
     assert facts["written"] == 3 and facts["options"]["pose3d"] == "mono_universal"
-    np.testing.assert_allclose(next(examples(tmp_path / "r")).kp3d, 0.91 * seen(world(1), 0)[0], atol=1e-5)
+    np.testing.assert_allclose(
+        next(examples(tmp_path / "r")).kp3d, 0.91 * seen(world(1), 0)[0], atol=1e-5
+    )
 
 
 def test_annot_h5(tmp_path):
@@ -257,15 +417,26 @@ def test_annot_h5(tmp_path):
     frames = np.arange(0, 11, 5)
     folder.mkdir(parents=True)
     with h5py.File(folder / "annot.h5", "w") as f:
-        f["pose/2d"] = np.concatenate([project(seen(world(11), c), c)[::5] for c in range(4)])
-        f["pose/3d-univ"] = np.concatenate([1000 * seen(world(11), c)[::5] for c in range(4)])
-        f["frame"], f["camera"] = np.tile(frames + 1, 4), np.repeat([int(c) for c in CAMERAS], 3)
+        f["pose/2d"] = np.concatenate(
+            [project(seen(world(11), c), c)[::5] for c in range(4)]
+        )
+        f["pose/3d-univ"] = np.concatenate(
+            [1000 * seen(world(11), c)[::5] for c in range(4)]
+        )
+        f["frame"], f["camera"] = (
+            np.tile(frames + 1, 4),
+            np.repeat([int(c) for c in CAMERAS], 3),
+        )
         f["subject"], f["action"] = np.full(12, 9), np.full(12, 1)
         for c, name in enumerate(CAMERAS):
             f[f"intrinsics/{name}"] = LENS[c, [0, 2, 1, 3]]
     for c, name in enumerate(CAMERAS):
         for i in frames:
-            write_pictures(folder / "imageSequence" / name / "img_%06d.jpg", [dots(project(seen(world(11), c), c)[i], (512, 512), 2.5)], i + 1)
+            write_pictures(
+                folder / "imageSequence" / name / "img_%06d.jpg",
+                [dots(project(seen(world(11), c), c)[i], (512, 512), 2.5)],
+                i + 1,
+            )
     facts = convert(tmp_path, tmp_path / "r")
     assert facts["written"] == 12 and facts["names"] == list(NAMES)
     for e in examples(tmp_path / "r"):
@@ -286,13 +457,28 @@ def test_videopose3d(data, tmp_path):
     for person in ("S1", "S9"):
         shutil.copytree(data / person / "Videos", root / person / "Videos")
     moved = world(11) + [0.2, 0, 0]
-    np.savez(root / "data_3d_h36m.npz", positions_3d={"S1": {"Photo 1": world(11).astype(np.float32)}, "S9": {"Directions 1": world(11).astype(np.float32), "Waiting 1": moved.astype(np.float32)}})
+    np.savez(
+        root / "data_3d_h36m.npz",
+        positions_3d={
+            "S1": {"Photo 1": world(11).astype(np.float32)},
+            "S9": {
+                "Directions 1": world(11).astype(np.float32),
+                "Waiting 1": moved.astype(np.float32),
+            },
+        },
+    )
     facts = convert(root, tmp_path / "r")
-    assert facts["written"] == 12 + 6 + 12 and facts["dropped"] == {"video missing": 6}  # two cameras of Directions 1 have no film
+    assert facts["written"] == 12 + 6 + 12 and facts["dropped"] == {
+        "video missing": 6
+    }  # two cameras of Directions 1 have no film
     for e in examples(tmp_path / "r"):
         c = CAMERAS.index(e.sequence[-8:])
         np.testing.assert_allclose(e.kp3d, seen(world(11), c)[e.frame], atol=1e-5)
-        np.testing.assert_allclose(apply_affine(invert(e.crop), e.kp2d), project(seen(world(11), c), c)[e.frame], atol=0.01)
+        np.testing.assert_allclose(
+            apply_affine(invert(e.crop), e.kp2d),
+            project(seen(world(11), c), c)[e.frame],
+            atol=0.01,
+        )
 
 
 def test_object_npz_runs_nothing(tmp_path):
@@ -307,53 +493,108 @@ def test_object_npz_runs_nothing(tmp_path):
     for protocol in (2, 4):  # as old and new NumPy write them
         header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
         header += b" " * (63 - (10 + len(header)) % 64) + b"\n"
-        body = pickle.dumps(np.array({"S1": {"Walking": np.ones((2, 32, 3), np.float32)}}, object), protocol=protocol)
+        body = pickle.dumps(
+            np.array({"S1": {"Walking": np.ones((2, 32, 3), np.float32)}}, object),
+            protocol=protocol,
+        )
         with zipfile.ZipFile(tmp_path / "made.npz", "w") as z:
-            z.writestr("positions_3d.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body)
-        assert read_object_npz(tmp_path / "made.npz", "positions_3d")["S1"]["Walking"].shape == (2, 32, 3)
+            z.writestr(
+                "positions_3d.npy",
+                b"\x93NUMPY\x01\x00"
+                + len(header).to_bytes(2, "little")
+                + header
+                + body,
+            )
+        assert read_object_npz(tmp_path / "made.npz", "positions_3d")["S1"][
+            "Walking"
+        ].shape == (2, 32, 3)
     for bad in (b"", b"PK\x03\x04 cut", (tmp_path / "made.npz").read_bytes()[:300]):
         (tmp_path / "bad.npz").write_bytes(bad)
-        with pytest.raises(ValueError, match="bad.npz: expected an npz file with one object"):
+        with pytest.raises(
+            ValueError, match="bad.npz: expected an npz file with one object"
+        ):
             read_object_npz(tmp_path / "bad.npz", "positions_3d")
 
 
 def test_mmpose(tmp_path):
     rows, c = [0, 5, 10], 0
-    px, m = project(seen(world(11), c), c)[rows][:, SEVENTEEN], seen(world(11), c)[rows][:, SEVENTEEN]
-    names = [f"S9/S9_Directions_2.54138969/S9_Directions_2.54138969_{i + 1:06d}.jpg" for i in rows]
+    px, m = (
+        project(seen(world(11), c), c)[rows][:, SEVENTEEN],
+        seen(world(11), c)[rows][:, SEVENTEEN],
+    )
+    names = [
+        f"S9/S9_Directions_2.54138969/S9_Directions_2.54138969_{i + 1:06d}.jpg"
+        for i in rows
+    ]
     for i, name, kp in zip(rows, names, px):
-        write_pictures(tmp_path / "images" / name.replace(f"{i + 1:06d}", "%06d"), [dots(kp, (514, 512), 2.5)], i + 1)
+        write_pictures(
+            tmp_path / "images" / name.replace(f"{i + 1:06d}", "%06d"),
+            [dots(kp, (514, 512), 2.5)],
+            i + 1,
+        )
     one = np.ones((3, 17, 1))
     one[1, 4] = 0  # a point without a label
     order = [2, 0, 1]
     part, S = np.concatenate([px, one], -1), np.concatenate([m, one], -1)
     (tmp_path / "annotations").mkdir()
-    arrays = {"imgname": np.array(names)[order], "center": np.zeros((3, 2)), "scale": np.ones(3), "part": part[order], "S": S[order]}
+    arrays = {
+        "imgname": np.array(names)[order],
+        "center": np.zeros((3, 2)),
+        "scale": np.ones(3),
+        "part": part[order],
+        "S": S[order],
+    }
     np.savez(tmp_path / "annotations" / "h36m_test.npz", **arrays)
     facts = convert(tmp_path, tmp_path / "r")
     people = list(examples(tmp_path / "r"))
-    assert facts["written"] == 3 and facts["names"] == list(keypoint_set("h36m17").names) and [e.frame for e in people] == rows
-    assert people[1].state.tolist() == [2] * 4 + [0] + [2] * 12 and people[0].sequence == "Directions_2.54138969" and people[0].split == "test"
+    assert (
+        facts["written"] == 3
+        and facts["names"] == list(keypoint_set("h36m17").names)
+        and [e.frame for e in people] == rows
+    )
+    assert (
+        people[1].state.tolist() == [2] * 4 + [0] + [2] * 12
+        and people[0].sequence == "Directions_2.54138969"
+        and people[0].split == "test"
+    )
     for e, kp, X in zip(people, px, m):
         seen_here = e.state > 0
         np.testing.assert_allclose(e.kp3d[seen_here], X[seen_here], atol=1e-5)
-        np.testing.assert_allclose(apply_affine(invert(e.crop), e.kp2d)[seen_here], kp[seen_here], atol=0.01)
-        assert dot_errors(e).max() < 0.6 and abs(e.intrinsics[0] - 520) < 12  # a pinhole fitted to a distorted camera
+        np.testing.assert_allclose(
+            apply_affine(invert(e.crop), e.kp2d)[seen_here], kp[seen_here], atol=0.01
+        )
+        assert (
+            dot_errors(e).max() < 0.6 and abs(e.intrinsics[0] - 520) < 12
+        )  # a pinhole fitted to a distorted camera
     convert(tmp_path, tmp_path / "p2", protocol="p1", split="test")
-    np.savez(tmp_path / "annotations" / "h36m_test.npz", imgname=np.array(["a.jpg"]), part=part[:1], S=S[:1])
+    np.savez(
+        tmp_path / "annotations" / "h36m_test.npz",
+        imgname=np.array(["a.jpg"]),
+        part=part[:1],
+        S=S[:1],
+    )
     with pytest.raises(ValueError, match="expected names such as .*a.jpg"):
         convert(tmp_path, tmp_path / "other")
-    np.savez(tmp_path / "annotations" / "h36m_test.npz", imgname=arrays["imgname"], part=part[:, :14], S=S)
+    np.savez(
+        tmp_path / "annotations" / "h36m_test.npz",
+        imgname=arrays["imgname"],
+        part=part[:, :14],
+        S=S,
+    )
     with pytest.raises(ValueError, match="expected mmpose's imgname"):
         convert(tmp_path, tmp_path / "other")
 
 
-def test_two_workers_and_resume_give_the_same_bytes(data, converted, tmp_path, monkeypatch):
+def test_two_workers_and_resume_give_the_same_bytes(
+    data, converted, tmp_path, monkeypatch
+):
     convert(data, tmp_path / "two", workers=2)
     assert bytes_of(tmp_path / "two") == bytes_of(converted)
     honest, count = h36m.convert_clip, iter(range(100))
     writer = h36m.RecordWriter
-    monkeypatch.setattr(h36m, "RecordWriter", lambda *a, **k: writer(*a, shard_size=7, **k))
+    monkeypatch.setattr(
+        h36m, "RecordWriter", lambda *a, **k: writer(*a, shard_size=7, **k)
+    )
     convert(data, tmp_path / "whole")
 
     def fails(clip):
@@ -383,7 +624,9 @@ def broken(kind, root):
     elif kind == "cdf cut short":
         label.write_bytes(label.read_bytes()[:3000])
     elif kind == "cdf of another kind":
-        shutil.copy(root / "S9/MyPoseFeatures/D2_Positions/Directions 1.54138969.cdf", label)
+        shutil.copy(
+            root / "S9/MyPoseFeatures/D2_Positions/Directions 1.54138969.cdf", label
+        )
     elif kind == "frames differ":
         write_cdf(label, 1000 * seen(world(9), 0))
     elif kind == "3D not downloaded":
@@ -395,7 +638,13 @@ def broken(kind, root):
     elif kind == "empty":
         for f in list(root.iterdir()):
             shutil.rmtree(f) if f.is_dir() else f.unlink()
-    return {"another subject": {"subjects": "S7"}, "another protocol": {"protocol": "p3"}, "another form": {"form": "mmpose"}, "step 0": {"step": 0}, "unknown option": {"frames": 3}}.get(kind, {})
+    return {
+        "another subject": {"subjects": "S7"},
+        "another protocol": {"protocol": "p3"},
+        "another form": {"form": "mmpose"},
+        "step 0": {"step": 0},
+        "unknown option": {"frames": 3},
+    }.get(kind, {})
 
 
 @pytest.mark.parametrize(("kind", "says"), [
@@ -408,10 +657,29 @@ def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, 
     root = tmp_path / "d"
     shutil.copytree(data, root)
     settings = [w for k, v in broken(kind, root).items() for w in ("--set", f"{k}={v}")]
-    monkeypatch.setattr(sys, "argv", ["hmr_nb", "convert", "h36m", "--data", str(root), "--out", str(tmp_path / "r"), "--workers", "1", *settings])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "hmr_nb",
+            "convert",
+            "h36m",
+            "--data",
+            str(root),
+            "--out",
+            str(tmp_path / "r"),
+            "--workers",
+            "1",
+            *settings,
+        ],
+    )
     with pytest.raises(SystemExit) as stop:
         main()
-    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hmr_nb: ")]
+    err = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("hmr_nb: ")
+    ]
     assert stop.value.code == 1 and len(err) == 1 and says in err[0], err
     assert not (tmp_path / "r" / "card.json").exists()
 
@@ -423,20 +691,51 @@ def test_films_that_are_missing_or_damaged_are_counted(data, tmp_path):
     (videos / f"Waiting 1.{CAMERAS[0]}.mp4").unlink()
     (videos / f"Waiting 1.{CAMERAS[1]}.mp4").write_bytes(b"")
     cut = videos / f"Waiting 1.{CAMERAS[2]}.mp4"
-    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])  # an mp4 has its table at the end: nothing reads
+    cut.write_bytes(
+        cut.read_bytes()[: cut.stat().st_size // 2]
+    )  # an mp4 has its table at the end: nothing reads
     label = root / f"S9/MyPoseFeatures/D3_Positions_mono/Directions 1.{CAMERAS[0]}.cdf"
     x = 1000 * seen(world(11), 0)
     x[5] = np.nan
     write_cdf(label, x)
-    write_cdf(root / f"S9/MyPoseFeatures/D2_Positions/Directions 1.{CAMERAS[0]}.cdf", np.where(np.isnan(x[..., :1]), np.nan, project(x / 1000, 0)))
+    write_cdf(
+        root / f"S9/MyPoseFeatures/D2_Positions/Directions 1.{CAMERAS[0]}.cdf",
+        np.where(np.isnan(x[..., :1]), np.nan, project(x / 1000, 0)),
+    )
     facts = convert(root, tmp_path / "r", subjects=("S9",))
-    assert facts["dropped"] == {"video missing": 3 + 6, "video unreadable": 6, "no labels": 1}
+    assert facts["dropped"] == {
+        "video missing": 3 + 6,
+        "video unreadable": 6,
+        "no labels": 1,
+    }
     assert facts["read"] == facts["written"] + 16 == 24
 
 
 def test_the_command(data, tmp_path, monkeypatch, capsys):
-    words = ["--set", "protocol=p2_first_trial", "--set", "split=test", "--set", "subjects=S9,S11"]
-    monkeypatch.setattr(sys, "argv", ["hmr_nb", "convert", "h36m", "--data", str(data), "--out", str(tmp_path / "r"), "--workers", "1", *words])
+    words = [
+        "--set",
+        "protocol=p2_first_trial",
+        "--set",
+        "split=test",
+        "--set",
+        "subjects=S9,S11",
+    ]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "hmr_nb",
+            "convert",
+            "h36m",
+            "--data",
+            str(data),
+            "--out",
+            str(tmp_path / "r"),
+            "--workers",
+            "1",
+            *words,
+        ],
+    )
     try:
         main()
     except SystemExit as stop:
@@ -444,4 +743,6 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "h36m" in out and "head_top" in out
     facts = card(tmp_path / "r")
-    assert facts["options"]["protocol"] == "p2_first_trial" and facts["splits"] == {"test": 9}
+    assert facts["options"]["protocol"] == "p2_first_trial" and facts["splits"] == {
+        "test": 9
+    }

@@ -8,8 +8,12 @@ import keras
 import numpy as np
 import pytest
 
-from hmr_nb.encoder import Resize, SoftArgmax, build_encoder
-from hmr_nb.hmr import (
+from hmr_nb.basics.keypoints import keypoint_set
+from hmr_nb.body.open_body import open_body
+from hmr_nb.body.smpl import SMPL
+from hmr_nb.model.discriminator import Discriminator
+from hmr_nb.model.encoder import Resize, SoftArgmax, build_encoder
+from hmr_nb.model.hmr import (
     HMR,
     load_hmr,
     load_weights_file,
@@ -17,12 +21,8 @@ from hmr_nb.hmr import (
     save_weights_file,
     weights_info,
 )
-from hmr_nb.losses import joint_loss, keypoint_loss, masked_mean
-from hmr_nb.open_body import open_body
-from hmr_nb.prior import Discriminator
-from hmr_nb.regressor import Regressor, mean_state
-from hmr_nb.skeleton import keypoint_set
-from hmr_nb.smpl import SMPL
+from hmr_nb.model.losses import joint_loss, keypoint_loss, masked_mean
+from hmr_nb.model.regressor import Regressor, mean_state
 
 
 def flat(x) -> list:
@@ -30,15 +30,24 @@ def flat(x) -> list:
     return [y for y in keras.tree.flatten(x) if y is not None]
 
 
-def check_layer(layer: keras.layers.Layer, *inputs: np.ndarray, weights: int, differentiable: bool = True) -> None:
+def check_layer(
+    layer: keras.layers.Layer,
+    *inputs: np.ndarray,
+    weights: int,
+    differentiable: bool = True,
+) -> None:
     "Config round trip, symbolic = eager shape, finite gradients, the weights it should have and no others."
     eager = flat(layer(*inputs))
     assert len(layer.weights) == weights, [w.path for w in layer.weights]
     assert all(np.isfinite(np.asarray(y)).all() for y in eager)
 
-    symbolic = flat(layer(*[keras.KerasTensor((None, *x.shape[1:]), x.dtype) for x in inputs]))
+    symbolic = flat(
+        layer(*[keras.KerasTensor((None, *x.shape[1:]), x.dtype) for x in inputs])
+    )
     for s, e in zip(symbolic, eager, strict=True):
-        assert len(s.shape) == len(e.shape) and all(a in (None, b) for a, b in zip(s.shape, e.shape)), (s.shape, e.shape)
+        assert len(s.shape) == len(e.shape) and all(
+            a in (None, b) for a, b in zip(s.shape, e.shape)
+        ), (s.shape, e.shape)
 
     copy = type(layer).from_config(json.loads(json.dumps(layer.get_config())))
     copy(*inputs)
@@ -48,7 +57,9 @@ def check_layer(layer: keras.layers.Layer, *inputs: np.ndarray, weights: int, di
 
     alone = flat(layer(*[x[:1] for x in inputs]))
     for a, b in zip(alone, eager, strict=True):
-        np.testing.assert_allclose(a, b[:1], atol=1e-4, err_msg="a batch of one must give the same")
+        np.testing.assert_allclose(
+            a, b[:1], atol=1e-4, err_msg="a batch of one must give the same"
+        )
 
     if differentiable and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -79,16 +90,28 @@ def model():
 @pytest.mark.parametrize("rotation", ["axis_angle", "6d"])
 @pytest.mark.parametrize("iterations", [1, 3, 5])
 def test_regressor(rotation, iterations):
-    layer = Regressor(mean_state(rotation=rotation), iterations, hidden=16, rotation=rotation)
-    check_layer(layer, some(3, 11), weights=7)  # the same weights however often they correct
+    layer = Regressor(
+        mean_state(rotation=rotation), iterations, hidden=16, rotation=rotation
+    )
+    check_layer(
+        layer, some(3, 11), weights=7
+    )  # the same weights however often they correct
     states = layer(some(3, 11))
-    assert len(states) == iterations and all(s.shape == (3, len(layer.mean_state)) for s in states)
-    assert all(np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in pairwise(states))
+    assert len(states) == iterations and all(
+        s.shape == (3, len(layer.mean_state)) for s in states
+    )
+    assert all(
+        np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in pairwise(states)
+    )
 
 
 def test_the_published_regressor_is_the_default():
     plain = Regressor(mean_state())
-    assert (plain.iterations, plain.hidden, plain.rotation) == (3, 1024, "axis_angle") and len(plain.mean_state) == 85
+    assert (plain.iterations, plain.hidden, plain.rotation) == (
+        3,
+        1024,
+        "axis_angle",
+    ) and len(plain.mean_state) == 85
 
 
 def test_discriminator():
@@ -96,17 +119,31 @@ def test_discriminator():
 
 
 def test_smpl(body):
-    check_layer(SMPL(body, keypoints=keypoint_set("cocoplus19"), jit=False), some(3, 24, 3), some(3, 10), weights=0)
+    check_layer(
+        SMPL(body, keypoints=keypoint_set("cocoplus19"), jit=False),
+        some(3, 24, 3),
+        some(3, 10),
+        weights=0,
+    )
 
 
 def test_encoder_layers():
-    check_layer(SoftArgmax(), some(2, 5, 5, 4), some(2, 5, 5, 4, seed=1), some(2, 5, 5, 2, seed=2), weights=0)
+    check_layer(
+        SoftArgmax(),
+        some(2, 5, 5, 4),
+        some(2, 5, 5, 4, seed=1),
+        some(2, 5, 5, 2, seed=2),
+        weights=0,
+    )
     check_layer(Resize(8), some(2, 12, 12, 3), weights=0)
 
 
 def test_whole_model_symbolic_equals_eager(model):
     images = some(2, 64, 64, 3)
-    eager, symbolic = flat(model(images)), flat(model(keras.KerasTensor((None, 64, 64, 3))))
+    eager, symbolic = (
+        flat(model(images)),
+        flat(model(keras.KerasTensor((None, 64, 64, 3)))),
+    )
     assert [tuple(e.shape[1:]) for e in eager] == [tuple(s.shape[1:]) for s in symbolic]
     assert len(eager) == 3 * 9
 
@@ -123,7 +160,9 @@ def test_dropout_and_batch_statistics_are_off_unless_training():
     regressor = Regressor(mean_state(), hidden=64)
     x = some(4, 8)
     np.testing.assert_array_equal(regressor(x)[-1], regressor(x, training=False)[-1])
-    assert np.abs(np.asarray(regressor(x, training=True)[-1] - regressor(x)[-1])).max() > 0
+    assert (
+        np.abs(np.asarray(regressor(x, training=True)[-1] - regressor(x)[-1])).max() > 0
+    )
 
 
 def test_what_is_not_known_has_no_gradient():
@@ -137,9 +176,17 @@ def test_what_is_not_known_has_no_gradient():
         flat_cost = keypoint_loss(pred2d, true2d, visible)
         space_cost = joint_loss(pred3d, true3d, np.float32([1, 0]), (0, 1))
         nothing = masked_mean(pred2d * np.nan, np.zeros((2, 4, 2), "float32"))
-    g2, g3 = tape.gradient(flat_cost, pred2d).numpy(), tape.gradient(space_cost, pred3d).numpy()
+    g2, g3 = (
+        tape.gradient(flat_cost, pred2d).numpy(),
+        tape.gradient(space_cost, pred3d).numpy(),
+    )
     assert np.isfinite(g2).all() and np.isfinite(g3).all() and float(nothing) == 0
-    assert (g2[0, 1] == 0).all() and (g3[1] == 0).all() and np.abs(g2).max() > 0 and np.abs(g3[0]).max() > 0
+    assert (
+        (g2[0, 1] == 0).all()
+        and (g3[1] == 0).all()
+        and np.abs(g2).max() > 0
+        and np.abs(g3[0]).max() > 0
+    )
 
 
 def test_weights_go_by_name_not_by_order(model, tmp_path):
@@ -147,7 +194,11 @@ def test_weights_go_by_name_not_by_order(model, tmp_path):
     with h5py.File(path, "r+") as f:  # rewrite in another order
         values = {k: f["regressor"][k] for k in list(f["regressor"])}
         held = {}
-        f["regressor"].visititems(lambda n, x: held.update({n: x[()]}) if isinstance(x, h5py.Dataset) else None)
+        f["regressor"].visititems(
+            lambda n, x: (
+                held.update({n: x[()]}) if isinstance(x, h5py.Dataset) else None
+            )
+        )
         del f["regressor"], values
         for name in sorted(held, reverse=True):
             f[f"regressor/{name}"] = held[name]
@@ -160,7 +211,10 @@ def test_half_precision_and_size(model, tmp_path):
     path = save_weights_file(model, tmp_path / "w.h5")
     assert path.stat().st_size < 10e6
     images = some(2, 64, 64, 3)
-    gap = np.abs(np.asarray(load_hmr(path).recover(images).vertices) - np.asarray(model.recover(images).vertices)).max()
+    gap = np.abs(
+        np.asarray(load_hmr(path).recover(images).vertices)
+        - np.asarray(model.recover(images).vertices)
+    ).max()
     assert gap < 5e-3
 
 
@@ -169,16 +223,25 @@ def test_nothing_of_the_body_is_saved(model, body, tmp_path):
     path = save_weights_file(model, tmp_path / "w.h5", half=False)
     with h5py.File(path) as f:
         shapes = []
-        f.visititems(lambda n, x: shapes.append(x.shape) if isinstance(x, h5py.Dataset) else None)
-    assert len(shapes) == len(model.weights) and all(len(body.v_template) not in s for s in shapes)
+        f.visititems(
+            lambda n, x: shapes.append(x.shape) if isinstance(x, h5py.Dataset) else None
+        )
+    assert len(shapes) == len(model.weights) and all(
+        len(body.v_template) not in s for s in shapes
+    )
 
 
 def test_keypoints_of_the_file_come_back(tmp_path):
-    toes = keypoint_set("lsp14").add("toe_l", edge="ankle_l").add("toe_r", edge="ankle_r")
+    toes = (
+        keypoint_set("lsp14").add("toe_l", edge="ankle_l").add("toe_r", edge="ankle_r")
+    )
     model = HMR("small", keypoints=toes, rotation="6d", hidden=16, iterations=2)
     again = load_hmr(save_weights_file(model, tmp_path / "w.h5"))
     assert again.keypoints.names == toes.names and again.keypoints.edges == toes.edges
-    assert list(again.keypoints.flip) == list(toes.flip) and again.settings["iterations"] == 2
+    assert (
+        list(again.keypoints.flip) == list(toes.flip)
+        and again.settings["iterations"] == 2
+    )
 
 
 def test_bad_weights_files(model, tmp_path):
@@ -187,20 +250,31 @@ def test_bad_weights_files(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.h5: no such file"):
         load_hmr(tmp_path / "absent.h5")
     (tmp_path / "photo.h5").write_bytes(b"\xff\xd8")
-    with pytest.raises(ValueError, match="photo.h5: expected weights written by hmr_nb .*found another kind"):
+    with pytest.raises(
+        ValueError,
+        match="photo.h5: expected weights written by hmr_nb .*found another kind",
+    ):
         load_hmr(tmp_path / "photo.h5")
     (tmp_path / "model.ckpt-1.index").write_bytes(b"")
-    with pytest.raises(ValueError, match="found a TensorFlow checkpoint; import it first"):
+    with pytest.raises(
+        ValueError, match="found a TensorFlow checkpoint; import it first"
+    ):
         load_hmr(tmp_path / "model.ckpt-1")
     build_encoder("small").save_weights(tmp_path / "keras.weights.h5")
-    with pytest.raises(ValueError, match="keras.weights.h5: expected weights written by hmr_nb, found another HDF5 file"):
+    with pytest.raises(
+        ValueError,
+        match="keras.weights.h5: expected weights written by hmr_nb, found another HDF5 file",
+    ):
         load_hmr(tmp_path / "keras.weights.h5")
     (tmp_path / "cut.h5").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     with pytest.raises(ValueError, match="cut.h5"):
         load_hmr(tmp_path / "cut.h5")
     wide = HMR("small", rotation="6d", hidden=48)
     before = wide.regressor.get_weights()
-    with pytest.raises(ValueError, match=r"weights of another model .*regressor/fc1/kernel .*48.*found .*32"):
+    with pytest.raises(
+        ValueError,
+        match=r"weights of another model .*regressor/fc1/kernel .*48.*found .*32",
+    ):
         load_weights_file(wide, good)
     for a, b in zip(wide.regressor.get_weights(), before):
         np.testing.assert_array_equal(a, b)
@@ -214,5 +288,7 @@ def test_a_model_made_from_a_foreign_encoder_says_so(tmp_path):
     encoder = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
     model = HMR(encoder, hidden=8)
     assert model(some(1, 8, 8, 3), mesh=False)[0].hints is None
-    with pytest.raises(ValueError, match="only one named for `build_encoder` can be saved"):
+    with pytest.raises(
+        ValueError, match="only one named for `build_encoder` can be saved"
+    ):
         save_weights_file(model, tmp_path / "w.h5")

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import scipy.io
 
-from hmr_nb import photos
-from hmr_nb.body_data import shipped
-from hmr_nb.camera import apply_affine, box_from_keypoints, invert
-from hmr_nb.dataset_card import card_table
-from hmr_nb.datasets.lsp import convert_lsp, convert_lsp_extended, read_joints
-from hmr_nb.records import card, examples
+from hmr_nb.basics.camera import apply_affine, box_from_keypoints, invert
+from hmr_nb.basics.files import shipped
+from hmr_nb.records import photos
+from hmr_nb.records.card import card_table
+from hmr_nb.records.datasets.lsp import convert_lsp, convert_lsp_extended, read_joints
+from hmr_nb.records.records import card, examples
 
 GOLDENS = shipped("goldens")
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
-convert = {"lsp": lambda *a, **k: convert_lsp(*a, train_count=5, progress=False, **k), "lsp_ext": lambda *a, **k: convert_lsp_extended(*a, progress=False, **k)}
+convert = {
+    "lsp": lambda *a, **k: convert_lsp(*a, train_count=5, progress=False, **k),
+    "lsp_ext": lambda *a, **k: convert_lsp_extended(*a, progress=False, **k),
+}
 
 
 def bytes_of(folder):
@@ -36,7 +39,12 @@ def test_points_are_the_old_converters_where_it_kept_them(converted):
     name, out = converted
     facts = json.loads((GOLDENS / f"converter_{name}.json").read_text())
     calls = {Path(c["path"]).name: c for c in facts["scale_and_crop_calls"]}
-    theirs = dict(zip((Path(e["source"]).name for e in facts["examples"]), np.load(GOLDENS / f"converter_{name}.npz")["keypoints_2d"]))
+    theirs = dict(
+        zip(
+            (Path(e["source"]).name for e in facts["examples"]),
+            np.load(GOLDENS / f"converter_{name}.npz")["keypoints_2d"],
+        )
+    )
     ours = {Path(e.source).name: e for e in examples(out)}
     both = sorted(set(theirs) & set(ours))
     assert len(both) == 5
@@ -45,7 +53,11 @@ def test_points_are_the_old_converters_where_it_kept_them(converted):
         e, call = ours[file], calls[file]
         kept = (theirs[file][:14, 2] > 0) & (e.state > 0)
         source = apply_affine(invert(e.crop), e.kp2d)
-        np.testing.assert_allclose((source * call["actual_factor_yx"] - call["top_left_xy"])[kept], theirs[file][:14, :2][kept], atol=1e-3)
+        np.testing.assert_allclose(
+            (source * call["actual_factor_yx"] - call["top_left_xy"])[kept],
+            theirs[file][:14, :2][kept],
+            atol=1e-3,
+        )
         points += kept.sum()
     assert points == {"lsp": 58, "lsp_ext": 57}[name]
     assert not [n for n in theirs if n not in ours and n != "im00009.jpg"]
@@ -59,9 +71,13 @@ def test_labels_are_the_old_converters_before_its_filters(converted):
     old = np.concatenate([z[f"{s}_after_check_kps_2d"] for s in stages])[:, :14]
     visible = np.concatenate([z[f"{s}_after_check_vis"] for s in stages])[:, :14] > 0
     assert len(old) == len(kp)
-    np.testing.assert_allclose(kp[visible & (state > 0)], old[visible & (state > 0)], atol=1e-4)
+    np.testing.assert_allclose(
+        kp[visible & (state > 0)], old[visible & (state > 0)], atol=1e-4
+    )
     if name == "lsp":
-        inside = (kp > 0).all(-1)  # beyond the left border: the old one drops what is labelled
+        inside = (kp > 0).all(
+            -1
+        )  # beyond the left border: the old one drops what is labelled
         np.testing.assert_array_equal(visible, (state == 2) & inside)
         assert (state == 1).sum() == 9  # what the old one threw away
     else:
@@ -72,14 +88,24 @@ def test_the_scale_is_the_rule_and_nothing_is_enlarged(converted):
     _, out = converted
     name, kept = converted[0], 0
     for e in examples(out):
-        np.testing.assert_allclose(e.box, box_from_keypoints(e.kp2d, e.state), atol=1e-3)
+        np.testing.assert_allclose(
+            e.box, box_from_keypoints(e.kp2d, e.state), atol=1e-3
+        )
         side = np.ceil(1.5 * max(e.box[2:]) / e.crop[0, 0])  # in the photograph
         if e.jpeg == (GOLDENS / "raw" / name / e.source).read_bytes():  # kept as it was
             kept += 1
-            assert (e.crop == np.eye(2, 3)).all() and side <= 300 and e.image.shape[0] * e.image.shape[1] <= 2.5 * side**2
+            assert (
+                (e.crop == np.eye(2, 3)).all()
+                and side <= 300
+                and e.image.shape[0] * e.image.shape[1] <= 2.5 * side**2
+            )
         else:
             stored = e.image.shape[0]
-            assert e.image.shape == (stored, stored, 3) and stored <= 300 and e.crop[0, 0] <= 1
+            assert (
+                e.image.shape == (stored, stored, 3)
+                and stored <= 300
+                and e.crop[0, 0] <= 1
+            )
             assert abs(max(e.box[2:]) * 1.5 - stored) <= 1
     assert 0 < kept < card(out)["written"]
 
@@ -88,8 +114,12 @@ def test_split_names_and_frames(converted):
     name, out = converted
     seen = {(e.source, e.split, e.frame) for e in examples(out)}
     digits = 4 if name == "lsp" else 5
-    assert all(source == f"images/im{frame:0{digits}d}.jpg" for source, _, frame in seen)
-    assert {split for _, split, frame in seen if frame > 5} == ({"test"} if name == "lsp" else {"train"})
+    assert all(
+        source == f"images/im{frame:0{digits}d}.jpg" for source, _, frame in seen
+    )
+    assert {split for _, split, frame in seen if frame > 5} == (
+        {"test"} if name == "lsp" else {"train"}
+    )
 
 
 def test_two_workers_and_resume_give_the_same_bytes(tmp_path, monkeypatch):
@@ -113,10 +143,14 @@ def test_two_workers_and_resume_give_the_same_bytes(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         convert_lsp_extended(raw, tmp_path / "resumed", workers=1, progress=False)
     assert len(list((tmp_path / "resumed").glob("*.tfrecord"))) == 2
-    convert_lsp_extended(raw, tmp_path / "resumed", workers=1, progress=False, resume=True)
+    convert_lsp_extended(
+        raw, tmp_path / "resumed", workers=1, progress=False, resume=True
+    )
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "resumed")
     with pytest.raises(ValueError, match="min_points"):
-        convert_lsp_extended(raw, tmp_path / "resumed", progress=False, resume=True, min_points=3)
+        convert_lsp_extended(
+            raw, tmp_path / "resumed", progress=False, resume=True, min_points=3
+        )
 
 
 def test_bad_pictures_are_counted(tmp_path):
@@ -127,7 +161,11 @@ def test_bad_pictures_are_counted(tmp_path):
     (images / "im0003.jpg").write_bytes(b"")
     (images / "im0005.jpg").write_text("<html>not found</html>")
     facts = convert["lsp"](tmp_path / "lsp", tmp_path / "r", workers=1)
-    assert facts["dropped"] == {"image missing": 1, "image unreadable": 3, "too small": 1}
+    assert facts["dropped"] == {
+        "image missing": 1,
+        "image unreadable": 3,
+        "too small": 1,
+    }
     assert facts["read"] == 8 == facts["written"] + 5
     lines = (tmp_path / "r" / "dropped.csv").read_text().splitlines()
     assert lines[1] == "images/im0001.jpg,image missing,train" and len(lines) == 6
@@ -162,34 +200,63 @@ def test_people_without_points(tmp_path):
     joints[:, :, 1] = [[-45.3, 0, 0]]
     scipy.io.savemat(tmp_path / "joints.mat", {"joints": joints})
     cv2.imwrite(str(tmp_path / "images" / "im00001.jpg"), np.zeros((9, 9, 3), np.uint8))
-    facts = convert_lsp_extended(tmp_path, tmp_path / "r", workers=1, progress=False, min_points=2)
+    facts = convert_lsp_extended(
+        tmp_path, tmp_path / "r", workers=1, progress=False, min_points=2
+    )
     assert facts["dropped"] == {"too few points": 2} and facts["written"] == 0
 
 
-@pytest.mark.skipif(not (REAL / "lsp_extended").is_dir(), reason="the real LSP-extended images are not on this machine")
+@pytest.mark.skipif(
+    not (REAL / "lsp_extended").is_dir(),
+    reason="the real LSP-extended images are not on this machine",
+)
 def test_the_real_extended_images(tmp_path):
-    facts = convert_lsp_extended(REAL / "lsp_extended", tmp_path / "r", workers=1, progress=False)
+    facts = convert_lsp_extended(
+        REAL / "lsp_extended", tmp_path / "r", workers=1, progress=False
+    )
     assert (facts["read"], facts["written"], facts["dropped"]) == (100, 100, {})
-    assert card_table(tmp_path / "r")[["visible", "missing"]].sum().tolist() == [1227, 173]
+    assert card_table(tmp_path / "r")[["visible", "missing"]].sum().tolist() == [
+        1227,
+        173,
+    ]
     joints = scipy.io.loadmat(REAL / "lsp_extended" / "joints.mat")["joints"]
     facing = []
     for e in examples(tmp_path / "r"):
         source = apply_affine(invert(e.crop), e.kp2d)
-        np.testing.assert_allclose(source[e.state > 0], joints[e.state > 0, :2, e.frame - 1], atol=1e-3)
-        assert ((e.kp2d[e.state > 0] > -1) & (e.kp2d[e.state > 0] < e.image.shape[1::-1])).all()
-        side = {n: e.kp2d[e.names.index(n)] for n in ("shoulder_l", "shoulder_r", "hip_l", "hip_r")}
-        facing.append((side["shoulder_l"] - side["shoulder_r"]) @ (side["hip_l"] - side["hip_r"]))
+        np.testing.assert_allclose(
+            source[e.state > 0], joints[e.state > 0, :2, e.frame - 1], atol=1e-3
+        )
+        assert (
+            (e.kp2d[e.state > 0] > -1) & (e.kp2d[e.state > 0] < e.image.shape[1::-1])
+        ).all()
+        side = {
+            n: e.kp2d[e.names.index(n)]
+            for n in ("shoulder_l", "shoulder_r", "hip_l", "hip_r")
+        }
+        facing.append(
+            (side["shoulder_l"] - side["shoulder_r"]) @ (side["hip_l"] - side["hip_r"])
+        )
     facing = np.array(facing)[np.isfinite(facing)]
-    assert len(facing) > 50 and np.mean(facing > 0) > 0.75  # shoulders and hips mostly point the same way
+    assert (
+        len(facing) > 50 and np.mean(facing > 0) > 0.75
+    )  # shoulders and hips mostly point the same way
 
 
-@pytest.mark.skipif(not (REAL / "lsp").is_dir(), reason="the real LSP labels are not on this machine")
+@pytest.mark.skipif(
+    not (REAL / "lsp").is_dir(), reason="the real LSP labels are not on this machine"
+)
 def test_the_real_labels(tmp_path):
     kind, kp, state = read_joints(REAL / "lsp")
     assert kind == "lsp" and kp.shape == (2000, 14, 2) and np.isfinite(kp).all()
     assert [(state == s).sum() for s in (0, 1, 2)] == [0, 2044, 25956]
     (tmp_path / "images").mkdir()
     shutil.copy(REAL / "lsp" / "joints.mat", tmp_path)
-    facts = convert_lsp(tmp_path, tmp_path / "r", workers=1, progress=False)  # the pictures are missing
-    assert facts["read"] == 2000 and facts["dropped"]["image missing"] + facts["dropped"].get("too small", 0) == 2000
+    facts = convert_lsp(
+        tmp_path, tmp_path / "r", workers=1, progress=False
+    )  # the pictures are missing
+    assert (
+        facts["read"] == 2000
+        and facts["dropped"]["image missing"] + facts["dropped"].get("too small", 0)
+        == 2000
+    )
     assert card(tmp_path / "r")["written"] == 0

@@ -7,14 +7,30 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-from film_data import bytes_of, dot_errors, dots, figure_motion, seen_by, write_pictures, write_video
+from film_data import (
+    bytes_of,
+    dot_errors,
+    dots,
+    figure_motion,
+    seen_by,
+    write_pictures,
+    write_video,
+)
 
-from hmr_nb.camera import apply_affine, invert
-from hmr_nb.cli import main
-from hmr_nb.datasets import mpi_inf_3dhp
-from hmr_nb.datasets.mpi_inf_3dhp import OFFICIAL_FRAMES, VNECT_CAMERAS, convert_mpi_inf_3dhp, moving_frames, read_annotations, read_calibration, read_test_labels
-from hmr_nb.records import card, examples
-from hmr_nb.skeleton import keypoint_set, map_points
+from hmr_nb.basics.camera import apply_affine, invert
+from hmr_nb.basics.keypoints import keypoint_set, map_points
+from hmr_nb.records.datasets import mpi_inf_3dhp
+from hmr_nb.records.datasets.mpi_inf_3dhp import (
+    OFFICIAL_FRAMES,
+    VNECT_CAMERAS,
+    convert_mpi_inf_3dhp,
+    moving_frames,
+    read_annotations,
+    read_calibration,
+    read_test_labels,
+)
+from hmr_nb.records.records import card, examples
+from hmr_nb.shell.commands import main
 
 TRAIN, TEST = keypoint_set("mpi_inf_3dhp28").names, keypoint_set("mpi_inf_3dhp17").names
 K0 = np.array([[1497.693, 0, 1024.704], [0, 1497.103, 1051.394], [0, 0, 1]])
@@ -32,22 +48,43 @@ def write_calibration(path, K=SMALL, size=512):
         K4, E4 = np.eye(4), np.eye(4)
         K4[:3, :3], E4[:3, 3] = K, [0, 900.5, 4000]
         row = lambda A: " ".join(repr(float(v)) for v in A.ravel()) + " "  # noqa: E731
-        lines += [f"name          {c}", "  sensor      10 10 ", f"  size        {size} {size} ", "  animated    0", f"  intrinsic   {row(K4)}", f"  extrinsic   {row(E4)}", "  radial      0"]
+        lines += [
+            f"name          {c}",
+            "  sensor      10 10 ",
+            f"  size        {size} {size} ",
+            "  animated    0",
+            f"  intrinsic   {row(K4)}",
+            f"  extrinsic   {row(E4)}",
+            "  radial      0",
+        ]
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_sequence(folder, rows=14, frames=12, films=(0, 2), ids=range(14), calibrated=True):
+def write_sequence(
+    folder, rows=14, frames=12, films=(0, 2), ids=range(14), calibrated=True
+):
     folder.mkdir(parents=True)
     cells = {k: np.empty((14, 1), object) for k in ("annot2", "annot3", "univ_annot3")}
     for place, camera in enumerate(ids):
         X = motion(camera, rows)
         px = seen_by(SMALL, X)
         if camera in films:
-            write_video(folder / f"imageSequence/video_{camera}.avi", [dots(kp, (512, 512), 2.5) for kp in px[:frames]], "MJPG")
+            write_video(
+                folder / f"imageSequence/video_{camera}.avi",
+                [dots(kp, (512, 512), 2.5) for kp in px[:frames]],
+                "MJPG",
+            )
         px[:, OFF] += [1, -1]
         for key, x in (("annot2", px), ("annot3", 1000 * X), ("univ_annot3", 900 * X)):
             cells[key][place, 0] = x.reshape(rows, -1)
-    scipy.io.savemat(folder / "annot.mat", {**cells, "cameras": np.array([list(ids)], np.uint8), "frames": np.arange(rows)[:, None]})
+    scipy.io.savemat(
+        folder / "annot.mat",
+        {
+            **cells,
+            "cameras": np.array([list(ids)], np.uint8),
+            "frames": np.arange(rows)[:, None],
+        },
+    )
     if calibrated:
         write_calibration(folder / "camera.calibration")
 
@@ -56,10 +93,21 @@ def write_test_film(folder, valid, size=(1080, 1920), offset=(0.0, 0.0, 0.0)):
     count = len(valid)
     K = np.array([[1683.48, 0, 939.93], [0, 1671.93, 560.21], [0, 0, 1]])
     X = figure_motion(TEST, count) + offset
-    write_pictures(folder / "imageSequence" / "img_%06d.jpg", [dots(kp, size) for kp in seen_by(K, X)] + [dots(np.zeros((0, 2)), size)], 1)  # one more than rows
+    write_pictures(
+        folder / "imageSequence" / "img_%06d.jpg",
+        [dots(kp, size) for kp in seen_by(K, X)] + [dots(np.zeros((0, 2)), size)],
+        1,
+    )  # one more than rows
     with h5py.File(folder / "annot_data.mat", "w", userblock_size=512) as f:
-        f["annot2"], f["annot3"], f["univ_annot3"] = seen_by(K, X)[:, None], 1000 * X[:, None], 920 * X[:, None]
-        f["valid_frame"], f["activity_annotation"] = np.array(valid, float)[:, None], np.full((count, 1), 4.0)
+        f["annot2"], f["annot3"], f["univ_annot3"] = (
+            seen_by(K, X)[:, None],
+            1000 * X[:, None],
+            920 * X[:, None],
+        )
+        f["valid_frame"], f["activity_annotation"] = (
+            np.array(valid, float)[:, None],
+            np.full((count, 1), 4.0),
+        )
         f["bb_crop"] = np.zeros((count, 4))
     return X
 
@@ -68,7 +116,9 @@ def write_test_film(folder, valid, size=(1080, 1920), offset=(0.0, 0.0, 0.0)):
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("3dhp")
     write_sequence(root / "S1" / "Seq1")
-    write_sequence(root / "S1" / "Seq2", rows=9, frames=9, ids=[*range(1, 14), 0], calibrated=False)  # cells in another order
+    write_sequence(
+        root / "S1" / "Seq2", rows=9, frames=9, ids=[*range(1, 14), 0], calibrated=False
+    )  # cells in another order
     write_sequence(root / "S8" / "Seq1", films=(0,))
     return root
 
@@ -78,12 +128,24 @@ def tests(tmp_path_factory):
     root = tmp_path_factory.mktemp("tests")
     inner = root / "mpi_inf_3dhp_test_set" / "mpi_inf_3dhp_test_set"
     write_test_film(inner / "TS5", [1, 0, 1, 1, 1, 0, 1])
-    write_test_film(inner / "TS6", [1, 1, 0], offset=(2.1, 0, 0))  # half of the person outside the picture
+    write_test_film(
+        inner / "TS6", [1, 1, 0], offset=(2.1, 0, 0)
+    )  # half of the person outside the picture
     return root
 
 
 def convert(source, out, **options):
-    return convert_mpi_inf_3dhp(source, out, **{"workers": 1, "progress": False, "cameras": (0, 2), "min_move": 0, **options})
+    return convert_mpi_inf_3dhp(
+        source,
+        out,
+        **{
+            "workers": 1,
+            "progress": False,
+            "cameras": (0, 2),
+            "min_move": 0,
+            **options,
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,31 +157,73 @@ def converted(data, tmp_path_factory):
 
 def test_cells_go_by_camera_number(data):
     for sequence, rows in (("Seq1", 14), ("Seq2", 9)):
-        for camera, (px, m) in read_annotations(data / "S1" / sequence / "annot.mat").items():
+        for camera, (px, m) in read_annotations(
+            data / "S1" / sequence / "annot.mat"
+        ).items():
             np.testing.assert_allclose(m, motion(camera, rows), atol=1e-6)
-            assert px.dtype == m.dtype == np.float32 and camera in VNECT_CAMERAS and 3 not in VNECT_CAMERAS
+            assert (
+                px.dtype == m.dtype == np.float32
+                and camera in VNECT_CAMERAS
+                and 3 not in VNECT_CAMERAS
+            )
 
 
 def test_numbers_known_from_the_real_files(tmp_path):
     write_calibration(tmp_path / "camera.calibration", K0, 2048)
     camera = read_calibration(tmp_path / "camera.calibration")[0]
-    np.testing.assert_allclose(seen_by(camera.K, np.array([-18.0923, 102.071, 3726.17])), [1017.43, 1092.40], atol=0.006)
-    assert camera.size == (2048, 2048) and camera.t.tolist() == [0, 0.9005, 4] and (camera.R == np.eye(3)).all()
-    assert len(OFFICIAL_FRAMES) == 16 and OFFICIAL_FRAMES[6, 2] == 6145 and OFFICIAL_FRAMES[3, 1] == 12488
+    np.testing.assert_allclose(
+        seen_by(camera.K, np.array([-18.0923, 102.071, 3726.17])),
+        [1017.43, 1092.40],
+        atol=0.006,
+    )
+    assert (
+        camera.size == (2048, 2048)
+        and camera.t.tolist() == [0, 0.9005, 4]
+        and (np.eye(3) == camera.R).all()
+    )
+    assert (
+        len(OFFICIAL_FRAMES) == 16
+        and OFFICIAL_FRAMES[6, 2] == 6145
+        and OFFICIAL_FRAMES[3, 1] == 12488
+    )
     lsp = np.array([25, 24, 23, 18, 19, 20, 16, 15, 14, 9, 10, 11, 5, 7])
-    numbers = map_points(np.arange(28.0)[:, None] * [1, 1], keypoint_set("mpi_inf_3dhp28"), keypoint_set("lsp14"))[:, 0]
+    numbers = map_points(
+        np.arange(28.0)[:, None] * [1, 1],
+        keypoint_set("mpi_inf_3dhp28"),
+        keypoint_set("lsp14"),
+    )[:, 0]
     assert (numbers == lsp).all()
-    test = map_points(np.arange(17.0)[:, None] * [1, 1], keypoint_set("mpi_inf_3dhp17"), keypoint_set("lsp14"))[:, 0]
+    test = map_points(
+        np.arange(17.0)[:, None] * [1, 1],
+        keypoint_set("mpi_inf_3dhp17"),
+        keypoint_set("lsp14"),
+    )[:, 0]
     assert (test == [10, 9, 8, 11, 12, 13, 4, 3, 2, 5, 6, 7, 1, 0]).all()
 
 
 def test_counts_splits_and_names(converted):
     facts = card(converted)
-    assert facts["read"] == facts["written"] + sum(facts["dropped"].values()) == 2 * 14 + 2 * 9 + 2 * 14
-    assert facts["dropped"] == {"video ends before this frame": 3 * 2, "video missing": 14}
-    assert facts["splits"] == {"train": 2 * 12 + 2 * 9, "val": 12} and facts["names"] == list(TRAIN)
-    seen = [(e.source, e.subject, e.sequence, e.frame) for e in examples(converted, "train")]
-    assert seen[0] == ("S1/Seq1/video_0#0", "S1", "Seq1/video_0", 0) and seen[-1] == ("S1/Seq2/video_2#8", "S1", "Seq2/video_2", 8)
+    assert (
+        facts["read"]
+        == facts["written"] + sum(facts["dropped"].values())
+        == 2 * 14 + 2 * 9 + 2 * 14
+    )
+    assert facts["dropped"] == {
+        "video ends before this frame": 3 * 2,
+        "video missing": 14,
+    }
+    assert facts["splits"] == {"train": 2 * 12 + 2 * 9, "val": 12} and facts[
+        "names"
+    ] == list(TRAIN)
+    seen = [
+        (e.source, e.subject, e.sequence, e.frame) for e in examples(converted, "train")
+    ]
+    assert seen[0] == ("S1/Seq1/video_0#0", "S1", "Seq1/video_0", 0) and seen[-1] == (
+        "S1/Seq2/video_2#8",
+        "S1",
+        "Seq2/video_2",
+        8,
+    )
     assert len(set(seen)) == len(seen)
 
 
@@ -128,9 +232,19 @@ def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
         X = motion(int(e.sequence[-1]), 14)[e.frame]
         np.testing.assert_allclose(e.kp3d, X, atol=1e-6)
         fx, fy, cx, cy = e.intrinsics
-        gap = np.linalg.norm(X[:, :2] / X[:, 2:] * [fx, fy] + [cx, cy] - apply_affine(invert(e.crop), e.kp2d), axis=1)
-        fitted = e.sequence.startswith("Seq2")  # no calibration there: the three odd points pull a little
-        assert np.delete(gap, OFF).max() < (1.0 if fitted else 0.01) and 1 < gap[OFF].mean() < 2
+        gap = np.linalg.norm(
+            X[:, :2] / X[:, 2:] * [fx, fy]
+            + [cx, cy]
+            - apply_affine(invert(e.crop), e.kp2d),
+            axis=1,
+        )
+        fitted = e.sequence.startswith(
+            "Seq2"
+        )  # no calibration there: the three odd points pull a little
+        assert (
+            np.delete(gap, OFF).max() < (1.0 if fitted else 0.01)
+            and 1 < gap[OFF].mean() < 2
+        )
         moved = e.kp2d.copy()
         moved[OFF] = np.nan
         e.kp2d = moved
@@ -142,7 +256,9 @@ def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
 def test_a_row_past_the_official_end_is_counted(data, tmp_path, monkeypatch):
     monkeypatch.setitem(OFFICIAL_FRAMES, (1, 1), 10)
     facts = convert(data, tmp_path / "r", subjects=(1,), cameras=(0,))
-    assert facts["dropped"] == {"past the official end": 4} and facts["written"] == 10 + 9
+    assert (
+        facts["dropped"] == {"past the official end": 4} and facts["written"] == 10 + 9
+    )
 
 
 def test_the_short_film(tmp_path):
@@ -152,18 +268,34 @@ def test_the_short_film(tmp_path):
     facts = convert(tmp_path, tmp_path / "r")
     lost = facts["dropped"]["video ends before this frame"]
     assert 4 <= lost <= 9 and facts["written"] == 28 - lost
-    assert [e.frame for e in examples(tmp_path / "r") if e.sequence.endswith("2")] == list(range(14 - lost))
+    assert [
+        e.frame for e in examples(tmp_path / "r") if e.sequence.endswith("2")
+    ] == list(range(14 - lost))
 
 
-NAMES_IN_USE = ["S1/Seq1/imageFrames/video_0/frame_%06d.jpg", "S1/Seq1/video_0/%06d.jpg", "S1/Seq1/imageSequence/img_0_%06d.jpg", "S1/Seq1/imageFrames/video_0/%06d.jpg", "images/S1_Seq1_Cam0_%06d.jpg", "S1/Seq1/imageSequence/video_0/img_%06d.jpg"]
+NAMES_IN_USE = [
+    "S1/Seq1/imageFrames/video_0/frame_%06d.jpg",
+    "S1/Seq1/video_0/%06d.jpg",
+    "S1/Seq1/imageSequence/img_0_%06d.jpg",
+    "S1/Seq1/imageFrames/video_0/%06d.jpg",
+    "images/S1_Seq1_Cam0_%06d.jpg",
+    "S1/Seq1/imageSequence/video_0/img_%06d.jpg",
+]
 
 
-@pytest.mark.parametrize(("name", "first"), [(n, 1) for n in NAMES_IN_USE] + [(NAMES_IN_USE[0], 0), (NAMES_IN_USE[1], 0)])
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [(n, 1) for n in NAMES_IN_USE] + [(NAMES_IN_USE[0], 0), (NAMES_IN_USE[1], 0)],
+)
 def test_unpacked_films_under_the_usual_names(data, tmp_path, name, first):
     (tmp_path / "S1" / "Seq1").mkdir(parents=True)
     for file in ("annot.mat", "camera.calibration"):
         shutil.copy(data / "S1" / "Seq1" / file, tmp_path / "S1" / "Seq1")
-    write_pictures(tmp_path / name, [dots(seen_by(SMALL, X), (512, 512), 2.5) for X in motion(0, 14)[:5]], first)
+    write_pictures(
+        tmp_path / name,
+        [dots(seen_by(SMALL, X), (512, 512), 2.5) for X in motion(0, 14)[:5]],
+        first,
+    )
     facts = convert(tmp_path, tmp_path / "r", cameras=(0,))
     assert facts["written"] == 5 and facts["dropped"] == {"image missing": 9}
     for e in examples(tmp_path / "r"):
@@ -176,24 +308,45 @@ def test_movement_is_compared_within_a_sequence_and_camera(tmp_path):
     assert moving_frames(np.repeat(X, 5, 0)).tolist() == [0]
     step = np.repeat(X, 6, 0)
     step[:, 11, 0] += 0.05 * np.arange(6)  # 50 mm a frame: 200 mm after four
-    assert moving_frames(step).tolist() == [0, 4] and moving_frames(step, 0.06).tolist() == [0, 2, 4]
+    assert moving_frames(step).tolist() == [0, 4] and moving_frames(
+        step, 0.06
+    ).tolist() == [0, 2, 4]
     for sequence in ("Seq1", "Seq2"):
         write_sequence(tmp_path / "S1" / sequence, rows=12, frames=12)
     convert(tmp_path, tmp_path / "r", min_move=0.2)
     frames = {}
     for e in examples(tmp_path / "r"):
         frames.setdefault(e.sequence, []).append(e.frame)
-    assert len(frames) == 4 and all(f[0] == 0 and 1 < len(f) < 12 for f in frames.values())
-    assert frames["Seq1/video_0"] == frames["Seq2/video_0"] == moving_frames(motion(0, 12).astype(np.float32)).tolist()
+    assert len(frames) == 4 and all(
+        f[0] == 0 and 1 < len(f) < 12 for f in frames.values()
+    )
+    assert (
+        frames["Seq1/video_0"]
+        == frames["Seq2/video_0"]
+        == moving_frames(motion(0, 12).astype(np.float32)).tolist()
+    )
 
 
 def test_all_valid_test_frames(tests, tmp_path):
     facts = convert(tests, tmp_path / "r", split="test")
-    assert (facts["read"], facts["written"], facts["splits"], facts["dropped"]) == (7, 7, {"test": 7}, {})
+    assert (facts["read"], facts["written"], facts["splits"], facts["dropped"]) == (
+        7,
+        7,
+        {"test": 7},
+        {},
+    )
     people = list(examples(tmp_path / "r"))
-    assert [(e.sequence, e.frame) for e in people] == [("TS5", i) for i in (0, 2, 3, 4, 6)] + [("TS6", 0), ("TS6", 1)]
-    assert people[0].names == list(TEST) and (people[-1].state == 1).any() and (people[-1].state > 0).all()
-    np.testing.assert_allclose(people[0].intrinsics, [1683.48, 1671.93, 939.93, 560.21], atol=0.1)
+    assert [(e.sequence, e.frame) for e in people] == [
+        ("TS5", i) for i in (0, 2, 3, 4, 6)
+    ] + [("TS6", 0), ("TS6", 1)]
+    assert (
+        people[0].names == list(TEST)
+        and (people[-1].state == 1).any()
+        and (people[-1].state > 0).all()
+    )
+    np.testing.assert_allclose(
+        people[0].intrinsics, [1683.48, 1671.93, 939.93, 560.21], atol=0.1
+    )
     for e in people[:5]:
         found = dot_errors(e)
         assert len(found) >= 5 and found.max() < 0.6
@@ -203,7 +356,9 @@ def test_both_kinds_of_metres(tests, tmp_path):
     for kind, factor in (("annot3", 1), ("univ_annot3", 0.92)):
         convert(tests, tmp_path / kind, split="test", test_3d=kind)
         first = next(examples(tmp_path / kind))
-        np.testing.assert_allclose(first.kp3d, factor * figure_motion(TEST, 7)[0], atol=1e-5)
+        np.testing.assert_allclose(
+            first.kp3d, factor * figure_motion(TEST, 7)[0], atol=1e-5
+        )
 
 
 def test_an_old_test_set_is_refused(tests, tmp_path, monkeypatch):
@@ -214,22 +369,32 @@ def test_an_old_test_set_is_refused(tests, tmp_path, monkeypatch):
 
 def test_hdf5_axes_are_never_guessed_by_size(tmp_path):
     with h5py.File(tmp_path / "annot_data.mat", "w") as f:
-        f["annot2"], f["annot3"], f["univ_annot3"] = np.zeros((17, 1, 17, 2)), np.zeros((17, 1, 17, 3)), np.ones((17, 1, 17, 3))
+        f["annot2"], f["annot3"], f["univ_annot3"] = (
+            np.zeros((17, 1, 17, 2)),
+            np.zeros((17, 1, 17, 3)),
+            np.ones((17, 1, 17, 3)),
+        )
         f["valid_frame"], f["activity_annotation"] = np.ones((17, 1)), np.ones((17, 1))
     assert read_test_labels(tmp_path / "annot_data.mat").kp.shape == (17, 17, 2)
     with h5py.File(tmp_path / "annot_data.mat", "a") as f:
         del f["annot2"]
         f["annot2"] = np.zeros((2, 1, 17, 17))
-    with pytest.raises(ValueError, match=r"annot2: expected \(17, 1, 17, 2\), got \(2, 1, 17, 17\)"):
+    with pytest.raises(
+        ValueError, match=r"annot2: expected \(17, 1, 17, 2\), got \(2, 1, 17, 17\)"
+    ):
         read_test_labels(tmp_path / "annot_data.mat")
 
 
-def test_two_workers_and_resume_give_the_same_bytes(data, converted, tmp_path, monkeypatch):
+def test_two_workers_and_resume_give_the_same_bytes(
+    data, converted, tmp_path, monkeypatch
+):
     convert(data, tmp_path / "two", workers=2)
     assert bytes_of(tmp_path / "two") == bytes_of(converted)
     honest, count = mpi_inf_3dhp.convert_clip, iter(range(100))
     writer = mpi_inf_3dhp.RecordWriter
-    monkeypatch.setattr(mpi_inf_3dhp, "RecordWriter", lambda *a, **k: writer(*a, shard_size=5, **k))
+    monkeypatch.setattr(
+        mpi_inf_3dhp, "RecordWriter", lambda *a, **k: writer(*a, shard_size=5, **k)
+    )
     convert(data, tmp_path / "whole")
 
     def fails(clip):
@@ -261,10 +426,15 @@ def broken(kind, data, tmp_path):
     elif kind == "keys of another file":
         scipy.io.savemat(folder / "annot.mat", {"joints": np.zeros((3, 14, 5))})
     elif kind == "pixels without metres":
-        scipy.io.savemat(folder / "annot.mat", {"annot2": annot["annot2"], "cameras": annot["cameras"]})
+        scipy.io.savemat(
+            folder / "annot.mat",
+            {"annot2": annot["annot2"], "cameras": annot["cameras"]},
+        )
     elif kind == "rows differ":
         annot["annot3"][0, 0] = annot["annot3"][0, 0][:-1]
-        scipy.io.savemat(folder / "annot.mat", {k: annot[k] for k in ("annot2", "annot3", "cameras")})
+        scipy.io.savemat(
+            folder / "annot.mat", {k: annot[k] for k in ("annot2", "annot3", "cameras")}
+        )
     elif kind == "an HDF5 file":
         with h5py.File(folder / "annot.mat", "w") as f:
             f["annot2"] = np.zeros(3)
@@ -273,10 +443,17 @@ def broken(kind, data, tmp_path):
     elif kind == "calibration of another program":
         (folder / "camera.calibration").write_text("camera 0\n")
     elif kind == "calibration cut short":
-        (folder / "camera.calibration").write_text("\n".join((folder / "camera.calibration").read_text().splitlines()[:5]))
+        (folder / "camera.calibration").write_text(
+            "\n".join((folder / "camera.calibration").read_text().splitlines()[:5])
+        )
     elif kind == "empty":
         shutil.rmtree(folder.parent)
-    return root, {"camera not there": {"cameras": (77,)}, "another subject": {"subjects": (5,)}, "another split": {"split": "val"}, "another 3D": {"split": "test", "test_3d": "mono"}}.get(kind, {})
+    return root, {
+        "camera not there": {"cameras": (77,)},
+        "another subject": {"subjects": (5,)},
+        "another split": {"split": "val"},
+        "another 3D": {"split": "test", "test_3d": "mono"},
+    }.get(kind, {})
 
 
 @pytest.mark.parametrize(("kind", "says"), [
@@ -287,11 +464,37 @@ def broken(kind, data, tmp_path):
 ])  # fmt: skip
 def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, says):
     root, options = broken(kind, data, tmp_path)
-    settings = [w for k, v in options.items() for w in ("--set", f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}")]
-    monkeypatch.setattr(sys, "argv", ["hmr_nb", "convert", "mpi_inf_3dhp", "--data", str(root), "--out", str(tmp_path / "r"), "--workers", "1", *settings])
+    settings = [
+        w
+        for k, v in options.items()
+        for w in (
+            "--set",
+            f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}",
+        )
+    ]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "hmr_nb",
+            "convert",
+            "mpi_inf_3dhp",
+            "--data",
+            str(root),
+            "--out",
+            str(tmp_path / "r"),
+            "--workers",
+            "1",
+            *settings,
+        ],
+    )
     with pytest.raises(SystemExit) as stop:
         main()
-    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hmr_nb: ")]
+    err = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("hmr_nb: ")
+    ]
     assert stop.value.code == 1 and len(err) == 1 and says in err[0], err
     assert not (tmp_path / "r" / "card.json").exists()
 
@@ -301,20 +504,48 @@ def test_labels_that_are_nan_are_counted(data, tmp_path):
     annot = scipy.io.loadmat(folder / "annot.mat")
     annot["annot2"][0, 0][3], annot["annot3"][0, 0][3] = np.nan, np.nan
     annot["annot2"][0, 0][5, :2] = np.nan
-    scipy.io.savemat(folder / "annot.mat", {k: annot[k] for k in ("annot2", "annot3", "cameras")})
+    scipy.io.savemat(
+        folder / "annot.mat", {k: annot[k] for k in ("annot2", "annot3", "cameras")}
+    )
     for least in (0, 0.2):
         facts = convert(root, tmp_path / f"r{least}", cameras=(0,), min_move=least)
-        assert facts["dropped"]["no labels"] == 1 and facts["read"] == facts["written"] + sum(facts["dropped"].values())
+        assert facts["dropped"]["no labels"] == 1 and facts["read"] == facts[
+            "written"
+        ] + sum(facts["dropped"].values())
     fifth = next(e for e in examples(tmp_path / "r0") if e.frame == 5)
     assert fifth.state[0] == 0 and (fifth.state[1:] == 2).all()
 
 
 def test_the_command(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["hmr_nb", "convert", "mpi_inf_3dhp", "--data", str(data), "--out", str(tmp_path / "r"), "--workers", "1", "--set", "cameras=0,2", "--set", "step=4", "--set", "min_move=0"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "hmr_nb",
+            "convert",
+            "mpi_inf_3dhp",
+            "--data",
+            str(data),
+            "--out",
+            str(tmp_path / "r"),
+            "--workers",
+            "1",
+            "--set",
+            "cameras=0,2",
+            "--set",
+            "step=4",
+            "--set",
+            "min_move=0",
+        ],
+    )
     try:
         main()
     except SystemExit as stop:
         assert not stop.code
     out = capsys.readouterr().out
-    assert "mpi_inf_3dhp" in out and "left out" in out and card(tmp_path / "r")["options"]["step"] == 4
+    assert (
+        "mpi_inf_3dhp" in out
+        and "left out" in out
+        and card(tmp_path / "r")["options"]["step"] == 4
+    )
     assert {e.frame % 4 for e in examples(tmp_path / "r")} == {0}

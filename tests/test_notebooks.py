@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NOTEBOOKS = sorted(
+    p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+)
 FLAGS = ("slow", "gpu", "browser", "data", "backend")
 
 
 def cells(path: Path, kind: str = "code") -> list[dict]:
-    found = json.loads(path.read_text())["cells"]
-    return [{**c, "source": "".join(c["source"])} for c in found if c["cell_type"] == kind]
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [
+        {**c, "source": "".join(c["source"])} for c in found if c["cell_type"] == kind
+    ]
 
 
 def is_exported(source: str) -> bool:
@@ -22,7 +26,9 @@ def is_exported(source: str) -> bool:
 
 
 def module_of(path: Path) -> str | None:
-    found = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(c["source"] for c in cells(path)), re.M)
+    found = re.search(
+        r"^#\|\s*default_exp\s+(\S+)", "\n".join(c["source"] for c in cells(path)), re.M
+    )
     return found and found.group(1)
 
 
@@ -32,30 +38,52 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 
 
-def number(module: str) -> str:
-    "Its place in the book, such as 05 or 05a; sorted as text."
-    return re.match(r"\d+[a-z]?", HOMES[module].name).group()
+def place(module: str) -> tuple[int, ...]:
+    "Where a page stands: part, whether in a folder inside the part, number."
+    parts = HOMES[module].relative_to(ROOT / "nbs").parts
+    return int(parts[0].split("_")[0]), len(parts) - 2, int(parts[-1].split("_")[0])
 
 
 def imported_modules(path: Path) -> set[str]:
     "hmr_nb modules that the exported cells of a notebook import, also inside functions."
-    tree = ast.parse("\n".join(c["source"] for c in cells(path) if is_exported(c["source"])))
-    froms = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
-    plain = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-    return {m.removeprefix("hmr_nb.") for m in [*froms, *plain] if m.startswith("hmr_nb.")}
+    tree = ast.parse(
+        "\n".join(c["source"] for c in cells(path) if is_exported(c["source"]))
+    )
+    found = {
+        a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names
+    }
+    for n in ast.walk(tree):
+        if isinstance(n, ast.ImportFrom) and n.module:
+            found |= {n.module, *(f"{n.module}.{a.name}" for a in n.names)}
+    return {m.removeprefix("hmr_nb.") for m in found} & set(HOMES)
 
 
 @each_lesson
-def test_imports_point_to_lower_numbers(path):
+def test_imports_point_to_earlier_pages(path):
+    "To an earlier part, or to a lower number in the same part."
     module = module_of(path)
-    upward = {m: HOMES[m].name for m in imported_modules(path) if number(m) >= number(module)}
+    upward = {
+        m: str(HOMES[m].relative_to(ROOT))
+        for m in imported_modules(path)
+        if place(m) >= place(module)
+    }
     assert not upward, f"{path.name} imports from {upward}"
+
+
+@each_lesson
+def test_folders_of_pages_and_of_modules_mirror_each_other(path):
+    part = [re.sub(r"^\d+_", "", p) for p in path.relative_to(ROOT / "nbs").parts[:-1]]
+    assert module_of(path).split(".")[:-1] == part
 
 
 def test_one_notebook_a_module_and_one_module_a_notebook():
     modules = [module_of(p) for p in LESSONS]
     assert len(modules) == len(set(modules))
-    files = {str(p.relative_to(ROOT / "hmr_nb").with_suffix("")).replace("/", ".") for p in (ROOT / "hmr_nb").rglob("*.py") if not p.name.startswith("_")}
+    files = {
+        str(p.relative_to(ROOT / "hmr_nb").with_suffix("")).replace("/", ".")
+        for p in (ROOT / "hmr_nb").rglob("*.py")
+        if not p.name.startswith("_")
+    }
     assert files == set(modules)
 
 
@@ -69,13 +97,17 @@ def test_size_and_state(path):
             assert out["output_type"] != "error", f"a stored error: {out.get('ename')}"
             for kind, data in out.get("data", {}).items():
                 if kind.startswith("image/"):
-                    assert len("".join(data)) * 3 / 4 < 60_000, f"{kind} of {len(''.join(data)) * 3 // 4000} kB under {c['source'][:60]!r}"
+                    assert len("".join(data)) * 3 / 4 < 60_000, (
+                        f"{kind} of {len(''.join(data)) * 3 // 4000} kB under {c['source'][:60]!r}"
+                    )
 
 
 @each_notebook
 def test_outputs_name_no_machine(path):
     outputs = json.dumps([c.get("outputs", []) for c in cells(path)])
-    found = re.search(r"(?<![\w.])/(?:home|root|tmp|work|Users|usr)/[\w.]+|0x[0-9a-f]{8,}", outputs)
+    found = re.search(
+        r"(?<![\w.])/(?:home|root|tmp|work|Users|usr)/[\w.]+|0x[0-9a-f]{8,}", outputs
+    )
     assert not found, f"{path.name} stores {found.group()}"
 
 
@@ -83,16 +115,39 @@ def test_outputs_name_no_machine(path):
 def test_prose_and_pictures(path):
     prose, code = cells(path, "markdown"), cells(path)
     assert len(prose) >= 0.3 * (len(prose) + len(code))
-    pictures = [k for c in code for o in c.get("outputs", []) for k in o.get("data", {}) if k.startswith("image/")]
+    pictures = [
+        k
+        for c in code
+        for o in c.get("outputs", [])
+        for k in o.get("data", {})
+        if k.startswith("image/")
+    ]
     assert pictures, "no picture"
 
 
+LONGEST = 60  # lines of a function's body, its docstring left out
+
+
+def functions(path: Path) -> list[tuple[str, int]]:
+    "Name and lines of the body of every exported function and method."
+    found = []
+    for c in cells(path):
+        for n in ast.walk(ast.parse(c["source"])) if is_exported(c["source"]) else []:
+            if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = n.body[ast.get_docstring(n) is not None :]
+                found.append(
+                    (n.name, body[-1].end_lineno - body[0].lineno + 1 if body else 0)
+                )
+    return found
+
+
 @each_lesson
-def test_exported_cells_are_short_and_explicit(path):
+def test_exported_functions_are_short_and_imports_explicit(path):
+    "A class may be as long as it is clear; its methods are functions like others."
+    long = {name: lines for name, lines in functions(path) if lines > LONGEST}
+    assert not long, f"more than {LONGEST} lines: {long}"
     for c in cells(path):
         if is_exported(c["source"]):
-            lines = [line for line in c["source"].splitlines() if line.strip() and not line.startswith("#|")]
-            assert len(lines) <= 40, f"{len(lines)} lines from {lines[0]!r}"
             assert not re.search(r"^from \S+ import \*", c["source"], re.M)
 
 
@@ -111,16 +166,26 @@ def test_every_public_name_is_shown_in_use(path):
     for i, c in enumerate(code):
         if not is_exported(c["source"]):
             continue
-        names = [n.name for n in ast.parse(c["source"]).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+        names = [
+            n.name
+            for n in ast.parse(c["source"]).body
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+            and not n.name.startswith("_")
+        ]
         later = "\n".join(d["source"] for d in code[i + 1 :])
         for name in names:
-            assert re.search(rf"\b{name}\b", later), f"{name} is exported and never used after"
+            assert re.search(rf"\b{name}\b", later), (
+                f"{name} is exported and never used after"
+            )
 
 
 def test_flagged_cells_are_few_and_counted(capsys):
     flagged = {}
     for path in NOTEBOOKS:
-        count = sum(bool(re.search(rf"^#\|\s*({'|'.join(FLAGS)})\b", c["source"], re.M)) for c in cells(path))
+        count = sum(
+            bool(re.search(rf"^#\|\s*({'|'.join(FLAGS)})\b", c["source"], re.M))
+            for c in cells(path)
+        )
         if count:
             flagged[path.stem] = count
     with capsys.disabled():
@@ -130,13 +195,18 @@ def test_flagged_cells_are_few_and_counted(capsys):
 
 def test_no_heavy_import_in_the_light_modules():
     "Keypoint work must start at once: these modules never load TensorFlow."
-    light = "shapes skeleton draw body_data body_field body_surface body_skin body_shapes body_correctives open_body render joint_regressor metrics picker_state domain".split()
+    light = """basics.shapes basics.keypoints basics.drawing basics.rendering basics.metrics body.body_data body.open_body
+        keypoints.joint_regressor keypoints.marks making.open_body study.distances""".split()
     import subprocess
     import sys
 
-    code = "import sys, importlib\n" + "\n".join(f"importlib.import_module('hmr_nb.{m}')" for m in light if m in HOMES)
+    code = "import sys, importlib\n" + "\n".join(
+        f"importlib.import_module('hmr_nb.{m}')" for m in light
+    )
     code += "\nprint([m for m in ('tensorflow', 'keras', 'torch', 'jax') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 

@@ -20,9 +20,9 @@ from test_picker_browser import (
     wait_for,
 )
 
-from hmr_nb.body_data import shipped
+from hmr_nb.basics.files import shipped
 
-CELL = "from hmr_nb.photo_tool import PhotoTool\ntool = PhotoTool()\ntool"
+CELL = "from hmr_nb.inference.photo_tool import PhotoTool\ntool = PhotoTool()\ntool"
 SAMPLE = min(shipped("samples").glob("*.[jp][pn]g"))
 PASTE = """async (data) => {
   const blob = await (await fetch(data)).blob();
@@ -52,13 +52,18 @@ def page(lab):
 @pytest.fixture(scope="module")
 def kernel(lab, page):
     "The notebook's kernel, once it has a tool and the page shows it."
-    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context && "
-                           "window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'", timeout=60_000)
+    page.wait_for_function(
+        "window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context && "
+        "window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'",
+        timeout=60_000,
+    )
     kernel = Kernel(lab[2])
 
     def run():  # a Run All sent while the connection is still forming is lost: ask again until the kernel knows the tool
         if not kernel.has("'tool' in globals()"):
-            page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+            page.evaluate(
+                "window.jupyterapp.commands.execute('notebook:run-all-cells')"
+            )
         return kernel.has("'tool' in globals()")
 
     wait_for(run, "the cell to run")
@@ -87,17 +92,35 @@ def test_upload_box_and_body(page, kernel):
     wait_for(lambda: kernel.has("tool.state.photo is not None"), "the upload")
     image = page.locator(".hmr-photo img")
     image.wait_for(state="visible", timeout=30_000)
-    wait_for(lambda: image.evaluate("i => i.complete && i.naturalWidth > 0"), "the picture to be drawn")
+    wait_for(
+        lambda: image.evaluate("i => i.complete && i.naturalWidth > 0"),
+        "the picture to be drawn",
+    )
     image.scroll_into_view_if_needed()
     on_page = image.bounding_box()
-    corner, extent = np.array([on_page["x"], on_page["y"]]), np.array([on_page["width"], on_page["height"]])
+    corner, extent = (
+        np.array([on_page["x"], on_page["y"]]),
+        np.array([on_page["width"], on_page["height"]]),
+    )
     h, w = kernel.ask("tool.state.photo.shape[:2]")
     drag(page, corner + [0.75, 0.95] * extent, corner + [0.25, 0.05] * extent)
-    wait_for(lambda: kernel.ask("len(tool.state.people or [])"), "the person in the box")
-    np.testing.assert_allclose(kernel.ask("tool.state.box"), [0.25 * w - 0.5, 0.05 * h - 0.5, 0.5 * w, 0.9 * h], atol=1.01 * max(w / extent[0], h / extent[1]))  # a mouse is on whole pixels
+    wait_for(
+        lambda: kernel.ask("len(tool.state.people or [])"), "the person in the box"
+    )
+    np.testing.assert_allclose(
+        kernel.ask("tool.state.box"),
+        [0.25 * w - 0.5, 0.05 * h - 0.5, 0.5 * w, 0.9 * h],
+        atol=1.01 * max(w / extent[0], h / extent[1]),
+    )  # a mouse is on whole pixels
     drawn = page.locator(".hmr-photo i").bounding_box()
-    np.testing.assert_allclose([drawn["x"], drawn["y"], drawn["width"], drawn["height"]], [*(corner + [0.25, 0.05] * extent), *([0.5, 0.9] * extent)], atol=2)
-    page.locator(".hmr-photo-tool img[alt=overlay]").wait_for(state="visible", timeout=30_000)
+    np.testing.assert_allclose(
+        [drawn["x"], drawn["y"], drawn["width"], drawn["height"]],
+        [*(corner + [0.25, 0.05] * extent), *([0.5, 0.9] * extent)],
+        atol=2,
+    )
+    page.locator(".hmr-photo-tool img[alt=overlay]").wait_for(
+        state="visible", timeout=30_000
+    )
     page.get_by_text("Drag the body to turn it").wait_for(timeout=30_000)
 
 
@@ -107,28 +130,42 @@ def test_the_body_turns(page, kernel):
     box = canvas.bounding_box()
     chest = "tool.model.smpl.body.weights[:, tool.model.smpl.body.joint_names.index('spine2')].argmax()"  # whatever the pose, the trunk is there
     share = kernel.ask(f"tool.view.on_screen(tool.view.V[[{chest}]])[0].tolist()")
-    middle = np.array([box["x"] + share[0] * box["width"], box["y"] + share[1] * box["height"]])
+    middle = np.array(
+        [box["x"] + share[0] * box["width"], box["y"] + share[1] * box["height"]]
+    )
     wait_for(lambda: colours(page, box, middle, 3).mean() < 240, "the body to be drawn")
     before = kernel.ask("list(tool.view.camera.position)")
     drag(page, middle, middle + [60, 5])
-    wait_for(lambda: kernel.ask("list(tool.view.camera.position)") != before, "the camera to turn")
+    wait_for(
+        lambda: kernel.ask("list(tool.view.camera.position)") != before,
+        "the camera to turn",
+    )
 
 
 def test_a_pasted_picture_takes_the_place_of_the_first(page, kernel):
     from PIL import Image
 
-    from hmr_nb.photo_tool import data_address
+    from hmr_nb.inference.photo_tool import data_address
 
     page.locator(".hmr-photo").click()
     turned = np.asarray(Image.open(SAMPLE).convert("RGB"))[:, :180]
     page.evaluate(PASTE, data_address(turned))
-    wait_for(lambda: kernel.ask("tool.state.photo.shape[1]") == 180, "the pasted picture")
-    assert kernel.ask("tool.state.box") is None and kernel.ask("tool.state.people") is None and not kernel.ask("tool.view.mesh.visible")
+    wait_for(
+        lambda: kernel.ask("tool.state.photo.shape[1]") == 180, "the pasted picture"
+    )
+    assert (
+        kernel.ask("tool.state.box") is None
+        and kernel.ask("tool.state.people") is None
+        and not kernel.ask("tool.view.mesh.visible")
+    )
     page.locator(".hmr-photo i").wait_for(state="hidden", timeout=30_000)
     page.get_by_text("Draw a box around one person").wait_for(timeout=30_000)
 
 
 def test_the_whole_picture_and_a_quiet_console(page, kernel):
     page.locator(".hmr-photo-tool button", has_text="whole picture").click()
-    wait_for(lambda: kernel.ask("len(tool.state.people or [])"), "the person in the whole picture")
+    wait_for(
+        lambda: kernel.ask("len(tool.state.people or [])"),
+        "the person in the whole picture",
+    )
     assert not [e for e in page.errors if not any(h in e for h in HARMLESS)]

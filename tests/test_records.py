@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hmr_nb.dataset_card import card_table
-from hmr_nb.record_stream import record_dataset
-from hmr_nb.records import (
+from hmr_nb.basics.keypoints import KeypointSet, keypoint_set
+from hmr_nb.records.card import card_table
+from hmr_nb.records.records import (
     Dropped,
     Example,
     RecordWriter,
@@ -33,7 +33,7 @@ from hmr_nb.records import (
     stored_crop,
     stored_jpeg,
 )
-from hmr_nb.skeleton import KeypointSet, keypoint_set
+from hmr_nb.records.stream import record_dataset
 
 NAMES = ["nose", "wrist_l", "wrist_r"]
 QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -42,13 +42,26 @@ PIXEL = np.zeros((8, 9, 3), np.uint8)
 
 def person(i, **changes):
     kp = np.array([[i, 1], [2, i], [np.nan, 3]], float)
-    return Example(NAMES, **{"kp2d": kp, "image": PIXEL + i % 200, "source": f"{i}.jpg", "frame": i, **changes})
+    return Example(
+        NAMES,
+        **{
+            "kp2d": kp,
+            "image": PIXEL + i % 200,
+            "source": f"{i}.jpg",
+            "frame": i,
+            **changes,
+        },
+    )
 
 
 def write(folder, n=20, shard_size=6, **keywords):
     with RecordWriter(folder, "persons", shard_size=shard_size, **keywords) as writer:
         for i in range(writer.kept, n):
-            writer.write(Dropped(f"{i}.jpg", "odd, or so") if i % 5 == 3 else person(i, split="train" if i < 14 else "test"))
+            writer.write(
+                Dropped(f"{i}.jpg", "odd, or so")
+                if i % 5 == 3
+                else person(i, split="train" if i < 14 else "test")
+            )
     return folder
 
 
@@ -62,28 +75,55 @@ def test_what_goes_in_comes_out(data, k):
     maybe = lambda *shape: arrays(*shape) if data.draw(st.booleans()) else None
     text = data.draw(st.text(max_size=20))
     kp = arrays(k, 2)
-    state = np.where(np.isfinite(kp).all(1), data.draw(hnp.arrays(int, k, elements=st.integers(0, 2))), 0)
+    state = np.where(
+        np.isfinite(kp).all(1),
+        data.draw(hnp.arrays(int, k, elements=st.integers(0, 2))),
+        0,
+    )
     one = Example([f"p{i}" for i in range(k)], kp, state, PIXEL, kp3d=maybe(k, 3), crop=arrays(2, 3), box=maybe(4), pose=maybe(24, 3),
                   betas=maybe(10), trans=maybe(3), focal=data.draw(st.none() | st.floats(1, 1e4, width=32)), center=maybe(2), source=text, intrinsics=maybe(4),
                   distortion=maybe(5), gender=data.draw(st.sampled_from(["", "neutral", "male", "female"])),
                   dataset=text, subject=text, sequence=text, frame=data.draw(st.integers(-(2**60), 2**60)))  # fmt: skip
     record = encode_example(one)
     back = decode_example(record, one.names)
-    for field in ("kp2d", "state", "kp3d", "crop", "box", "pose", "betas", "trans", "focal", "center", "intrinsics", "distortion"):
+    for field in (
+        "kp2d",
+        "state",
+        "kp3d",
+        "crop",
+        "box",
+        "pose",
+        "betas",
+        "trans",
+        "focal",
+        "center",
+        "intrinsics",
+        "distortion",
+    ):
         a, b = getattr(one, field), getattr(back, field)
         assert (a is None) == (b is None)
         if a is not None:
             np.testing.assert_array_equal(a, b)
             assert np.shape(a) == np.shape(b)
-    assert (back.gender, back.has_smpl) == (one.gender, one.pose is not None and one.betas is not None)
+    assert (back.gender, back.has_smpl) == (
+        one.gender,
+        one.pose is not None and one.betas is not None,
+    )
     assert (back.source, back.frame, back.split) == (one.source, one.frame, one.split)
     assert encode_example(back) == record
-    assert np.isnan(back.kp2d[back.state == 0]).all() and np.isfinite(back.kp2d[back.state > 0]).all()
+    assert (
+        np.isnan(back.kp2d[back.state == 0]).all()
+        and np.isfinite(back.kp2d[back.state > 0]).all()
+    )
 
 
 def test_what_is_read_is_written_or_dropped(tmp_path):
     facts = card(write(tmp_path / "r"))
-    assert facts["read"] == 20 and facts["written"] == 16 and facts["dropped"] == {"odd, or so": 4}
+    assert (
+        facts["read"] == 20
+        and facts["written"] == 16
+        and facts["dropped"] == {"odd, or so": 4}
+    )
     assert facts["splits"] == {"train": 11, "test": 5}
     assert card_table(tmp_path / "r").loc["wrist_r"].tolist() == [0, 0, 16]
     assert (tmp_path / "r" / "dropped.csv").read_text().count('"odd, or so"') == 4
@@ -95,15 +135,24 @@ def test_resumed_is_the_same_bytes(tmp_path, crash):
         pass
 
     whole = write(tmp_path / "whole")
-    with pytest.raises(Stop), RecordWriter(tmp_path / "r", "persons", shard_size=6) as writer:
+    with (
+        pytest.raises(Stop),
+        RecordWriter(tmp_path / "r", "persons", shard_size=6) as writer,
+    ):
         for i in range(20):
             if i == crash:
                 raise Stop
-            writer.write(Dropped(f"{i}.jpg", "odd, or so") if i % 5 == 3 else person(i, split="train" if i < 14 else "test"))
+            writer.write(
+                Dropped(f"{i}.jpg", "odd, or so")
+                if i % 5 == 3
+                else person(i, split="train" if i < 14 else "test")
+            )
     with pytest.raises(ValueError, match="already holds records"):
         write(tmp_path / "r")
     write(tmp_path / "r", resume=True)
-    assert {f.name: f.read_bytes() for f in whole.iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "r").iterdir()}
+    assert {f.name: f.read_bytes() for f in whole.iterdir()} == {
+        f.name: f.read_bytes() for f in (tmp_path / "r").iterdir()
+    }
     write(tmp_path / "r", resume=True)  # a finished one stays as it is
 
 
@@ -111,7 +160,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_records import *
-import hmr_nb.records as records
+import hmr_nb.records.records as records
 import tensorflow as tf
 
 def mortal(function):
@@ -145,16 +194,32 @@ def test_killed_at_ten_random_moments(tmp_path):
     "kill -9 between any two steps of writing; a run that is resumed each time ends with the same bytes."
     with RecordWriter(tmp_path / "whole", "clips", shard_size=4) as writer:
         convert_items(writer, clip, list(range(8)), workers=1, progress=False)
-    out, moments = tmp_path / "killed", np.random.default_rng().integers(1, 22, 10).tolist()
-    code = KILLED.format(tests=str(Path(__file__).parent), out=str(out), job=CLIPS.format(out=str(out)))
-    done = subprocess.run([sys.executable, "-c", code, *map(str, moments)], capture_output=True, text=True, env=QUIET, check=False)
+    out, moments = (
+        tmp_path / "killed",
+        np.random.default_rng().integers(1, 22, 10).tolist(),
+    )
+    code = KILLED.format(
+        tests=str(Path(__file__).parent), out=str(out), job=CLIPS.format(out=str(out))
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, moments)],
+        capture_output=True,
+        text=True,
+        env=QUIET,
+        check=False,
+    )
     whole = {f.name: f.read_bytes() for f in (tmp_path / "whole").iterdir()}
     lines = done.stdout.splitlines()
-    assert len(lines) == 10 and lines[0].startswith(f"{int(signal.SIGKILL)} "), done.stderr[-800:]
+    assert len(lines) == 10 and lines[0].startswith(f"{int(signal.SIGKILL)} "), (
+        done.stderr[-800:]
+    )
     for line in lines:  # what carries a real name is whole
         status, shards = line.split(" ", 1)
         assert status in ("0", str(int(signal.SIGKILL)))
-        assert all(hashlib.sha256(whole[f]).hexdigest() == digest for f, digest in ast.literal_eval(shards).items()), moments
+        assert all(
+            hashlib.sha256(whole[f]).hexdigest() == digest
+            for f, digest in ast.literal_eval(shards).items()
+        ), moments
     with RecordWriter(out, "clips", shard_size=4, resume=True) as writer:
         convert_items(writer, clip, list(range(8)), workers=1, progress=False)
     assert whole == {f.name: f.read_bytes() for f in out.iterdir()}, moments
@@ -183,26 +248,48 @@ for limit in (0, 300, 3000):
 def test_a_full_disk_is_named_and_nothing_half_remains(tmp_path):
     "No file may grow beyond some bytes: what a full disk does, without one."
     code = FULL.format(tests=str(Path(__file__).parent), out=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=QUIET, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=QUIET,
+        check=False,
+    )
     assert done.stdout.split() == ["7", "7", "7"], done.stderr[-800:]
     whole = {f.name: f.read_bytes() for f in write(tmp_path / "whole").iterdir()}
     for limit in ("0", "300", "3000"):
-        assert not [f.name for f in (tmp_path / limit).iterdir() if f.suffix in (".tmp", ".tfrecord")]
+        assert not [
+            f.name
+            for f in (tmp_path / limit).iterdir()
+            if f.suffix in (".tmp", ".tfrecord")
+        ]
         with pytest.raises(FileNotFoundError, match="no card.json"):
             card(tmp_path / limit)
         write(tmp_path / limit, resume=True)
         assert {f.name: f.read_bytes() for f in (tmp_path / limit).iterdir()} == whole
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc: a folder in which nobody can write")
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(),
+    reason="no /proc: a folder in which nobody can write",
+)
 def test_a_read_only_place_is_named():
-    with pytest.raises(OSError, match="/proc/self/records: the directory for the records cannot be made"), RecordWriter("/proc/self/records", "persons"):
+    with (
+        pytest.raises(
+            OSError,
+            match="/proc/self/records: the directory for the records cannot be made",
+        ),
+        RecordWriter("/proc/self/records", "persons"),
+    ):
         pass
 
 
 def test_a_half_written_shard_is_done_again(tmp_path):
     whole = write(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path / "r", "persons", shard_size=6) as writer:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        RecordWriter(tmp_path / "r", "persons", shard_size=6) as writer,
+    ):
         for i in range(13):
             writer.write(Dropped(f"{i}.jpg", "odd, or so") if i % 5 == 3 else person(i))
         raise KeyboardInterrupt
@@ -210,27 +297,41 @@ def test_a_half_written_shard_is_done_again(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     (tmp_path / "r" / "train-00002.tfrecord.tmp").write_bytes(b"half")
     write(tmp_path / "r", resume=True)
-    assert {f.name: f.read_bytes() for f in whole.iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "r").iterdir()}
+    assert {f.name: f.read_bytes() for f in whole.iterdir()} == {
+        f.name: f.read_bytes() for f in (tmp_path / "r").iterdir()
+    }
 
 
 def test_other_settings_are_not_resumed(tmp_path):
-    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path, "persons", shard_size=3):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        RecordWriter(tmp_path, "persons", shard_size=3),
+    ):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="shard_size: 3, now 4"), RecordWriter(tmp_path, "persons", shard_size=4, resume=True):
+    with (
+        pytest.raises(ValueError, match="shard_size: 3, now 4"),
+        RecordWriter(tmp_path, "persons", shard_size=4, resume=True),
+    ):
         pass
     with pytest.raises(FileNotFoundError, match="begun and not finished"):
         card(tmp_path)
 
 
 def test_one_directory_one_set_of_points(tmp_path):
-    with pytest.raises(ValueError, match="one set of points"), RecordWriter(tmp_path, "persons", shard_size=1) as writer:
+    with (
+        pytest.raises(ValueError, match="one set of points"),
+        RecordWriter(tmp_path, "persons", shard_size=1) as writer,
+    ):
         writer.write(person(1))
         writer.write(Example(["nose"], [[1, 2]], image=PIXEL))
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="file"), RecordWriter(tmp_path / "file" / "r", "persons"):
+    with (
+        pytest.raises(OSError, match="file"),
+        RecordWriter(tmp_path / "file" / "r", "persons"),
+    ):
         pass
 
 
@@ -243,14 +344,25 @@ def test_damage_is_found_and_counted(tmp_path, damage):
         shard.unlink()
     else:
         data[30] ^= 4
-        shard.write_bytes({"tail": shard.read_bytes()[:-3], "byte": bytes(data), "empty": b""}[damage])
+        shard.write_bytes(
+            {"tail": shard.read_bytes()[:-3], "byte": bytes(data), "empty": b""}[damage]
+        )
     with pytest.raises(ValueError, match="train-00001.tfrecord"):
         list(examples(tmp_path))
     with pytest.raises(ValueError, match="train-00001.tfrecord"):
         record_dataset(tmp_path, source_set(NAMES))
     with pytest.warns(UserWarning, match="left out"):
         rest = [e.frame for e in examples(tmp_path, skip_bad=True)]
-    assert set(rest) < {i for i in range(20) if i % 5 != 3} and {0, 1, 2, 4, 5, 12, 14, 19} <= set(rest)
+    assert set(rest) < {i for i in range(20) if i % 5 != 3} and {
+        0,
+        1,
+        2,
+        4,
+        5,
+        12,
+        14,
+        19,
+    } <= set(rest)
     with pytest.warns(UserWarning, match="left out with its"):
         data = record_dataset(tmp_path, source_set(NAMES), skip_bad=True)
     assert len(list(data)) == 16 - 5
@@ -261,11 +373,21 @@ def test_every_epoch_has_everybody_once_in_another_order(tmp_path):
     data = record_dataset(tmp_path, source_set(NAMES), seed=5, epochs=3, meta=True)
     frames = np.array([d["frame"] for d in data.as_numpy_iterator()]).reshape(3, 16)
     everybody = [i for i in range(20) if i % 5 != 3]
-    assert all(sorted(epoch) == everybody for epoch in frames.tolist()) and len({tuple(e) for e in frames}) == 3
+    assert (
+        all(sorted(epoch) == everybody for epoch in frames.tolist())
+        and len({tuple(e) for e in frames}) == 3
+    )
     for start in [(0, 7), (1, 0), (2, 15)]:
-        rest = [d["frame"] for d in record_dataset(tmp_path, source_set(NAMES), seed=5, epochs=3, start=start, meta=True).as_numpy_iterator()]
+        rest = [
+            d["frame"]
+            for d in record_dataset(
+                tmp_path, source_set(NAMES), seed=5, epochs=3, start=start, meta=True
+            ).as_numpy_iterator()
+        ]
         assert rest == frames.ravel()[start[0] * 16 + start[1] :].tolist()
-    endless = record_dataset(tmp_path, source_set(NAMES), seed=5, epochs=None, meta=True).take(48)
+    endless = record_dataset(
+        tmp_path, source_set(NAMES), seed=5, epochs=None, meta=True
+    ).take(48)
     assert [d["frame"] for d in endless.as_numpy_iterator()] == frames.ravel().tolist()
 
 
@@ -273,18 +395,44 @@ def test_mixing_sets_with_different_points(tmp_path):
     write(tmp_path / "a")
     with RecordWriter(tmp_path / "b", "others") as writer:
         for i in range(4):
-            writer.write(Example(["wrist_r", "tail", "nose"], [[5, 5], [6, 6], [7, 7]], [2, 2, 1], PIXEL, frame=100 + i, kp3d=np.ones((3, 3)) * i))
+            writer.write(
+                Example(
+                    ["wrist_r", "tail", "nose"],
+                    [[5, 5], [6, 6], [7, 7]],
+                    [2, 2, 1],
+                    PIXEL,
+                    frame=100 + i,
+                    kp3d=np.ones((3, 3)) * i,
+                )
+            )
     wanted = KeypointSet("w", ("tail_tip", "nose", "wrist_r", "wrist_l"))
-    data = record_dataset([tmp_path / "a", tmp_path / "b"], wanted, weights=[1, 3], rename={"tail": "tail_tip"}, meta=True)
+    data = record_dataset(
+        [tmp_path / "a", tmp_path / "b"],
+        wanted,
+        weights=[1, 3],
+        rename={"tail": "tail_tip"},
+        meta=True,
+    )
     items = list(data.as_numpy_iterator())
     assert sum(d["frame"] >= 100 for d in items) == 15 and len(items) == 20
     for d in items:
         if d["frame"] >= 100:
-            assert d["state"].tolist() == [2, 1, 2, 0] and d["kp2d"].tolist() == [[6, 6], [7, 7], [5, 5], [0, 0]]
+            assert d["state"].tolist() == [2, 1, 2, 0] and d["kp2d"].tolist() == [
+                [6, 6],
+                [7, 7],
+                [5, 5],
+                [0, 0],
+            ]
             assert d["mask_3d"].tolist() == [1, 1, 1, 0] and d["has_3d"] == 1
         else:
-            assert d["state"].tolist() == [0, 2, 0, 2] and d["has_3d"] == 0 and not d["mask_3d"].any()
-        assert np.isfinite(np.concatenate([d["kp2d"].ravel(), d["kp3d"].ravel(), d["pose"].ravel()])).all()
+            assert (
+                d["state"].tolist() == [0, 2, 0, 2]
+                and d["has_3d"] == 0
+                and not d["mask_3d"].any()
+            )
+        assert np.isfinite(
+            np.concatenate([d["kp2d"].ravel(), d["kp3d"].ravel(), d["pose"].ravel()])
+        ).all()
 
 
 def some(i):
@@ -294,30 +442,47 @@ def some(i):
 def test_two_workers_write_the_same(tmp_path):
     for workers in (1, 2):
         with RecordWriter(tmp_path / str(workers), "persons", shard_size=9) as writer:
-            convert_items(writer, some, list(range(40)), workers=workers, progress=False)
-    assert {f.name: f.read_bytes() for f in (tmp_path / "1").iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "2").iterdir()}
+            convert_items(
+                writer, some, list(range(40)), workers=workers, progress=False
+            )
+    assert {f.name: f.read_bytes() for f in (tmp_path / "1").iterdir()} == {
+        f.name: f.read_bytes() for f in (tmp_path / "2").iterdir()
+    }
 
 
 def test_a_dask_cluster_writes_the_same(tmp_path):
     "Two worker processes of a cluster that runs already."
     from dask.distributed import LocalCluster
 
-    from hmr_nb.body_data import shipped
-    from hmr_nb.datasets.lsp import convert_lsp
+    from hmr_nb.basics.files import shipped
+    from hmr_nb.records.datasets.lsp import convert_lsp
 
     raw = shipped("goldens") / "raw" / "lsp"
     convert_lsp(raw, tmp_path / "one", workers=1, progress=False)
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
         address = "dask://" + cluster.scheduler_address.removeprefix("tcp://")
         convert_lsp(raw, tmp_path / "two", workers=address, progress=False)
         assert len(cluster.workers) == 2
-    assert {f.name: f.read_bytes() for f in (tmp_path / "one").iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "two").iterdir()}
+    assert {f.name: f.read_bytes() for f in (tmp_path / "one").iterdir()} == {
+        f.name: f.read_bytes() for f in (tmp_path / "two").iterdir()
+    }
 
 
-@pytest.mark.parametrize(("workers", "says"), [("dask://nowhere", "expected a number, or dask://host:port"), ("dask://127.0.0.1:9", "no Dask scheduler answers")])
+@pytest.mark.parametrize(
+    ("workers", "says"),
+    [
+        ("dask://nowhere", "expected a number, or dask://host:port"),
+        ("dask://127.0.0.1:9", "no Dask scheduler answers"),
+    ],
+)
 def test_a_cluster_that_is_not_there(tmp_path, workers, says, monkeypatch):
-    monkeypatch.setattr("hmr_nb.records.DASK_PATIENCE", 0.2)
-    with pytest.raises((OSError, ValueError), match=says), RecordWriter(tmp_path, "persons") as writer:
+    monkeypatch.setattr("hmr_nb.records.records.DASK_PATIENCE", 0.2)
+    with (
+        pytest.raises((OSError, ValueError), match=says),
+        RecordWriter(tmp_path, "persons") as writer,
+    ):
         convert_items(writer, some, list(range(9)), workers=workers, progress=False)
 
 
@@ -329,23 +494,42 @@ def test_workers_that_lack_the_function_are_an_error_and_no_wait(tmp_path, monke
     "The module lies here, and not where the worker looks."
     from dask.distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
         (tmp_path / "only_here.py").write_text("def convert(i):\n    return []\n")
         monkeypatch.syspath_prepend(tmp_path)
         import only_here
 
-        with pytest.raises(ImportError, match="cannot load what they are to run.*only_here"), RecordWriter(tmp_path / "out", "persons") as writer:
-            convert_items(writer, only_here.convert, list(range(9)), workers=dask_address(cluster), progress=False)
+        with (
+            pytest.raises(
+                ImportError, match="cannot load what they are to run.*only_here"
+            ),
+            RecordWriter(tmp_path / "out", "persons") as writer,
+        ):
+            convert_items(
+                writer,
+                only_here.convert,
+                list(range(9)),
+                workers=dask_address(cluster),
+                progress=False,
+            )
 
 
 def test_a_cluster_without_workers_is_named(tmp_path, monkeypatch):
     from dask.distributed import LocalCluster
 
-    monkeypatch.setattr("hmr_nb.records.DASK_PATIENCE", 2)
+    monkeypatch.setattr("hmr_nb.records.records.DASK_PATIENCE", 2)
     says = "has no workers; start some with: dask worker tcp:"
     cluster = LocalCluster(n_workers=0, processes=True, dashboard_address=None)
-    with cluster, pytest.raises(OSError, match=says), RecordWriter(tmp_path, "persons") as writer:
-        convert_items(writer, some, list(range(9)), workers=dask_address(cluster), progress=False)
+    with (
+        cluster,
+        pytest.raises(OSError, match=says),
+        RecordWriter(tmp_path, "persons") as writer,
+    ):
+        convert_items(
+            writer, some, list(range(9)), workers=dask_address(cluster), progress=False
+        )
 
 
 def test_nothing_to_convert(tmp_path):
@@ -362,14 +546,18 @@ def test_the_camera_of_the_whole_picture_gives_that_of_the_crop():
     assert e.focal == 500 and e.center.tolist() == [226, 212]
     point = np.array([0.3, -0.2, 4.0])
     source = 1000 * point[:2] / point[2] + [512, 384]
-    np.testing.assert_allclose(crop[:, :2] @ source + crop[:, 2], e.focal * point[:2] / point[2] + e.center)
+    np.testing.assert_allclose(
+        crop[:, :2] @ source + crop[:, 2], e.focal * point[:2] / point[2] + e.center
+    )
     with pytest.raises(ValueError, match="gender"):
         person(1, gender="f")
 
 
 def test_a_set_of_poses_is_not_mistaken_for_old_records(tmp_path):
     (tmp_path / "card.json").write_text('{"schema": "mocap 1", "dataset": "mocap"}')
-    with pytest.raises(ValueError, match="card.json: a set of poses, not of pictures.*load_mocap"):
+    with pytest.raises(
+        ValueError, match="card.json: a set of poses, not of pictures.*load_mocap"
+    ):
         card(tmp_path)
 
 
@@ -387,7 +575,10 @@ def test_records_of_the_first_schema_are_read(tmp_path):
     write(tmp_path)
     facts = tmp_path / "card.json"
     facts.write_text(facts.read_text().replace('"schema": 2', '"schema": 1'))
-    assert len(list(examples(tmp_path))) == 16 and len(list(record_dataset(tmp_path, source_set(NAMES), meta=True))) == 16
+    assert (
+        len(list(examples(tmp_path))) == 16
+        and len(list(record_dataset(tmp_path, source_set(NAMES), meta=True))) == 16
+    )
     facts.write_text(facts.read_text().replace('"schema": 1', '"schema": 3'))
     with pytest.raises(ValueError, match="schema 3"):
         card(tmp_path)
@@ -402,49 +593,92 @@ def test_a_shard_is_full_by_bytes_too(tmp_path):
 def test_label_files_are_known_by_their_checksum(tmp_path):
     labels = tmp_path / "labels.mat"
     labels.write_text("one")
-    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path / "r", "persons", sources=[labels]):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        RecordWriter(tmp_path / "r", "persons", sources=[labels]),
+    ):
         raise KeyboardInterrupt
     labels.write_text("two")
-    with pytest.raises(ValueError, match="begun with other settings.*sources"), RecordWriter(tmp_path / "r", "persons", sources=[labels], resume=True):
+    with (
+        pytest.raises(ValueError, match="begun with other settings.*sources"),
+        RecordWriter(tmp_path / "r", "persons", sources=[labels], resume=True),
+    ):
         pass
 
 
 def test_label_files_of_one_name_are_told_apart(tmp_path):
     "Sixteen annot.mat, one in each folder: each has its own line on the card."
-    files = [tmp_path / f"S{s}" / f"Seq{q}" / "annot.mat" for s in (1, 2) for q in (1, 2)]
+    files = [
+        tmp_path / f"S{s}" / f"Seq{q}" / "annot.mat" for s in (1, 2) for q in (1, 2)
+    ]
     for i, file in enumerate(files):
         file.parent.mkdir(parents=True)
         file.write_text(str(i))
     sources = RecordWriter(tmp_path / "r", "persons", sources=files).plan["sources"]
-    assert {name: digest == file_digest(tmp_path / name) for name, digest in sources.items()} == {f"S{s}/Seq{q}/annot.mat": True for s in (1, 2) for q in (1, 2)}
-    assert list(RecordWriter(tmp_path / "r", "persons", sources=files[:1]).plan["sources"]) == ["annot.mat"]
+    assert {
+        name: digest == file_digest(tmp_path / name) for name, digest in sources.items()
+    } == {f"S{s}/Seq{q}/annot.mat": True for s in (1, 2) for q in (1, 2)}
+    assert list(
+        RecordWriter(tmp_path / "r", "persons", sources=files[:1]).plan["sources"]
+    ) == ["annot.mat"]
 
 
 @settings(max_examples=60, deadline=None)
-@given(x=st.floats(-50, 250), y=st.floats(-50, 250), side=st.floats(2, 900), width=st.integers(20, 260), height=st.integers(20, 260))
+@given(
+    x=st.floats(-50, 250),
+    y=st.floats(-50, 250),
+    side=st.floats(2, 900),
+    width=st.integers(20, 260),
+    height=st.integers(20, 260),
+)
 def test_the_stored_map_is_true_for_the_pixels(x, y, side, width, height):
     "A soft dot at a known place of a picture lies where the map says, kept whole or cut, enlarged never."
     at = np.array([width * 0.4, height * 0.55])
     grid_y, grid_x = np.mgrid[:height, :width]
-    light = np.uint8(200 * np.exp(-((grid_x - at[0]) ** 2 + (grid_y - at[1]) ** 2) / 18))[..., None].repeat(3, -1)
+    light = np.uint8(
+        200 * np.exp(-((grid_x - at[0]) ** 2 + (grid_y - at[1]) ** 2) / 18)
+    )[..., None].repeat(3, -1)
     jpeg, A, size = stored_jpeg(encode_jpeg(light), (x, y, side, side))
     assert size == (height, width) and A[0, 0] == A[1, 1] <= 1
     stored = decode_jpeg(jpeg)[..., 0].astype(float)
     h, w = stored.shape
     place = A[:, :2] @ at + A[:, 2]
-    if (place > 15 * A[0, 0]).all() and (place < np.array([w, h]) - 15 * A[0, 0]).all() and A[0, 0] > 0.3:
+    if (
+        (place > 15 * A[0, 0]).all()
+        and (place < np.array([w, h]) - 15 * A[0, 0]).all()
+        and A[0, 0] > 0.3
+    ):
         stored[stored < 12] = 0
-        found = np.array([stored.sum(0) @ np.arange(w), stored.sum(1) @ np.arange(h)]) / stored.sum()
+        found = (
+            np.array([stored.sum(0) @ np.arange(w), stored.sum(1) @ np.arange(h)])
+            / stored.sum()
+        )
         assert np.abs(found - place).max() < 0.35
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(x=st.floats(-200, 900), y=st.floats(-200, 900), w=st.floats(1, 900), h=st.floats(1, 900))
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    x=st.floats(-200, 900),
+    y=st.floats(-200, 900),
+    w=st.floats(1, 900),
+    h=st.floats(1, 900),
+)
 def test_any_box_can_be_cut(x, y, w, h):
     image = np.zeros((60, 80, 3), np.uint8) + np.uint8([200, 30, 90])
     cut, A, size = cut_person(encode_jpeg(image), (x, y, w, h))
     side = stored_crop((x, y, w, h))[1]
-    assert cut.shape == (side, side, 3) and side <= 300 and size[0] in (60, 64) and size[1] == 80
-    assert np.abs(cut.astype(int) - [200, 30, 90]).max() < 6  # border repeated, colours in order
+    assert (
+        cut.shape == (side, side, 3)
+        and side <= 300
+        and size[0] in (60, 64)
+        and size[1] == 80
+    )
+    assert (
+        np.abs(cut.astype(int) - [200, 30, 90]).max() < 6
+    )  # border repeated, colours in order
     middle = A[:, :2] @ [x + w / 2, y + h / 2] + A[:, 2]
     assert np.abs(middle - (side - 1) / 2).max() <= 1

@@ -1,4 +1,5 @@
 """The body layer: saving and loading, no weights, number types, batch sizes, graph mode and training."""
+
 import os
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from keras import ops
 from scipy.spatial.transform import Rotation
 
-from hmr_nb.body_data import BodyData, load_body, shipped
-from hmr_nb.open_body import open_body
-from hmr_nb.shapes import test_array as same
-from hmr_nb.skeleton import keypoint_set
-from hmr_nb.smpl import (
+from hmr_nb.basics.files import shipped
+from hmr_nb.basics.keypoints import keypoint_set
+from hmr_nb.basics.shapes import test_array as same
+from hmr_nb.body.body_data import BodyData, load_body
+from hmr_nb.body.open_body import open_body
+from hmr_nb.body.smpl import (
     SMPL,
     BodyFunction,
     forward_kinematics,
@@ -55,18 +57,36 @@ def layer(dtype="float32", jit=True):
 
 def some(b=3, seed=0):
     rng = np.random.default_rng(seed)
-    return rng.normal(scale=0.5, size=(b, 24, 3)).astype("float32"), rng.normal(size=(b, 10)).astype("float32")
+    return rng.normal(scale=0.5, size=(b, 24, 3)).astype("float32"), rng.normal(
+        size=(b, 10)
+    ).astype("float32")
 
 
 # --- golden numbers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("other,kind", [("hmr1", "f32"), ("hmr2", "f32"), ("smplx", "f32"), ("hmr1", "f64"), ("hmr2", "f64"), ("smplx", "f64"), ("numpy", "f64")])
+@pytest.mark.parametrize(
+    "other,kind",
+    [
+        ("hmr1", "f32"),
+        ("hmr2", "f32"),
+        ("smplx", "f32"),
+        ("hmr1", "f64"),
+        ("hmr2", "f64"),
+        ("smplx", "f64"),
+        ("numpy", "f64"),
+    ],
+)
 def test_goldens(other, kind):
     smpl, z = layer("float32" if kind == "f32" else "float64"), golden()
     out = smpl(z["pose"].reshape(16, 24, 3), z["betas"])
     atol = 2e-6 if kind == "f32" else 1e-7
-    for part, key in (("vertices", "verts"), ("joints", "joints24"), ("keypoints", "kp19"), ("rotations", "rot")):
+    for part, key in (
+        ("vertices", "verts"),
+        ("joints", "joints24"),
+        ("keypoints", "kp19"),
+        ("rotations", "rot"),
+    ):
         same(getattr(out, part), z[f"{other}_{kind}_{key}"], atol=atol)
 
 
@@ -86,16 +106,26 @@ def test_keypoints_without_the_mesh_are_the_same(jit):
     joints, R = smpl.joints_only(pose, betas, trans)
     same(joints, out.joints, atol=1e-6)
     same(R, out.rotations, atol=1e-6)
-    by_hand = np.einsum("kv,bvc->bkc", COCO.regressor_matrix(golden_body()), out.vertices)
+    by_hand = np.einsum(
+        "kv,bvc->bkc", COCO.regressor_matrix(golden_body()), out.vertices
+    )
     same(out.keypoints, by_hand.astype("float32"), atol=2e-6)
 
 
 def test_smpl24_points_are_the_posed_joints():
-    mixed = keypoint_set("lsp14").add("smpl_left_knee", mirror="smpl_right_knee").add("smpl_right_knee", mirror="smpl_left_knee")
+    mixed = (
+        keypoint_set("lsp14")
+        .add("smpl_left_knee", mirror="smpl_right_knee")
+        .add("smpl_right_knee", mirror="smpl_left_knee")
+    )
     pose, betas = some(2)
     out = SMPL(golden_body(), keypoints=mixed, jit=False)(pose, betas)
     same(out.keypoints[:, mixed.index("smpl_left_knee")], out.joints[:, 4], atol=0)
-    same(out.keypoints[:, :14], layer(jit=False)(pose, betas).keypoints[:, :14], atol=1e-6)
+    same(
+        out.keypoints[:, :14],
+        layer(jit=False)(pose, betas).keypoints[:, :14],
+        atol=1e-6,
+    )
     only = SMPL(golden_body(), keypoints=keypoint_set("smpl24"), jit=False)
     same(only.keypoints_only(pose, betas), out.joints, atol=1e-6)
 
@@ -113,21 +143,30 @@ def whole_model(body):
 
 def test_no_weights_and_none_in_a_saved_model(tmp_path):
     smpl = layer()
-    assert smpl.weights == [] and smpl.trainable_variables == [] and smpl.non_trainable_variables == []
+    assert (
+        smpl.weights == []
+        and smpl.trainable_variables == []
+        and smpl.non_trainable_variables == []
+    )
     body = open_body()
     model = whole_model(body)
     assert len(model.weights) == 2
     model.save_weights(tmp_path / "m.weights.h5")
     model.save(tmp_path / "m.keras")
     for file in tmp_path.iterdir():
-        assert file.stat().st_size < 200_000, "a dense layer of 82 × 82 is 27 kB; the body would be megabytes"
+        assert file.stat().st_size < 200_000, (
+            "a dense layer of 82 × 82 is 27 kB; the body would be megabytes"
+        )
     with zipfile.ZipFile(tmp_path / "m.keras") as archive:
         everything = b"".join(archive.read(n) for n in archive.namelist())
     assert body.v_template.astype("<f4").tobytes()[:400] not in everything
 
 
 def test_a_model_comes_back(tmp_path):
-    model, x = whole_model(open_body()), np.random.default_rng(0).normal(size=(2, 82)).astype("float32")
+    model, x = (
+        whole_model(open_body()),
+        np.random.default_rng(0).normal(size=(2, 82)).astype("float32"),
+    )
     model.save(tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras")
     for a, b in zip(again(x), model(x)):
@@ -140,11 +179,19 @@ def test_a_model_comes_back(tmp_path):
 
 def test_config_round_trip_with_own_points():
     body = open_body()
-    points = keypoint_set("lsp14").add("toe_l", body.keypoint_regressors["toe_l"], edge="ankle_l").add("toe_r", body.keypoint_regressors["toe_r"], edge="ankle_r")
+    points = (
+        keypoint_set("lsp14")
+        .add("toe_l", body.keypoint_regressors["toe_l"], edge="ankle_l")
+        .add("toe_r", body.keypoint_regressors["toe_r"], edge="ankle_r")
+    )
     smpl = SMPL(body, keypoints=points, jit=False, dtype="float64", name="mine")
     config = smpl.get_config()
     again = SMPL.from_config(config)
-    assert again.get_config() == config and (again.name, again.dtype, again.jit) == ("mine", "float64", False)
+    assert again.get_config() == config and (again.name, again.dtype, again.jit) == (
+        "mine",
+        "float64",
+        False,
+    )
     pose, betas = some(1)
     same(again(pose, betas).keypoints, smpl(pose, betas).keypoints, atol=1e-9)
     assert again.keypoints.flip.tolist() == points.flip.tolist()
@@ -159,7 +206,9 @@ def test_config_round_trip_with_own_points():
 @pytest.mark.parametrize("given", ["float16", "float32", "float64"])
 def test_any_input_type_one_output_type(dtype, given):
     pose, betas = some(2)
-    out = layer(dtype, jit=False)(pose.astype(given), betas.astype(given), np.zeros((2, 3), given))
+    out = layer(dtype, jit=False)(
+        pose.astype(given), betas.astype(given), np.zeros((2, 3), given)
+    )
     assert all(keras.backend.standardize_dtype(x.dtype) == dtype for x in out)
 
 
@@ -211,7 +260,9 @@ def test_one_trace_for_all_batch_sizes():
 )
 def test_wrong_shapes_are_named(pose, betas, trans, word):
     with pytest.raises(ValueError, match=word):
-        layer()(np.zeros(pose), np.zeros(betas), None if trans is None else np.zeros(trans))
+        layer()(
+            np.zeros(pose), np.zeros(betas), None if trans is None else np.zeros(trans)
+        )
 
 
 def test_points_that_the_body_does_not_have():
@@ -239,13 +290,21 @@ def test_graph_mode_equals_eager():
 
 def test_learning_through_the_body():
     "A dense layer before the body learns a pose from keypoints alone, under fit."
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(72, kernel_initializer="zeros"), keras.layers.Reshape((24, 3))])
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(72, kernel_initializer="zeros"),
+            keras.layers.Reshape((24, 3)),
+        ]
+    )
     smpl = layer(jit=False)
     features = keras.Input((4,))
     flat = keras.layers.Lambda(lambda x: ops.zeros((ops.shape(x)[0], 10)))(features)
     trained = keras.Model(features, smpl(model(features), flat).keypoints)
     trained.compile(keras.optimizers.Adam(0.02), "mse")
-    target = smpl(np.tile(some(1)[0] * 0.3, (8, 1, 1)), np.zeros((8, 10))).keypoints.numpy()
+    target = smpl(
+        np.tile(some(1)[0] * 0.3, (8, 1, 1)), np.zeros((8, 10))
+    ).keypoints.numpy()
     history = trained.fit(np.ones((8, 4)), target, epochs=40, verbose=0).history["loss"]
     assert history[-1] < 0.2 * history[0]
 
@@ -258,7 +317,11 @@ def test_gradient_is_finite_at_zero_and_equal_compiled(jit):
         tape.watch([pose, betas])
         score = tf.reduce_sum(smpl.keypoints_only(pose, betas) ** 2)
     by_pose, by_betas = tape.gradient(score, [pose, betas])
-    assert np.isfinite(by_pose).all() and np.isfinite(by_betas).all() and np.abs(by_pose).max() > 1e-3
+    assert (
+        np.isfinite(by_pose).all()
+        and np.isfinite(by_betas).all()
+        and np.abs(by_pose).max() > 1e-3
+    )
 
 
 def test_gradient_against_finite_differences():
@@ -275,8 +338,18 @@ def test_gradient_against_finite_differences():
         ends = []
         for sign in (1, -1):
             moved = x + sign * 1e-6 * direction
-            ends.append(np.sum(smpl(moved if x is pose else pose, moved if x is betas else betas).vertices * push))
-        assert abs((ends[0] - ends[1]) / 2e-6 - np.sum(gradient * direction)) < 1e-5 * np.abs(gradient).sum()
+            ends.append(
+                np.sum(
+                    smpl(
+                        moved if x is pose else pose, moved if x is betas else betas
+                    ).vertices
+                    * push
+                )
+            )
+        assert (
+            abs((ends[0] - ends[1]) / 2e-6 - np.sum(gradient * direction))
+            < 1e-5 * np.abs(gradient).sum()
+        )
 
 
 # --- any body ---------------------------------------------------------------------------------------------------------
@@ -296,7 +369,9 @@ def slow_body(body, R, betas):
     "SMPL by loops, straight from the paper's equations, for one body."
     V = body.v_template + body.shapedirs @ betas
     J = body.J_regressor @ V
-    V = V + body.posedirs @ np.concatenate([(R[j] - np.eye(3)).ravel() for j in range(1, len(R))] or [np.zeros(0)])
+    V = V + body.posedirs @ np.concatenate(
+        [(R[j] - np.eye(3)).ravel() for j in range(1, len(R))] or [np.zeros(0)]
+    )
     G = {}
     for j, parent in enumerate(body.parents):
         local = np.eye(4)
@@ -310,17 +385,39 @@ def slow_body(body, R, betas):
 
 
 @settings(max_examples=25, deadline=None)
-@given(joints=st.integers(1, 9), vertices=st.integers(3, 12), shapes=st.integers(0, 4), b=st.integers(1, 3), seed=st.integers(0, 10**6))
+@given(
+    joints=st.integers(1, 9),
+    vertices=st.integers(3, 12),
+    shapes=st.integers(0, 4),
+    b=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+)
 def test_any_tree_against_loops(joints, vertices, shapes, b, seed):
     rng = np.random.default_rng(seed)
     body = random_body(joints, vertices, shapes, rng)
     pose, betas = rng.normal(size=(b, joints, 3)), rng.normal(size=(b, shapes))
     R = np.asarray(rotations_of(ops.convert_to_tensor(pose), joints))
-    out = run_body(BodyFunction(body, dtype="float64", jit=False), "mesh", ops.convert_to_tensor(pose), ops.convert_to_tensor(betas))
+    out = run_body(
+        BodyFunction(body, dtype="float64", jit=False),
+        "mesh",
+        ops.convert_to_tensor(pose),
+        ops.convert_to_tensor(betas),
+    )
     V = shape_blend(body.v_template, body.shapedirs, betas)
     rest = rest_joints(body.J_regressor, V)
     G, P = forward_kinematics(R, rest, body.parents)
-    steps = skin(ops.add(V, shape_blend(np.zeros_like(body.v_template), body.posedirs, pose_features(R))), G, P, rest, body.weights)
+    steps = skin(
+        ops.add(
+            V,
+            shape_blend(
+                np.zeros_like(body.v_template), body.posedirs, pose_features(R)
+            ),
+        ),
+        G,
+        P,
+        rest,
+        body.weights,
+    )
     for i in range(b):
         vertices_i, joints_i = slow_body(body, R[i], betas[i])
         same(out.vertices[i], vertices_i, atol=1e-10)
@@ -335,7 +432,9 @@ def test_a_child_may_stand_before_its_parent(seed):
     rng = np.random.default_rng(seed)
     body = random_body(6, 8, 2, rng)
     order = rng.permutation(6)
-    order = np.concatenate([[0], order[order > 0]])  # the root stays first: the correctives leave out joint 0
+    order = np.concatenate(
+        [[0], order[order > 0]]
+    )  # the root stays first: the correctives leave out joint 0
     place = np.argsort(order)
     columns = np.concatenate([np.arange(9 * (j - 1), 9 * j) for j in order[1:]])
     shuffled = replace(
@@ -343,25 +442,47 @@ def test_a_child_may_stand_before_its_parent(seed):
         J_regressor=body.J_regressor[order], weights=body.weights[:, order], joint_names=tuple(f"j{j}" for j in order),
     )  # fmt: skip
     pose, betas = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 2))
-    a = run_body(BodyFunction(body, dtype="float64", jit=False), "mesh", ops.convert_to_tensor(pose), ops.convert_to_tensor(betas))
-    b = run_body(BodyFunction(shuffled, dtype="float64", jit=False), "mesh", ops.convert_to_tensor(pose[:, order]), ops.convert_to_tensor(betas))
+    a = run_body(
+        BodyFunction(body, dtype="float64", jit=False),
+        "mesh",
+        ops.convert_to_tensor(pose),
+        ops.convert_to_tensor(betas),
+    )
+    b = run_body(
+        BodyFunction(shuffled, dtype="float64", jit=False),
+        "mesh",
+        ops.convert_to_tensor(pose[:, order]),
+        ops.convert_to_tensor(betas),
+    )
     same(b.vertices, a.vertices, atol=1e-12)
     same(b.joints, np.asarray(a.joints)[:, order], atol=1e-12)
 
 
-@pytest.mark.parametrize("joints,shapes", [(52, 16), (55, 400), (16, 10)], ids=["SMPL-H", "SMPL-X", "MANO"])
+@pytest.mark.parametrize(
+    "joints,shapes", [(52, 16), (55, 400), (16, 10)], ids=["SMPL-H", "SMPL-X", "MANO"]
+)
 def test_the_family_against_loops(joints, shapes):
     "Bodies of the sizes of the other models, hands and expression included, by one compiled layer."
     rng = np.random.default_rng(joints)
     body = random_body(joints, 30, shapes, rng)
-    pose, betas = rng.normal(scale=0.5, size=(2, joints, 3)), rng.normal(size=(2, shapes))
+    pose, betas = (
+        rng.normal(scale=0.5, size=(2, joints, 3)),
+        rng.normal(size=(2, shapes)),
+    )
     smpl = SMPL(body, dtype="float64")
-    out, R = smpl(pose, betas), np.asarray(rotations_of(ops.convert_to_tensor(pose), joints))
+    out, R = (
+        smpl(pose, betas),
+        np.asarray(rotations_of(ops.convert_to_tensor(pose), joints)),
+    )
     for i in range(2):
         vertices, places = slow_body(body, R[i], betas[i])
         same(out.vertices[i], vertices, atol=1e-10)
         same(out.joints[i], places, atol=1e-10)
-    same(smpl(pose, betas[:, :3]).vertices, smpl(pose, np.pad(betas[:, :3], [(0, 0), (0, shapes - 3)])).vertices, atol=1e-10)
+    same(
+        smpl(pose, betas[:, :3]).vertices,
+        smpl(pose, np.pad(betas[:, :3], [(0, 0), (0, shapes - 3)])).vertices,
+        atol=1e-10,
+    )
 
 
 # --- laws -------------------------------------------------------------------------------------------------------------
@@ -372,14 +493,27 @@ def test_the_family_against_loops(joints, shapes):
 def test_the_root_moves_the_body_rigidly(seed):
     "Turning the root turns everything about the pelvis, trans moves everything; nothing else changes."
     rng = np.random.default_rng(seed)
-    smpl, pose, betas, trans = layer("float64", jit=False), rng.normal(size=(2, 24, 3)), rng.normal(size=(2, 10)), rng.normal(size=(2, 3))
+    smpl, pose, betas, trans = (
+        layer("float64", jit=False),
+        rng.normal(size=(2, 24, 3)),
+        rng.normal(size=(2, 10)),
+        rng.normal(size=(2, 3)),
+    )
     turn = Rotation.from_rotvec(rng.normal(size=3) * 2)
     turned = pose.copy()
     turned[:, 0] = (turn * Rotation.from_rotvec(pose[:, 0])).as_rotvec()
     before, after = smpl(pose, betas), smpl(turned, betas, trans)
     pelvis = before.joints[:, :1].numpy()
-    for a, b in ((after.vertices, before.vertices), (after.joints, before.joints), (after.keypoints, before.keypoints)):
-        same(a, (b.numpy() - pelvis) @ turn.as_matrix().T + pelvis + trans[:, None], atol=1e-9)
+    for a, b in (
+        (after.vertices, before.vertices),
+        (after.joints, before.joints),
+        (after.keypoints, before.keypoints),
+    ):
+        same(
+            a,
+            (b.numpy() - pelvis) @ turn.as_matrix().T + pelvis + trans[:, None],
+            atol=1e-9,
+        )
     same(after.rotations[:, 1:], before.rotations[:, 1:], atol=1e-12)
 
 
@@ -405,22 +539,47 @@ def mirrored_body(rng):
 
     V, S = both(rng.normal(size=(half, 3))), both(rng.normal(size=(half, 3, 3)) * 0.1)
     S[half:, :, 2] *= -1
-    signs = np.kron(flip, flip)  # M R M: entry (c, d) changes sign where one of them is x
+    signs = np.kron(
+        flip, flip
+    )  # M R M: entry (c, d) changes sign where one of them is x
     columns = np.concatenate([9 * (joints[j] - 1) + np.arange(9) for j in range(1, 24)])
     P = rng.normal(size=(half, 3, 207)) * 0.01
     P = np.concatenate([P, (P * flip[:, None])[..., columns] * np.tile(signs, 23)])
     W, reg = rng.random((half, 24)), rng.random((24, half))
-    W, reg = np.concatenate([W, W[:, joints]]), np.concatenate([reg, reg[joints]], axis=1)
-    return BodyData(V, S, P, reg / reg.sum(1, keepdims=True), W / W.sum(1, keepdims=True), body.parents, np.zeros((1, 3), int), mirror=swap)
+    W, reg = (
+        np.concatenate([W, W[:, joints]]),
+        np.concatenate([reg, reg[joints]], axis=1),
+    )
+    return BodyData(
+        V,
+        S,
+        P,
+        reg / reg.sum(1, keepdims=True),
+        W / W.sum(1, keepdims=True),
+        body.parents,
+        np.zeros((1, 3), int),
+        mirror=swap,
+    )
 
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_mirrored_pose_and_betas_give_the_mirrored_body(seed):
     rng = np.random.default_rng(seed)
-    body, flip, swap = mirrored_body(rng), np.array([-1, 1, 1]), keypoint_set("smpl24").flip
-    smpl, pose, betas = SMPL(body, dtype="float64", jit=False), rng.normal(size=(2, 24, 3)), rng.normal(size=(2, 3))
-    out, other = smpl(pose, betas), smpl(pose[:, swap] * [1, -1, -1], betas * [1, 1, -1])
+    body, flip, swap = (
+        mirrored_body(rng),
+        np.array([-1, 1, 1]),
+        keypoint_set("smpl24").flip,
+    )
+    smpl, pose, betas = (
+        SMPL(body, dtype="float64", jit=False),
+        rng.normal(size=(2, 24, 3)),
+        rng.normal(size=(2, 3)),
+    )
+    out, other = (
+        smpl(pose, betas),
+        smpl(pose[:, swap] * [1, -1, -1], betas * [1, 1, -1]),
+    )
     same(other.vertices, out.vertices.numpy()[:, body.mirror] * flip, atol=1e-10)
     same(other.joints, out.joints.numpy()[:, swap] * flip, atol=1e-10)
 
@@ -442,20 +601,37 @@ def test_keypoints_use_no_other_vertices():
     body, (pose, betas) = golden_body(), some(2)
     smpl = layer(jit=False)
     support = smpl.function.points.support
-    assert 0 < len(support) < 200 and smpl.function.few["basis"].shape == (217, 3 * len(support))
+    assert 0 < len(support) < 200 and smpl.function.few["basis"].shape == (
+        217,
+        3 * len(support),
+    )
     rest, far = np.setdiff1d(np.arange(200), support), np.array(body.posedirs)
     far[rest] += 1e3
-    same(SMPL(replace(body, posedirs=far), keypoints=COCO, jit=False).keypoints_only(pose, betas), smpl.keypoints_only(pose, betas), atol=1e-6)
+    same(
+        SMPL(replace(body, posedirs=far), keypoints=COCO, jit=False).keypoints_only(
+            pose, betas
+        ),
+        smpl.keypoints_only(pose, betas),
+        atol=1e-6,
+    )
     out = smpl.without_mesh(pose, betas)
     assert out.vertices is None
-    for a, b in ((out.keypoints, smpl.keypoints_only(pose, betas)), (out.joints, smpl.joints_only(pose, betas)[0]), (out.rotations, smpl.joints_only(pose, betas)[1])):
+    for a, b in (
+        (out.keypoints, smpl.keypoints_only(pose, betas)),
+        (out.joints, smpl.joints_only(pose, betas)[0]),
+        (out.rotations, smpl.joints_only(pose, betas)[1]),
+    ):
         same(a, b, atol=1e-6)
 
 
 def licensed():
     "The open body as if it were somebody's: another name, other numbers."
     body, rng = open_body(), np.random.default_rng(0)
-    return replace(body, v_template=body.v_template + rng.normal(scale=1e-3, size=body.v_template.shape), name="SMPL neutral")
+    return replace(
+        body,
+        v_template=body.v_template + rng.normal(scale=1e-3, size=body.v_template.shape),
+        name="SMPL neutral",
+    )
 
 
 def test_no_saved_model_holds_somebodys_body(tmp_path):
@@ -466,7 +642,14 @@ def test_no_saved_model_holds_somebodys_body(tmp_path):
     model.save_weights(tmp_path / "m.weights.h5")
     with pytest.raises(ValueError, match="arrays of SMPL neutral are not written"):
         model.export(tmp_path / "served", format="tf_saved_model", verbose=False)
-    arrays = (body.v_template, body.weights, body.posedirs, tables["template"], tables["basis"], tables["weights"])
+    arrays = (
+        body.v_template,
+        body.weights,
+        body.posedirs,
+        tables["template"],
+        tables["basis"],
+        tables["weights"],
+    )
     files = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
     with zipfile.ZipFile(tmp_path / "m.keras") as archive:
         files += [archive.read(n) for n in archive.namelist()]
@@ -479,7 +662,10 @@ def test_no_saved_model_holds_somebodys_body(tmp_path):
 
 
 def test_the_open_body_may_be_exported(tmp_path):
-    model, x = whole_model(open_body()), np.random.default_rng(0).normal(size=(2, 82)).astype("float32")
+    model, x = (
+        whole_model(open_body()),
+        np.random.default_rng(0).normal(size=(2, 82)).astype("float32"),
+    )
     model.export(tmp_path / "served", format="tf_saved_model", verbose=False)
     served = tf.saved_model.load(tmp_path / "served")
     again = served.serve(x)
@@ -490,10 +676,19 @@ def test_the_open_body_may_be_exported(tmp_path):
 def test_somebodys_body_works_in_graphs_and_under_fit():
     "Held in variables, the same numbers: eager, in a graph, compiled, with gradients."
     body, (pose, betas) = licensed(), some(2)
-    smpl, ours = SMPL(body, keypoints=COCO), SMPL(replace(body, name=open_body().name), keypoints=COCO)
+    smpl, ours = (
+        SMPL(body, keypoints=COCO),
+        SMPL(replace(body, name=open_body().name), keypoints=COCO),
+    )
     assert smpl.weights == []
     same(smpl(pose, betas).vertices, ours(pose, betas).vertices, atol=1e-6)
-    same(tf.function(lambda p, b: smpl(p, b).vertices)(tf.constant(pose), tf.constant(betas)), ours(pose, betas).vertices, atol=1e-6)
+    same(
+        tf.function(lambda p, b: smpl(p, b).vertices)(
+            tf.constant(pose), tf.constant(betas)
+        ),
+        ours(pose, betas).vertices,
+        atol=1e-6,
+    )
     with tf.GradientTape() as tape:
         score = tf.reduce_sum(smpl.keypoints_only(pose, betas))
     assert not tape.watched_variables() and np.isfinite(score)
@@ -505,10 +700,10 @@ ON_ANOTHER_BACKEND = """
 import sys
 import keras, numpy as np
 from keras import ops
-from hmr_nb.body_data import load_body, shipped
-from hmr_nb.rotations import axis_angle_to_matrix, geodesic, matrix_to_axis_angle, project_to_so3, rotation_mean, swing_twist
-from hmr_nb.skeleton import keypoint_set
-from hmr_nb.smpl import SMPL
+from hmr_nb.body.body_data import load_body, shipped
+from hmr_nb.basics.rotations import axis_angle_to_matrix, geodesic, matrix_to_axis_angle, project_to_so3, rotation_mean, swing_twist
+from hmr_nb.basics.keypoints import keypoint_set
+from hmr_nb.body.smpl import SMPL
 
 which = keras.backend.backend()
 assert which == sys.argv[1], which
@@ -566,21 +761,50 @@ def slopes(smpl, pose, betas, push):
 def test_on_other_backends(backend, tmp_path):
     "The same code on Keras' other backends: goldens, gradients against finite differences, rotations."
     if find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed; pip install {backend} to run the body layer on it")
-    betas, push = golden()["betas"][7:8].astype(float), np.random.default_rng(0).normal(size=(200, 3))
-    poses = np.stack([np.zeros((24, 3)), golden()["pose"][7].reshape(24, 3)]).astype(float)
-    gradients = np.stack([slopes(layer("float64", jit=False), p, betas, push) for p in poses])
-    np.savez(tmp_path / "judge.npz", poses=poses, betas=betas, push=push, gradients=gradients)
-    env = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, "-c", ON_ANOTHER_BACKEND, backend, tmp_path / "judge.npz"], env=env, capture_output=True, text=True, check=False)
+        pytest.skip(
+            f"{backend} is not installed; pip install {backend} to run the body layer on it"
+        )
+    betas, push = (
+        golden()["betas"][7:8].astype(float),
+        np.random.default_rng(0).normal(size=(200, 3)),
+    )
+    poses = np.stack([np.zeros((24, 3)), golden()["pose"][7].reshape(24, 3)]).astype(
+        float
+    )
+    gradients = np.stack(
+        [slopes(layer("float64", jit=False), p, betas, push) for p in poses]
+    )
+    np.savez(
+        tmp_path / "judge.npz", poses=poses, betas=betas, push=push, gradients=gradients
+    )
+    env = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "JAX_PLATFORMS": "cpu",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ANOTHER_BACKEND, backend, tmp_path / "judge.npz"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"right on {backend}" in done.stdout
 
 
 @pytest.mark.parametrize("at", ["zero", "elsewhere"])
 def test_every_gradient_entry_against_finite_differences(at):
-    smpl, push = layer("float64", jit=False), np.random.default_rng(0).normal(size=(200, 3))
-    pose = np.zeros((24, 3)) if at == "zero" else golden()["pose"][7].reshape(24, 3).astype(float)
+    smpl, push = (
+        layer("float64", jit=False),
+        np.random.default_rng(0).normal(size=(200, 3)),
+    )
+    pose = (
+        np.zeros((24, 3))
+        if at == "zero"
+        else golden()["pose"][7].reshape(24, 3).astype(float)
+    )
     betas = golden()["betas"][7:8].astype(float)
     p = tf.constant(pose[None])
     with tf.GradientTape() as tape:

@@ -7,20 +7,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hmr_nb.camera import apply_affine, perspective
-from hmr_nb.datasets import synthetic
-from hmr_nb.datasets.synthetic import DOMAINS, NAMES, render_domain, render_example, sample_scene
-from hmr_nb.records import card, examples
-from hmr_nb.render import render, silhouette
-from hmr_nb.skeleton import keypoint_set
+from hmr_nb.basics.camera import apply_affine, perspective
+from hmr_nb.basics.keypoints import keypoint_set
+from hmr_nb.basics.rendering import render, silhouette
+from hmr_nb.making import domains
+from hmr_nb.making.domains import (
+    DOMAINS,
+    NAMES,
+    render_domain,
+    render_example,
+    sample_scene,
+)
+from hmr_nb.records.records import card, examples
 
-QUICK = dict(size=48, progress=False)
+QUICK = {"size": 48, "progress": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_layer():
     "One compiled SMPL layer for all tests of this file."
-    QUICK["smpl"] = synthetic.smpl_layer(synthetic.open_body())
+    QUICK["smpl"] = domains.smpl_layer(domains.open_body())
     yield
     del QUICK["smpl"]
 
@@ -39,7 +45,11 @@ def test_scene_is_a_function_of_its_arguments(name):
     for other in (sample_scene(name, 6, 200), sample_scene(name, 5, 201)):
         assert not np.array_equal(one.pose, other.pose)
     assert not np.array_equal(one.betas, sample_scene(name, 6, 200).betas)
-    assert one.pose.shape == (24, 3) and np.isfinite(one.pose).all() and np.abs(one.betas).max() <= 2
+    assert (
+        one.pose.shape == (24, 3)
+        and np.isfinite(one.pose).all()
+        and np.abs(one.betas).max() <= 2
+    )
     assert np.isclose(np.linalg.norm(one.up), 1) and one.foot[2] > 1
 
 
@@ -55,54 +65,91 @@ def test_a_dask_cluster_renders_the_same(tmp_path):
     from dask.distributed import LocalCluster
 
     render_domain("studio", 20, tmp_path / "serial", seed=3, workers=1, **QUICK)
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        render_domain("studio", 20, tmp_path / "cluster", seed=3, workers="dask://" + cluster.scheduler_address.removeprefix("tcp://"), **QUICK)
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        render_domain(
+            "studio",
+            20,
+            tmp_path / "cluster",
+            seed=3,
+            workers="dask://" + cluster.scheduler_address.removeprefix("tcp://"),
+            **QUICK,
+        )
     assert same_bytes(tmp_path / "serial", tmp_path / "cluster")
 
 
 def test_resume_after_an_interruption(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "SHARD", 6)
+    monkeypatch.setattr(domains, "SHARD", 6)
     render_domain("studio", 20, tmp_path / "whole", workers=1, **QUICK)
-    render_task = synthetic.render_task
+    render_task = domains.render_task
 
     def dies(scenes, *rest):
         if scenes[0].index > 0:
             raise KeyboardInterrupt
         return render_task(scenes, *rest)
 
-    monkeypatch.setattr(synthetic, "render_task", dies)
+    monkeypatch.setattr(domains, "render_task", dies)
     with pytest.raises(KeyboardInterrupt):
         render_domain("studio", 20, tmp_path / "broken", workers=1, **QUICK)
-    assert len(list((tmp_path / "broken").glob("*.tfrecord"))) == 2  # 16 pictures done, whole shards kept
-    monkeypatch.setattr(synthetic, "render_task", render_task)
+    assert (
+        len(list((tmp_path / "broken").glob("*.tfrecord"))) == 2
+    )  # 16 pictures done, whole shards kept
+    monkeypatch.setattr(domains, "render_task", render_task)
     with pytest.raises(ValueError, match="resume"):
         render_domain("studio", 20, tmp_path / "broken", workers=1, **QUICK)
     render_domain("studio", 20, tmp_path / "broken", workers=1, resume=True, **QUICK)
     assert same_bytes(tmp_path / "whole", tmp_path / "broken")
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "whole").iterdir()}
-    facts = render_domain("studio", 20, tmp_path / "whole", workers=1, resume=True, **QUICK)  # nothing left to do
-    assert facts["written"] == 20 and before == {f: f.stat().st_mtime_ns for f in (tmp_path / "whole").iterdir()}
+    facts = render_domain(
+        "studio", 20, tmp_path / "whole", workers=1, resume=True, **QUICK
+    )  # nothing left to do
+    assert facts["written"] == 20 and before == {
+        f: f.stat().st_mtime_ns for f in (tmp_path / "whole").iterdir()
+    }
 
 
 @pytest.mark.parametrize("count", [1, 17])
 def test_small_counts_hold_their_truth(count, tmp_path):
-    facts = render_domain("street", count, tmp_path / "r", seed=1, workers=1, split="val", **QUICK)
-    assert facts["written"] == facts["with_3d"] == facts["with_smpl"] == count and facts["splits"] == {"val": count}
+    facts = render_domain(
+        "street", count, tmp_path / "r", seed=1, workers=1, split="val", **QUICK
+    )
+    assert facts["written"] == facts["with_3d"] == facts[
+        "with_smpl"
+    ] == count and facts["splits"] == {"val": count}
     found = list(examples(tmp_path / "r"))
     assert [e.frame for e in found] == list(range(count))
     for e in found:
-        assert tuple(e.names) == NAMES and e.image.shape == (48, 48, 3) and set(e.state) <= {1, 2}
+        assert (
+            tuple(e.names) == NAMES
+            and e.image.shape == (48, 48, 3)
+            and set(e.state) <= {1, 2}
+        )
         assert np.allclose(e.kp2d, perspective(e.kp3d, e.focal, e.center), atol=2e-3)
-        assert np.allclose(apply_affine(e.crop, np.full((1, 2), 499.5))[0], e.center, atol=2e-3)  # the photograph's middle
-        inside = ((e.kp2d > -.5) & (e.kp2d < 47.5)).all(1)
-        assert inside.mean() > .4 and not (e.state[~inside] == 2).any() and (e.kp3d[:, 2] > .5).all()
+        assert np.allclose(
+            apply_affine(e.crop, np.full((1, 2), 499.5))[0], e.center, atol=2e-3
+        )  # the photograph's middle
+        inside = ((e.kp2d > -0.5) & (e.kp2d < 47.5)).all(1)
+        assert (
+            inside.mean() > 0.4
+            and not (e.state[~inside] == 2).any()
+            and (e.kp3d[:, 2] > 0.5).all()
+        )
         assert np.isclose(max(e.box[2:]), 48 / 1.5, atol=1e-3)
         f, _, cx, cy = e.intrinsics
-        assert np.allclose(apply_affine(e.crop, perspective(e.kp3d, f, np.array([cx, cy]))), e.kp2d, atol=2e-2)  # the photograph's own camera
+        assert np.allclose(
+            apply_affine(e.crop, perspective(e.kp3d, f, np.array([cx, cy]))),
+            e.kp2d,
+            atol=2e-2,
+        )  # the photograph's own camera
 
 
 def test_other_seeds_give_other_people(tmp_path):
-    a, b = ([e.pose for e in examples(tmp_path / s)] for s in ("a", "b") if render_domain("studio", 2, tmp_path / s, seed=ord(s), workers=1, **QUICK))
+    a, b = (
+        [e.pose for e in examples(tmp_path / s)]
+        for s in ("a", "b")
+        if render_domain("studio", 2, tmp_path / s, seed=ord(s), workers=1, **QUICK)
+    )
     assert all(not np.allclose(x, y) for x in a for y in b)
 
 
@@ -114,17 +161,21 @@ def test_errors_are_clear(tmp_path):
     with pytest.raises(ValueError, match="already holds"):
         render_domain("studio", 1, tmp_path / "y", workers=1, **QUICK)
     with pytest.raises(ValueError, match="other settings"):
-        render_domain("studio", 1, tmp_path / "y", seed=9, workers=1, resume=True, **QUICK)
+        render_domain(
+            "studio", 1, tmp_path / "y", seed=9, workers=1, resume=True, **QUICK
+        )
     assert card(tmp_path / "y")["options"]["seed"] == 0
 
 
 def test_a_street_without_a_box_between_camera_and_person_renders():
-    rendered = synthetic.render_example("street", 3, 2184, 48, want=("mask",))  # every box of this scene stood before the person
+    rendered = domains.render_example(
+        "street", 3, 2184, 48, want=("mask",)
+    )  # every box of this scene stood before the person
     assert (rendered.mask >= 0).any()
 
 
 def test_workers_need_no_tensorflow():
-    code = "import sys, hmr_nb.datasets.synthetic; sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
+    code = "import sys, hmr_nb.making.domains; sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -143,21 +194,28 @@ def test_want_is_checked_and_needs_part_labels():
         render_example("street", 0, 0, want=["normals"])
     with pytest.raises(ValueError, match="index -1"):
         render_example("street", 0, -1)
-    bare = replace(synthetic.open_body(), extras={})
+    bare = replace(domains.open_body(), extras={})
     with pytest.raises(ValueError, match="no part labels"):
         render_example("studio", 0, 0, 48, body=bare, smpl=QUICK["smpl"])
-    assert np.isfinite(render_example("studio", 0, 0, 48, want=["depth"], body=bare, smpl=QUICK["smpl"]).depth).any()
+    assert np.isfinite(
+        render_example(
+            "studio", 0, 0, 48, want=["depth"], body=bare, smpl=QUICK["smpl"]
+        ).depth
+    ).any()
 
 
 @pytest.fixture(scope="module")
 def many(one_layer):
     "Thirty pictures of each domain with mask and depth, and their meshes."
-    body, smpl = synthetic.open_body(), QUICK["smpl"]
-    wardrobe, found = synthetic.wardrobe_of(body, smpl), {}
+    body, smpl = domains.open_body(), QUICK["smpl"]
+    wardrobe, found = domains.wardrobe_of(body, smpl), {}
     for name in DOMAINS:
-        scenes = synthetic.sample_block(name, 11, 0)
-        V, kp3d = synthetic.pose_block(smpl, scenes)
-        rendered = [synthetic.render_scene(*one, wardrobe, 96, want=("mask", "depth")) for one in list(zip(scenes, V, kp3d))[:30]]
+        scenes = domains.sample_block(name, 11, 0)
+        V, kp3d = domains.pose_block(smpl, scenes)
+        rendered = [
+            domains.render_scene(*one, wardrobe, 96, want=("mask", "depth"))
+            for one in list(zip(scenes, V, kp3d))[:30]
+        ]
         found[name] = [(r, v + r.example.trans) for r, v in zip(rendered, V)]
     return body, found
 
@@ -169,13 +227,17 @@ def test_mask_and_depth_are_those_of_the_mesh(name, many):
         e, shows = r.example, r.mask >= 0
         assert np.array_equal(shows, np.isfinite(r.depth))
         truth = render(V, body.faces, e.focal, e.center, (96, 96), supersample=2)
-        assert not (shows & ~truth.mask).any() and shows.sum() > .2 * truth.mask.sum()
+        assert not (shows & ~truth.mask).any() and shows.sum() > 0.2 * truth.mask.sum()
         assert np.allclose(r.depth[shows], truth.depth[shows], atol=2e-3)
         labels = body.extras["part_labels"][body.faces[truth.face[shows]]]
-        assert (labels == r.mask[shows][:, None]).any(1).all()  # the part of one of the triangle's corners
+        assert (
+            (labels == r.mask[shows][:, None]).any(1).all()
+        )  # the part of one of the triangle's corners
         if name == "studio":
             outline = silhouette(V, body.faces, e.focal, e.center, (96, 96))
-            assert (shows & outline).sum() / outline.sum() > .75  # nothing stands in the way there, but for a stool
+            assert (
+                (shows & outline).sum() / outline.sum() > 0.75
+            )  # nothing stands in the way there, but for a stool
 
 
 def test_states_agree_with_the_pictures(many):
@@ -186,12 +248,17 @@ def test_states_agree_with_the_pictures(many):
         for r, _ in found[name]:
             e = r.example
             col, row = np.clip(np.rint(e.kp2d), 0, 95).astype(int).T
-            near = np.array([(r.mask[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] >= 0).any() for x, y in zip(col, row)])
+            near = np.array(
+                [
+                    (r.mask[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] >= 0).any()
+                    for x, y in zip(col, row)
+                ]
+            )
             on_person += near[e.state == 2].tolist()
-            inside = ((e.kp2d > -.5) & (e.kp2d < 95.5)).all(1)
+            inside = ((e.kp2d > -0.5) & (e.kp2d < 95.5)).all(1)
             assert not (e.state[~inside] == 2).any()
         shares[name] = np.mean([(r.example.state == 2).mean() for r, _ in found[name]])
-    assert np.mean(on_person) > .99
+    assert np.mean(on_person) > 0.99
     assert shares["studio"] > max(shares["street"], shares["sports"])
 
 
@@ -204,19 +271,31 @@ def test_people_stand_on_the_floor(many):
             scene = sample_scene(name, 11, r.example.frame)
             gaps.append((V @ scene.up).min() - scene.up @ scene.foot)
         gaps = np.array(gaps)
-        assert (gaps > -2e-3).all() and gaps.max() < .65
-        assert (gaps > .03).any() == (name == "sports"), gaps
+        assert (gaps > -2e-3).all() and gaps.max() < 0.65
+        assert (gaps > 0.03).any() == (name == "sports"), gaps
 
 
 def test_every_point_of_the_common_sets_is_there():
-    for s in ("lsp14", "cocoplus19", "coco17", "mpii16", "openpose18", "body25", "smpl24"):
+    for s in (
+        "lsp14",
+        "cocoplus19",
+        "coco17",
+        "mpii16",
+        "openpose18",
+        "body25",
+        "smpl24",
+    ):
         assert set(keypoint_set(s).names) <= set(NAMES)
 
 
 def test_studio_has_few_people_and_four_cameras():
-    scenes = synthetic.sample_block("studio", 2, 0)
+    scenes = domains.sample_block("studio", 2, 0)
     by_subject = {s.subject: s.betas for s in scenes}
-    assert len(by_subject) <= 20 and all(np.array_equal(s.betas, by_subject[s.subject]) for s in scenes)
+    assert len(by_subject) <= 20 and all(
+        np.array_equal(s.betas, by_subject[s.subject]) for s in scenes
+    )
     assert len({(s.camera, round(float(s.focal))) for s in scenes}) == 4
-    assert len({synthetic.find_look(s).shirt for s in scenes}) > 120  # but many clothes
-    assert len({s.betas.tobytes() for s in synthetic.sample_block("street", 2, 0)}) == len(scenes)
+    assert len({domains.find_look(s).shirt for s in scenes}) > 120  # but many clothes
+    assert len(
+        {s.betas.tobytes() for s in domains.sample_block("street", 2, 0)}
+    ) == len(scenes)

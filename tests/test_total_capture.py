@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 from film_data import bytes_of, dot_errors, dots, figure_motion, write_video
 
-from hmr_nb.camera import apply_affine, invert
-from hmr_nb.cli import main
-from hmr_nb.datasets import total_capture
-from hmr_nb.datasets.total_capture import JOINTS, NAMES, convert_total_capture, read_calibration, read_skeleton
-from hmr_nb.records import card, examples
-from hmr_nb.skeleton import keypoint_set, map_points
+from hmr_nb.basics.camera import apply_affine, invert
+from hmr_nb.basics.keypoints import keypoint_set, map_points
+from hmr_nb.records.datasets import total_capture
+from hmr_nb.records.datasets.total_capture import (
+    JOINTS,
+    NAMES,
+    convert_total_capture,
+    read_calibration,
+    read_skeleton,
+)
+from hmr_nb.records.records import card, examples
+from hmr_nb.shell.commands import main
 
 SIZE = (360, 640)
 LENS = np.array([[350.0 + c, 351.0 + c, 320.5, 180.2, -0.18] for c in range(8)])
@@ -40,42 +46,83 @@ def seen(X, c):
 
 def project(x, c):
     u = x[..., :2] / x[..., 2:]
-    return u * (1 + LENS[c, 4] * (u**2).sum(-1, keepdims=True)) * LENS[c, :2] + LENS[c, 2:4]
+    return (
+        u * (1 + LENS[c, 4] * (u**2).sum(-1, keepdims=True)) * LENS[c, :2]
+        + LENS[c, 2:4]
+    )
 
 
 def calibration():
     lines = ["8 1"]
     for c in range(8):
         R, t = camera(c)
-        lines += [f"0 {SIZE[0] - 1} 0 {SIZE[1] - 1}", *(" ".join(map(repr, map(float, v))) for v in (LENS[c, :4], LENS[c, 4:], *R, t))]
+        lines += [
+            f"0 {SIZE[0] - 1} 0 {SIZE[1] - 1}",
+            *(
+                " ".join(map(repr, map(float, v)))
+                for v in (LENS[c, :4], LENS[c, 4:], *R, t)
+            ),
+        ]
     return "\n".join(lines) + "\n"
 
 
 def write_skeleton(path, x, words=JOINTS):
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = ["\t".join(" ".join(repr(float(v)) for v in joint) for joint in frame) + "\t" for frame in x]
+    rows = [
+        "\t".join(" ".join(repr(float(v)) for v in joint) for joint in frame) + "\t"
+        for frame in x
+    ]
     path.write_text("\t".join(words) + "\t\n" + "\n".join(rows) + "\n")
 
 
-def write_recording(folder, films, person, action, rows=13, turns=13, frames=12, cameras=(1, 4)):
+def write_recording(
+    folder, films, person, action, rows=13, turns=13, frames=12, cameras=(1, 4)
+):
     write_skeleton(folder / "gt_skel_gbl_pos.txt", world(rows) / 0.0254)
-    write_skeleton(folder / "gt_skel_gbl_ori.txt", np.tile([0, 0, 0, 1.0], (turns, 21, 1)))
+    write_skeleton(
+        folder / "gt_skel_gbl_ori.txt", np.tile([0, 0, 0, 1.0], (turns, 21, 1))
+    )
     for c in cameras:
-        write_video(films / f"TC_{person}_{action}_cam{c}.mp4", [dots(kp, SIZE, 2.5) for kp in project(seen(world(frames), c - 1), c - 1)], "mp4v", 60)
+        write_video(
+            films / f"TC_{person}_{action}_cam{c}.mp4",
+            [dots(kp, SIZE, 2.5) for kp in project(seen(world(frames), c - 1), c - 1)],
+            "mp4v",
+            60,
+        )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("tc")
     (root / "calibration.cal").write_text(calibration())
-    write_recording(root / "s1" / "acting1", root / "s1" / "acting1", "S1", "acting1")  # as the toolbox lays it out
-    write_recording(root / "vicon" / "S2" / "walking2", root / "video" / "s2" / "s2_walking2", "S2", "walking2", rows=16, turns=8, cameras=(4,))  # as downloaded
-    write_recording(root / "vicon" / "S4" / "freestyle1", root / "video" / "s4", "S4", "freestyle1", cameras=(1,))
+    write_recording(
+        root / "s1" / "acting1", root / "s1" / "acting1", "S1", "acting1"
+    )  # as the toolbox lays it out
+    write_recording(
+        root / "vicon" / "S2" / "walking2",
+        root / "video" / "s2" / "s2_walking2",
+        "S2",
+        "walking2",
+        rows=16,
+        turns=8,
+        cameras=(4,),
+    )  # as downloaded
+    write_recording(
+        root / "vicon" / "S4" / "freestyle1",
+        root / "video" / "s4",
+        "S4",
+        "freestyle1",
+        cameras=(1,),
+    )
     return root
 
 
 def convert(source, out, **options):
-    return convert_total_capture(source, out, **{"workers": 1, "progress": False, "step": 1, "cameras": (1, 4), **options})
+    return convert_total_capture(
+        source,
+        out,
+        **{"workers": 1, "progress": False, "step": 1, "cameras": (1, 4), **options},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +135,17 @@ def converted(data, tmp_path_factory):
 def test_counts_and_protocol(data, converted, tmp_path):
     facts = card(converted)
     assert facts["splits"] == {"train": 24, "test": 8} and facts["names"] == list(NAMES)
-    assert facts["dropped"] == {"past the end of the orientations": 16, "video ends before this frame": 2, "video missing": 8}
+    assert facts["dropped"] == {
+        "past the end of the orientations": 16,
+        "video ends before this frame": 2,
+        "video missing": 8,
+    }
     assert facts["read"] == facts["written"] + 26 == 2 * 13 + 2 * 16
-    assert {(e.subject, e.sequence) for e in examples(converted)} == {("S1", "acting1.cam1"), ("S1", "acting1.cam4"), ("S2", "walking2.cam4")}
+    assert {(e.subject, e.sequence) for e in examples(converted)} == {
+        ("S1", "acting1.cam1"),
+        ("S1", "acting1.cam4"),
+        ("S2", "walking2.cam4"),
+    }
     more = convert(data, tmp_path / "more", train_subjects=("S1", "S4"), split="train")
     assert more["splits"] == {"train": 36}
     assert convert(data, tmp_path / "some", step=6, split="train")["written"] == 4
@@ -100,7 +155,11 @@ def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
     for e in examples(converted):
         c = int(e.sequence[-1]) - 1
         np.testing.assert_allclose(e.kp3d, seen(world(16), c)[e.frame], atol=1e-5)
-        np.testing.assert_allclose(apply_affine(invert(e.crop), e.kp2d), project(seen(world(16), c), c)[e.frame], atol=0.01)
+        np.testing.assert_allclose(
+            apply_affine(invert(e.crop), e.kp2d),
+            project(seen(world(16), c), c)[e.frame],
+            atol=0.01,
+        )
         np.testing.assert_allclose(e.intrinsics, LENS[c, :4])
         np.testing.assert_allclose(e.distortion, [-0.18, 0, 0, 0, 0], atol=1e-7)
         found = dot_errors(e)
@@ -109,29 +168,63 @@ def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
 
 def test_columns_go_by_name(tmp_path):
     order = np.random.default_rng(0).permutation(21)
-    write_skeleton(tmp_path / "a.txt", world(3)[:, order] / 0.0254, [JOINTS[i] for i in order])
+    write_skeleton(
+        tmp_path / "a.txt", world(3)[:, order] / 0.0254, [JOINTS[i] for i in order]
+    )
     np.testing.assert_allclose(read_skeleton(tmp_path / "a.txt"), world(3), atol=1e-9)
-    lsp = map_points(np.arange(21.0)[:, None] * [1, 1], keypoint_set("total_capture21"), keypoint_set("lsp14"))[:, 0]
-    assert lsp[:13].tolist() == [17, 16, 15, 18, 19, 20, 10, 9, 8, 12, 13, 14, 5] and np.isnan(lsp[13])
+    lsp = map_points(
+        np.arange(21.0)[:, None] * [1, 1],
+        keypoint_set("total_capture21"),
+        keypoint_set("lsp14"),
+    )[:, 0]
+    assert lsp[:13].tolist() == [
+        17,
+        16,
+        15,
+        18,
+        19,
+        20,
+        10,
+        9,
+        8,
+        12,
+        13,
+        14,
+        5,
+    ] and np.isnan(lsp[13])
 
 
 def test_calibration_as_a_page_of_numbers(tmp_path):
     (tmp_path / "a.cal").write_text(" ".join(calibration().split()))
-    (tmp_path / "b.cal").write_text(calibration().replace("8 1", "8 2", 1).replace("\n-0.18\n", "\n-0.18 0.05\n"))
+    (tmp_path / "b.cal").write_text(
+        calibration().replace("8 1", "8 2", 1).replace("\n-0.18\n", "\n-0.18 0.05\n")
+    )
     for name, k2 in (("a.cal", 0), ("b.cal", 0.05)):
         cameras = read_calibration(tmp_path / name)
-        assert list(cameras) == [*range(1, 9)] and cameras[3].size == SIZE and cameras[3].distortion.tolist() == [-0.18, k2, 0, 0, 0]
-        np.testing.assert_allclose(cameras[3].see(world(2)), seen(world(2), 2), atol=1e-12)
+        assert (
+            list(cameras) == [*range(1, 9)]
+            and cameras[3].size == SIZE
+            and cameras[3].distortion.tolist() == [-0.18, k2, 0, 0, 0]
+        )
+        np.testing.assert_allclose(
+            cameras[3].see(world(2)), seen(world(2), 2), atol=1e-12
+        )
     flat = read_calibration(tmp_path / "a.cal")[3]
-    np.testing.assert_allclose(flat.project(flat.see(world(2))), project(seen(world(2), 2), 2), atol=1e-9)
+    np.testing.assert_allclose(
+        flat.project(flat.see(world(2))), project(seen(world(2), 2), 2), atol=1e-9
+    )
 
 
-def test_two_workers_and_resume_give_the_same_bytes(data, converted, tmp_path, monkeypatch):
+def test_two_workers_and_resume_give_the_same_bytes(
+    data, converted, tmp_path, monkeypatch
+):
     convert(data, tmp_path / "two", workers=2)
     assert bytes_of(tmp_path / "two") == bytes_of(converted)
     honest, count = total_capture.convert_clip, iter(range(100))
     writer = total_capture.RecordWriter
-    monkeypatch.setattr(total_capture, "RecordWriter", lambda *a, **k: writer(*a, shard_size=5, **k))
+    monkeypatch.setattr(
+        total_capture, "RecordWriter", lambda *a, **k: writer(*a, shard_size=5, **k)
+    )
     convert(data, tmp_path / "whole")
 
     def fails(clip):
@@ -168,7 +261,11 @@ def broken(kind, root):
     elif kind == "no films":
         for f in list(root.rglob("*.mp4")):
             f.unlink()
-    return {"another subject": {"subjects": "S5"}, "another camera": {"cameras": "9"}, "another split": {"split": "val"}}.get(kind, {})
+    return {
+        "another subject": {"subjects": "S5"},
+        "another camera": {"cameras": "9"},
+        "another split": {"split": "val"},
+    }.get(kind, {})
 
 
 @pytest.mark.parametrize(("kind", "says"), [
@@ -180,20 +277,61 @@ def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, 
     root = tmp_path / "d"
     shutil.copytree(data, root)
     settings = [w for k, v in broken(kind, root).items() for w in ("--set", f"{k}={v}")]
-    monkeypatch.setattr(sys, "argv", ["hmr_nb", "convert", "total_capture", "--data", str(root), "--out", str(tmp_path / "r"), "--workers", "1", *settings])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "hmr_nb",
+            "convert",
+            "total_capture",
+            "--data",
+            str(root),
+            "--out",
+            str(tmp_path / "r"),
+            "--workers",
+            "1",
+            *settings,
+        ],
+    )
     with pytest.raises(SystemExit) as stop:
         main()
-    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hmr_nb: ")]
+    err = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("hmr_nb: ")
+    ]
     assert stop.value.code == 1 and len(err) == 1 and says in err[0], err
     assert not (tmp_path / "r" / "card.json").exists()
 
 
 def test_the_command(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["hmr_nb", "convert", "total_capture", "--data", str(data), "--out", str(tmp_path / "r"), "--workers", "1", "--set", "cameras=4", "--set", "split=test"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "hmr_nb",
+            "convert",
+            "total_capture",
+            "--data",
+            str(data),
+            "--out",
+            str(tmp_path / "r"),
+            "--workers",
+            "1",
+            "--set",
+            "cameras=4",
+            "--set",
+            "split=test",
+        ],
+    )
     try:
         main()
     except SystemExit as stop:
         assert not stop.code
     assert "total_capture" in capsys.readouterr().out
     facts = card(tmp_path / "r")
-    assert facts["options"]["cameras"] == [4] and facts["options"]["step"] == 6 and facts["splits"] == {"test": 2}
+    assert (
+        facts["options"]["cameras"] == [4]
+        and facts["options"]["step"] == 6
+        and facts["splits"] == {"test": 2}
+    )

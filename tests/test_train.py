@@ -13,11 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hmr_nb.datasets.synthetic import render_domain
-from hmr_nb.hmr import load_hmr
-from hmr_nb.open_body import open_body
-from hmr_nb.skeleton import keypoint_set
-from hmr_nb.train import Experiment, Trainer, batch_costs, fit, training_batches
+from hmr_nb.basics.keypoints import keypoint_set
+from hmr_nb.body.open_body import open_body
+from hmr_nb.making.domains import render_domain
+from hmr_nb.model.hmr import load_hmr
+from hmr_nb.training.trainer import (
+    Experiment,
+    Trainer,
+    batch_costs,
+    fit,
+    training_batches,
+)
 
 TINY = Experiment(
     name="tiny", encoder="small", encoder_weights="", input_size=96, rotation="6d", hidden=16, batch=2, epochs=3, steps_per_epoch=2, critic_poses=32,
@@ -26,7 +32,7 @@ TINY = Experiment(
 RUN = """
 import os, signal, sys, keras, tensorflow as tf
 tf.config.run_functions_eagerly(True)
-from hmr_nb.train import fit
+from hmr_nb.training.trainer import fit
 
 class Kill(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
@@ -42,7 +48,7 @@ if sys.argv[4] == "machines":
 else:
     import tensorflow as tf
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[5]))
-from hmr_nb.train import fit
+from hmr_nb.training.trainer import fit
 fit(sys.argv[1], sys.argv[2], sys.argv[3], progress=False)
 """
 
@@ -57,9 +63,24 @@ def data(tmp_path_factory):
 def start(experiment, data, out, *more, script=RUN):
     recipe = out.with_suffix(".json")
     recipe.write_text(experiment.to_json())
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "TF_NUM_INTRAOP_THREADS": "1"}
-    command = [sys.executable, "-c", script, str(recipe), str(data), str(out), *(more or ["-1"])]
-    return subprocess.Popen([str(c) for c in command], env=env, stderr=subprocess.PIPE, text=True)
+    env = {
+        **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(recipe),
+        str(data),
+        str(out),
+        *(more or ["-1"]),
+    ]
+    return subprocess.Popen(
+        [str(c) for c in command], env=env, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(process):
@@ -70,7 +91,13 @@ def finish(process):
 def weights(path):
     found = {}
     with h5py.File(path) as f:
-        f.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+        f.visititems(
+            lambda name, item: (
+                found.update({name: item[()]})
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
     return found
 
 
@@ -78,11 +105,15 @@ def test_killed_run_equals_uninterrupted(tmp_path, data):
     "Dropout, critic, averages, learning rate, order and augmentation all go on where they stood; killed at five random steps of twelve."
     long, whole, cut = replace(TINY, epochs=6), tmp_path / "whole", tmp_path / "cut"
     straight = start(long, data, whole)
-    kills = sorted(np.random.default_rng(5).choice(np.arange(1, 13), 5, replace=False).tolist())
+    kills = sorted(
+        np.random.default_rng(5).choice(np.arange(1, 13), 5, replace=False).tolist()
+    )
     for step in kills:
         process = start(long, data, cut, step)
         _, errors = process.communicate(timeout=600)
-        assert process.returncode == -signal.SIGKILL, f"not killed at step {step}: {errors[-2000:]}"
+        assert process.returncode == -signal.SIGKILL, (
+            f"not killed at step {step}: {errors[-2000:]}"
+        )
     finish(start(long, data, cut))
     finish(straight)
     a, b = weights(whole / "last.h5"), weights(cut / "last.h5")
@@ -100,13 +131,21 @@ def free_port() -> int:
 
 def test_two_devices_and_two_machines_do_what_one_does(tmp_path, data):
     "The same losses at equal global batch: normalisation synchronised, critic, gradient clipping, partly known labels."
-    e = replace(TINY, batch=4, epochs=2, steps_per_epoch=1, dropout=0.0, optimizer="adamw")
+    e = replace(
+        TINY, batch=4, epochs=2, steps_per_epoch=1, dropout=0.0, optimizer="adamw"
+    )
     outs = {name: tmp_path / name for name in ("one", "two", "machines")}
     workers = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-    runs = [start(e, data, outs["one"], "devices", 1, script=SPREAD), start(e, data, outs["two"], "devices", 2, script=SPREAD)]
+    runs = [
+        start(e, data, outs["one"], "devices", 1, script=SPREAD),
+        start(e, data, outs["two"], "devices", 2, script=SPREAD),
+    ]
     for run in runs:
         finish(run)
-    runs = [start(e, data, outs["machines"], "machines", i, *workers, script=SPREAD) for i in range(2)]
+    runs = [
+        start(e, data, outs["machines"], "machines", i, *workers, script=SPREAD)
+        for i in range(2)
+    ]
     for run in runs:
         finish(run)
     logs = {name: pd.read_csv(out / "log.csv").to_numpy() for name, out in outs.items()}
@@ -119,29 +158,62 @@ def test_goes_on_from_a_published_run(tmp_path, data):
     "Critic, both optimizers' memory and the epochs behind it come from the file; too few epochs asked for is an error."
     import tensorflow as tf
 
-    from hmr_nb.hmr import named_weights, save_weights_file
-    from hmr_nb.published import critic_weights
-    from hmr_nb.train import Trainer, fit
+    from hmr_nb.model.hmr import named_weights, save_weights_file
+    from hmr_nb.model.published import critic_weights
+    from hmr_nb.training.trainer import Trainer, fit
 
     e = replace(TINY, optimizer="adamw", epochs=9)
     trainer, rng = Trainer(e), np.random.default_rng(0)
-    arrays = {f"critic/{k}": rng.random(w.shape, "float32") for k, w in critic_weights(trainer.critic).items()}
-    for player, named, optimizer in (("model", named_weights(trainer.model), trainer.optimizer), ("critic", critic_weights(trainer.critic), trainer.critic_optimizer)):
+    arrays = {
+        f"critic/{k}": rng.random(w.shape, "float32")
+        for k, w in critic_weights(trainer.critic).items()
+    }
+    for player, named, optimizer in (
+        ("model", named_weights(trainer.model), trainer.optimizer),
+        ("critic", critic_weights(trainer.critic), trainer.critic_optimizer),
+    ):
         known = [k for k, w in named.items() if w.trainable]
-        arrays |= {f"{player}_{word}/{k}": rng.random(named[k].shape, "float32") for k in known for word in ("mean", "square")}
-    path = save_weights_file(trainer.model, tmp_path / "run.h5", half=False, training={"step": 8, "critic_step": 7}, arrays=arrays)
+        arrays |= {
+            f"{player}_{word}/{k}": rng.random(named[k].shape, "float32")
+            for k in known
+            for word in ("mean", "square")
+        }
+    path = save_weights_file(
+        trainer.model,
+        tmp_path / "run.h5",
+        half=False,
+        training={"step": 8, "critic_step": 7},
+        arrays=arrays,
+    )
     again = Trainer(replace(e, start=str(path)))
-    assert (int(again.number), int(again.optimizer.iterations), int(again.critic_optimizer.iterations)) == (8, 8, 7)
-    np.testing.assert_array_equal(critic_weights(again.critic)["joint_kernel"], arrays["critic/joint_kernel"])
+    assert (
+        int(again.number),
+        int(again.optimizer.iterations),
+        int(again.critic_optimizer.iterations),
+    ) == (8, 8, 7)
+    np.testing.assert_array_equal(
+        critic_weights(again.critic)["joint_kernel"], arrays["critic/joint_kernel"]
+    )
     fc1 = named_weights(again.model)["regressor/fc1/kernel"]
     place = again.optimizer._get_variable_index(fc1)
-    np.testing.assert_array_equal(again.optimizer._momentums[place], arrays["model_mean/regressor/fc1/kernel"])
-    np.testing.assert_array_equal(again.optimizer._velocities[place], arrays["model_square/regressor/fc1/kernel"])
-    with pytest.raises(ValueError, match="was trained for 4 epochs of 2 steps already, the experiment asks for 3; raise epochs"):
-        fit(replace(e, start=str(path), epochs=3), data, tmp_path / "no", progress=False)
+    np.testing.assert_array_equal(
+        again.optimizer._momentums[place], arrays["model_mean/regressor/fc1/kernel"]
+    )
+    np.testing.assert_array_equal(
+        again.optimizer._velocities[place], arrays["model_square/regressor/fc1/kernel"]
+    )
+    with pytest.raises(
+        ValueError,
+        match="was trained for 4 epochs of 2 steps already, the experiment asks for 3; raise epochs",
+    ):
+        fit(
+            replace(e, start=str(path), epochs=3), data, tmp_path / "no", progress=False
+        )
     tf.config.run_functions_eagerly(True)
     try:
-        run = fit(replace(e, start=str(path), epochs=5), data, tmp_path / "on", progress=False)
+        run = fit(
+            replace(e, start=str(path), epochs=5), data, tmp_path / "on", progress=False
+        )
     finally:
         tf.config.run_functions_eagerly(False)
     assert [r["epoch"] for r in run.log] == [4]
@@ -150,9 +222,25 @@ def test_goes_on_from_a_published_run(tmp_path, data):
 def test_not_a_number_stops_and_keeps_the_batch(tmp_path, data):
     "A learning rate that destroys the weights: no weights of the broken epoch are written."
     out = tmp_path / "broken"
-    process = start(replace(TINY, learning_rate=1e30, optimizer="adamw", clip_norm=0.0, warmup=0, schedule="constant", steps_per_epoch=4), data, out)
+    process = start(
+        replace(
+            TINY,
+            learning_rate=1e30,
+            optimizer="adamw",
+            clip_norm=0.0,
+            warmup=0,
+            schedule="constant",
+            steps_per_epoch=4,
+        ),
+        data,
+        out,
+    )
     _, errors = process.communicate(timeout=600)
-    assert process.returncode != 0 and "NotANumber" in errors and "lower learning_rate" in errors
+    assert (
+        process.returncode != 0
+        and "NotANumber" in errors
+        and "lower learning_rate" in errors
+    )
     (kept,) = out.glob("batch_*.npz")
     assert np.load(kept)["image"].shape == (2, 96, 96, 3)
     assert not list(out.glob("*.h5")) and not (out / "state.npz").exists()
@@ -162,9 +250,16 @@ def test_published_encoder_trains(tmp_path, data):
     "ResNet50V2 with the critic: cost and statistics move, everything stays finite."
     import tensorflow as tf
 
-    from hmr_nb.train import Trainer, training_batches
+    from hmr_nb.training.trainer import Trainer, training_batches
 
-    paper = Experiment(encoder_weights="", input_size=64, batch=2, critic_poses=32, learning_rate=1e-5, seed=2)
+    paper = Experiment(
+        encoder_weights="",
+        input_size=64,
+        batch=2,
+        critic_poses=32,
+        learning_rate=1e-5,
+        seed=2,
+    )
     trainer = Trainer(paper)
     batch = next(iter(training_batches(paper, [data], trainer.model.keypoints, 0, 1)))
     before = {v.path: v.numpy() for v in trainer.model.weights}
@@ -173,17 +268,24 @@ def test_published_encoder_trains(tmp_path, data):
         logs = [trainer.step(batch) for _ in range(2)]
     finally:
         tf.config.run_functions_eagerly(False)
-    assert all(np.isfinite(float(v)) for log in logs for v in log.values()) and float(logs[0]["critic"]) > 0
-    still = [v.path for v in trainer.model.weights if np.array_equal(v.numpy(), before[v.path])]
+    assert (
+        all(np.isfinite(float(v)) for log in logs for v in log.values())
+        and float(logs[0]["critic"]) > 0
+    )
+    still = [
+        v.path
+        for v in trainer.model.weights
+        if np.array_equal(v.numpy(), before[v.path])
+    ]
     assert not still, f"never changed: {still[:5]}"
 
 
 @pytest.mark.parametrize("name", ["small_weights", "small_weights_studio"])
 def test_recipe_that_ships(name):
     "The experiment file of the small weights is readable and is what the weights say they were trained by."
-    from hmr_nb.body_data import shipped
-    from hmr_nb.hmr import weights_info
-    from hmr_nb.train import read_experiment
+    from hmr_nb.basics.files import shipped
+    from hmr_nb.model.hmr import weights_info
+    from hmr_nb.training.trainer import read_experiment
 
     recipe = read_experiment(shipped(f"{name}.toml"))
     told = weights_info(shipped(f"{name}.h5"))["training"]["experiment"]
@@ -192,15 +294,35 @@ def test_recipe_that_ships(name):
 
 
 @pytest.mark.parametrize("name, known", [("toe_l", True), ("knuckle_l", False)])
-def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(tmp_path, data, name, known):
+def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(
+    tmp_path, data, name, known
+):
     "Its row changes the cost if the data know the point, and nothing if they do not; a step with it is made, and the file is read back with it."
-    recipe, rows, paid = replace(TINY, epochs=1, steps_per_epoch=1, dropout=0.0), np.eye(len(open_body().v_template))[[0, -1]], []
+    recipe, rows, paid = (
+        replace(TINY, epochs=1, steps_per_epoch=1, dropout=0.0),
+        np.eye(len(open_body().v_template))[[0, -1]],
+        [],
+    )
     for row in rows:
         points = keypoint_set("cocoplus19").add(name, row, mirror=name)
         batch = next(iter(training_batches(recipe, [data], points, 0, 1)))
-        paid.append({k: float(v) for k, v in batch_costs(Trainer(recipe, 1, points), batch, training=False)[1].items()})
+        paid.append(
+            {
+                k: float(v)
+                for k, v in batch_costs(
+                    Trainer(recipe, 1, points), batch, training=False
+                )[1].items()
+            }
+        )
     changed = {k for k in paid[0] if abs(paid[0][k] - paid[1][k]) > 1e-3}
-    assert bool(np.asarray(batch["kp2d"])[:, len(points) - 1, 2].any()) == known and ("keypoints" in changed) == known, changed
+    assert (
+        bool(np.asarray(batch["kp2d"])[:, len(points) - 1, 2].any()) == known
+        and ("keypoints" in changed) == known
+    ), changed
     if known:  # a compiled run takes long: one is enough
         run = fit(recipe, data, tmp_path / "run", progress=False, keypoints=points)
-        assert load_hmr(run.weights).keypoints.names == load_hmr(run.weights, keypoints=points).keypoints.names == run.model.keypoints.names == points.names and np.isfinite(run.log[0]["loss"])
+        assert load_hmr(run.weights).keypoints.names == load_hmr(
+            run.weights, keypoints=points
+        ).keypoints.names == run.model.keypoints.names == points.names and np.isfinite(
+            run.log[0]["loss"]
+        )

@@ -7,24 +7,48 @@ import numpy as np
 import pytest
 from test_published import BODY_WORDS, GOLDENS, VALUE, golden_weight, images
 
-from hmr_nb.hmr import named_weights
-from hmr_nb.published import critic_names, critic_weights, hmr2_names, import_weights
-from hmr_nb.train import Experiment, Trainer
+from hmr_nb.model.hmr import named_weights
+from hmr_nb.model.published import (
+    critic_names,
+    critic_weights,
+    hmr2_names,
+    import_weights,
+)
+from hmr_nb.training.trainer import Experiment, Trainer
 
 tf = pytest.importorskip("tensorflow")
 STORED = json.loads((GOLDENS / "train_step_hmr2.json").read_text())
-RUNS = [STORED["tf2.6_gradients"], STORED["tf2.15"]["gradients"]]  # the same step of hmr2.0 under two versions of TensorFlow
+RUNS = [
+    STORED["tf2.6_gradients"],
+    STORED["tf2.15"]["gradients"],
+]  # the same step of hmr2.0 under two versions of TensorFlow
 ROUNDINGS = 12  # how often the pictures change by a ten-millionth
 
 
 def written_run(folder):
     "A run of hmr2.0 before its first step, imported as `hmr_nb import-weights hmr2 … --training` does."
-    rows = json.loads((GOLDENS / "hmr2_checkpoint_variables.json").read_text())["tf2.6.0_native"]
-    rows = {r["name"]: r for r in rows if r["dtype"] in ("float32", "int64") and not r["name"].startswith(BODY_WORDS)}
+    rows = json.loads((GOLDENS / "hmr2_checkpoint_variables.json").read_text())[
+        "tf2.6.0_native"
+    ]
+    rows = {
+        r["name"]: r
+        for r in rows
+        if r["dtype"] in ("float32", "int64") and not r["name"].startswith(BODY_WORDS)
+    }
     blank = lambda name: "_opt/" in name or rows[name]["dtype"] == "int64"
-    tensors = {n: np.zeros(r["shape"], r["dtype"]) if blank(n) else golden_weight(n, tuple(r["shape"])) for n, r in rows.items()}
+    tensors = {
+        n: np.zeros(r["shape"], r["dtype"])
+        if blank(n)
+        else golden_weight(n, tuple(r["shape"]))
+        for n, r in rows.items()
+    }
     tensors["generator/smpl/joint_regressor" + VALUE] = np.zeros((200, 19), "float32")
-    tf.raw_ops.SaveV2(prefix=str(folder / "ckpt-0"), tensor_names=list(tensors), shape_and_slices=[""] * len(tensors), tensors=list(tensors.values()))
+    tf.raw_ops.SaveV2(
+        prefix=str(folder / "ckpt-0"),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=list(tensors.values()),
+    )
     import_weights("hmr2", folder / "ckpt-0", folder / "run.h5", training=True)
     for big in folder.glob("ckpt-0*"):
         big.unlink()
@@ -34,24 +58,49 @@ def written_run(folder):
 def golden_batch(points: int) -> dict:
     "The stored batch as `training_batches` gives it: 19 keypoints, 3D for 14 of them in the first picture, nothing of SMPL."
     stored, batch = np.load(GOLDENS / "disc_loss_inputs.npz"), {"image": images()}
-    batch["kp2d"], batch["kp3d"], batch["mask_3d"] = np.zeros((2, points, 3)), np.full((2, points, 3), np.nan), np.zeros((2, points))
-    batch["kp2d"][:, :19], batch["kp3d"][:, :14], batch["mask_3d"][:, :14] = stored["step_kp2d"], stored["step_kp3d"], stored["step_has3d"][:, None]
-    batch |= {"has_3d": stored["step_has3d"], "pose": np.zeros((2, 24, 3)), "betas": np.zeros((2, 10)), "has_smpl": np.zeros(2)}
+    batch["kp2d"], batch["kp3d"], batch["mask_3d"] = (
+        np.zeros((2, points, 3)),
+        np.full((2, points, 3), np.nan),
+        np.zeros((2, points)),
+    )
+    batch["kp2d"][:, :19], batch["kp3d"][:, :14], batch["mask_3d"][:, :14] = (
+        stored["step_kp2d"],
+        stored["step_kp3d"],
+        stored["step_has3d"][:, None],
+    )
+    batch |= {
+        "has_3d": stored["step_has3d"],
+        "pose": np.zeros((2, 24, 3)),
+        "betas": np.zeros((2, 10)),
+        "has_smpl": np.zeros(2),
+    }
     return {k: tf.constant(v, tf.float32) for k, v in batch.items()}
 
 
 def by_their_names(trainer, read) -> dict[str, np.ndarray]:
     "What `read(weight, optimizer)` gives for every trained weight, under hmr2.0's names; the joints' judges are one table here, 23 layers there."
-    ours, theirs, judges = named_weights(trainer.model), hmr2_names(), critic_names("hmr2")
-    found = {theirs[k]: read(w, trainer.optimizer) for k, w in ours.items() if w.trainable}
+    ours, theirs, judges = (
+        named_weights(trainer.model),
+        hmr2_names(),
+        critic_names("hmr2"),
+    )
+    found = {
+        theirs[k]: read(w, trainer.optimizer) for k, w in ours.items() if w.trainable
+    }
     for k, w in critic_weights(trainer.critic).items():
-        found |= dict(zip(judges[k], read(w, trainer.critic_optimizer).reshape(len(judges[k]), -1)))
+        found |= dict(
+            zip(
+                judges[k], read(w, trainer.critic_optimizer).reshape(len(judges[k]), -1)
+            )
+        )
     return found
 
 
 def gradient(weight, optimizer) -> np.ndarray:
     "Of the first step: Adam's mean of the gradient was zero and has moved by a tenth."
-    return optimizer._momentums[optimizer._get_variable_index(weight)].numpy() / (1 - optimizer.beta_1)
+    return optimizer._momentums[optimizer._get_variable_index(weight)].numpy() / (
+        1 - optimizer.beta_1
+    )
 
 
 def length(x) -> float:
@@ -62,24 +111,62 @@ def length(x) -> float:
 def step(tmp_path_factory):
     "Costs, weights before and after, gradients; and the lengths of the gradients under several roundings."
     folder, eager = tmp_path_factory.mktemp("step"), tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(False)  # other tests in this process may have asked for it; users' steps are compiled
-    paper = Experiment(start=str(written_run(folder)), body=str(GOLDENS / "body_random_v200.npz"), pool1="hmr2", dropout=0.0, weight_decay=0.0, supervision="3d", batch=2)
-    trainer, theta = Trainer(paper), np.load(GOLDENS / "disc_loss_inputs.npz")["step_theta"]
+    tf.config.run_functions_eagerly(
+        False
+    )  # other tests in this process may have asked for it; users' steps are compiled
+    paper = Experiment(
+        start=str(written_run(folder)),
+        body=str(GOLDENS / "body_random_v200.npz"),
+        pool1="hmr2",
+        dropout=0.0,
+        weight_decay=0.0,
+        supervision="3d",
+        batch=2,
+    )
+    trainer, theta = (
+        Trainer(paper),
+        np.load(GOLDENS / "disc_loss_inputs.npz")["step_theta"],
+    )
     os.unlink(paper.start)
     patch = pytest.MonkeyPatch()
-    patch.setattr("hmr_nb.train._real_people", lambda trainer, n: (tf.constant(theta[:, :72].reshape(6, 24, 3)), tf.constant(theta[:, 72:])))
+    patch.setattr(
+        "hmr_nb.training.trainer._real_people",
+        lambda trainer, n: (
+            tf.constant(theta[:, :72].reshape(6, 24, 3)),
+            tf.constant(theta[:, 72:]),
+        ),
+    )
     batch, start = golden_batch(19 + 24), [v.numpy() for v in trainer.state()]
     weight = lambda w, _: w.numpy()
-    found = {"before": by_their_names(trainer, weight), "statistics before": {k: w.numpy() for k, w in named_weights(trainer.model).items()}}
+    found = {
+        "before": by_their_names(trainer, weight),
+        "statistics before": {
+            k: w.numpy() for k, w in named_weights(trainer.model).items()
+        },
+    }
     found["costs"] = {k: float(v) for k, v in trainer.step(batch).items()}
-    found |= {"after": by_their_names(trainer, weight), "gradients": by_their_names(trainer, gradient)}
-    found["statistics"] = {k: w.numpy() for k, w in named_weights(trainer.model).items()}
-    found["trainer"], found["lengths"] = trainer, {k: [length(g)] for k, g in found["gradients"].items()}
+    found |= {
+        "after": by_their_names(trainer, weight),
+        "gradients": by_their_names(trainer, gradient),
+    }
+    found["statistics"] = {
+        k: w.numpy() for k, w in named_weights(trainer.model).items()
+    }
+    found["trainer"], found["lengths"] = (
+        trainer,
+        {k: [length(g)] for k, g in found["gradients"].items()},
+    )
     rng = np.random.default_rng(0)
     for _ in range(ROUNDINGS):
         for v, value in zip(trainer.state(), start):
             v.assign(value)
-        trainer.step({**batch, "image": batch["image"] * (1 + 1e-7 * rng.standard_normal(batch["image"].shape))})
+        trainer.step(
+            {
+                **batch,
+                "image": batch["image"]
+                * (1 + 1e-7 * rng.standard_normal(batch["image"].shape)),
+            }
+        )
         for k, g in by_their_names(trainer, gradient).items():
             found["lengths"][k].append(length(g))
     patch.undo()
@@ -93,7 +180,15 @@ def test_costs(step):
     ours = {"generator_loss_log": ours["loss"], "kp2d_loss_log": 60 * ours["keypoints"], "kp3d_loss_log": 60 * ours["joints"], "pose_shape_loss_log": ours["pose"],
             "gen_disc_loss_log": ours["adversary"], "discriminator_loss_log": ours["critic"]}  # fmt: skip
     for theirs in (STORED["tf2.6_losses"], STORED["tf2.15"]["losses"]):
-        assert set(theirs) - set(ours) == {"disc_real_loss_log", "disc_fake_loss_log"} and abs(theirs["disc_real_loss_log"] + theirs["disc_fake_loss_log"] - ours["discriminator_loss_log"]) < 1e-4 * 50
+        assert (
+            set(theirs) - set(ours) == {"disc_real_loss_log", "disc_fake_loss_log"}
+            and abs(
+                theirs["disc_real_loss_log"]
+                + theirs["disc_fake_loss_log"]
+                - ours["discriminator_loss_log"]
+            )
+            < 1e-4 * 50
+        )
         for name, value in ours.items():
             assert value == pytest.approx(theirs[name], rel=1e-4), name
 
@@ -110,11 +205,18 @@ def test_lengths_of_gradients(step):
     for name, ours in step["lengths"].items():
         theirs = [run[name]["grad_l2"] for run in RUNS]
         if min(theirs) > 1e-3:
-            apart[name] = max(min(ours) - max(theirs), min(theirs) - max(ours), 0) / min(theirs)
-            at_once[name], spread[name] = max(abs(ours[0] / t - 1) for t in theirs), (max(theirs) - min(theirs)) / min(theirs)
+            apart[name] = max(
+                min(ours) - max(theirs), min(theirs) - max(ours), 0
+            ) / min(theirs)
+            at_once[name], spread[name] = (
+                max(abs(ours[0] / t - 1) for t in theirs),
+                (max(theirs) - min(theirs)) / min(theirs),
+            )
     assert len(apart) == 221 and max(spread.values()) > 5e-3
     assert max(apart.values()) < 2e-3, sorted(apart.items(), key=lambda x: -x[1])[:5]
-    behind = {n: v for n, v in at_once.items() if not n.startswith("generator/resnet50V2")}
+    behind = {
+        n: v for n, v in at_once.items() if not n.startswith("generator/resnet50V2")
+    }
     assert len(behind) == 69 and max(behind.values()) < 2e-3, behind
     assert np.median(list(at_once.values())) < 1e-3
 
@@ -124,16 +226,34 @@ def test_updates(step):
     compared = 0
     for name, g in step["gradients"].items():
         rate = 1e-5 if name.startswith("generator") else 1e-4
-        moved, digits = step["after"][name].astype(float) - step["before"][name], np.spacing(np.abs(step["before"][name]))
-        wanted = -rate * g.astype(float) / (np.abs(g) + 1e-7 * np.sqrt(1e3))  # epsilon beside the root of a mean that has moved by a thousandth
+        moved, digits = (
+            step["after"][name].astype(float) - step["before"][name],
+            np.spacing(np.abs(step["before"][name])),
+        )
+        wanted = (
+            -rate * g.astype(float) / (np.abs(g) + 1e-7 * np.sqrt(1e3))
+        )  # epsilon beside the root of a mean that has moved by a thousandth
         assert (np.abs(moved - wanted) < 1e-3 * rate + digits).all(), name
-        first, slope = [np.array([run[name][k] for run in RUNS]) for k in ("update_first4", "grad_first4")]
-        sure = (np.abs(slope) > 0.1 * RUNS[0][name]["grad_l2"] / np.sqrt(g.size)).all(0) & (np.abs(slope) > 1e-3).all(0)  # no rounding turns these
+        first, slope = [
+            np.array([run[name][k] for run in RUNS])
+            for k in ("update_first4", "grad_first4")
+        ]
+        sure = (np.abs(slope) > 0.1 * RUNS[0][name]["grad_l2"] / np.sqrt(g.size)).all(
+            0
+        ) & (np.abs(slope) > 1e-3).all(0)  # no rounding turns these
         compared += sure.sum()
         for theirs in first:
-            np.testing.assert_allclose(moved.ravel()[:4][sure], theirs[sure], rtol=1e-3, atol=digits.max(), err_msg=name)
+            np.testing.assert_allclose(
+                moved.ravel()[:4][sure],
+                theirs[sure],
+                rtol=1e-3,
+                atol=digits.max(),
+                err_msg=name,
+            )
         if RUNS[0][name]["grad_l2"] > 1e-3:
-            assert length(moved) == pytest.approx(RUNS[0][name]["update_l2"], rel=2e-3), name
+            assert length(moved) == pytest.approx(
+                RUNS[0][name]["update_l2"], rel=2e-3
+            ), name
     assert compared > 600
 
 
@@ -145,10 +265,20 @@ def test_statistics_of_normalisation(step):
     ours, theirs = hmr2_names(), STORED["tf2.6_bn_after"]
     assert len([k for k in ours if "moving_" in k]) == len(theirs) == 98
     for k in (k for k in ours if "moving_" in k):
-        before, after = (step[when][k].astype(float) for when in ("statistics before", "statistics"))
-        n = 2 * np.prod(step["trainer"].model.encoder.get_layer(k.split("/")[1]).output.shape[1:3])
+        before, after = (
+            step[when][k].astype(float) for when in ("statistics before", "statistics")
+        )
+        n = 2 * np.prod(
+            step["trainer"].model.encoder.get_layer(k.split("/")[1]).output.shape[1:3]
+        )
         moved = after - before
         if "variance" in k:
             moved += (after - 0.997 * before) / (n - 1)
-        np.testing.assert_allclose((before + moved)[:4], theirs[ours[k]]["after_first4"], rtol=0, atol=3e-7 * max(1, np.abs(before[:4]).max()), err_msg=k)
+        np.testing.assert_allclose(
+            (before + moved)[:4],
+            theirs[ours[k]]["after_first4"],
+            rtol=0,
+            atol=3e-7 * max(1, np.abs(before[:4]).max()),
+            err_msg=k,
+        )
         assert length(moved) == pytest.approx(theirs[ours[k]]["change_l2"], rel=1e-4), k

@@ -2,14 +2,29 @@
 
 import numpy as np
 import pytest
-from film_data import dot_errors, dots, figure_motion, seen_by, write_pictures, write_video
+from film_data import (
+    dot_errors,
+    dots,
+    figure_motion,
+    seen_by,
+    write_pictures,
+    write_video,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmr_nb.camera import apply_affine, invert
-from hmr_nb.records import Dropped, Example, decode_jpeg
-from hmr_nb.skeleton import keypoint_set
-from hmr_nb.video import Clip, Film, convert_clip, cut_clips, film_frames, find_film, fit_intrinsics
+from hmr_nb.basics.camera import apply_affine, invert
+from hmr_nb.basics.keypoints import keypoint_set
+from hmr_nb.records.records import Dropped, Example, decode_jpeg
+from hmr_nb.records.video import (
+    Clip,
+    Film,
+    convert_clip,
+    cut_clips,
+    film_frames,
+    find_film,
+    fit_intrinsics,
+)
 
 NAMES = keypoint_set("mpi_inf_3dhp17").names
 K = np.array([[380.0, 0, 250.0], [0, 376.0, 262.0], [0, 0, 1]])
@@ -28,14 +43,22 @@ def films(tmp_path_factory):
     write_video(root / "c.avi", shots, "XVID")
     write_pictures(root / "zero" / "frame_%06d.jpg", shots, 0)
     write_pictures(root / "one" / "%06d.jpg", shots, 1)
-    places = {"mjpg": "a.avi", "mp4": "b.mp4", "xvid": "c.avi", "from 0": "zero/frame_%06d.jpg", "from 1": "one/%06d.jpg"}
+    places = {
+        "mjpg": "a.avi",
+        "mp4": "b.mp4",
+        "xvid": "c.avi",
+        "from 0": "zero/frame_%06d.jpg",
+        "from 1": "one/%06d.jpg",
+    }
     return root, {k: find_film([root / p]) for k, p in places.items()}, X, px
 
 
 def clip_of(film, X, px, frames=None, **changes):
     frames = np.arange(COUNT) if frames is None else np.asarray(frames)
     inside = frames[frames < COUNT]
-    take = lambda a: np.concatenate([a[inside], np.repeat(a[-1:], len(frames) - len(inside), 0)]).astype(np.float32)  # noqa: E731
+    take = lambda a: np.concatenate(
+        [a[inside], np.repeat(a[-1:], len(frames) - len(inside), 0)]
+    ).astype(np.float32)  # noqa: E731
     return Clip(film, "film", frames, NAMES, take(px), take(X), K)._replace(**changes)
 
 
@@ -53,18 +76,27 @@ def test_wanted_frames_are_those_of_a_whole_pass(films, kind, wanted):
 @pytest.mark.parametrize("kind", ["mjpg", "mp4", "xvid", "from 0", "from 1"])
 def test_stored_points_lie_on_the_dots(films, kind):
     _, by_kind, X, px = films
-    people = [e for c in cut_clips(clip_of(by_kind[kind], X, px), 6) for e in convert_clip(c)]
+    people = [
+        e for c in cut_clips(clip_of(by_kind[kind], X, px), 6) for e in convert_clip(c)
+    ]
     assert [e.frame for e in people] == list(range(COUNT))  # the last one too
     for e in people:
         e.image = decode_jpeg(e.jpeg)
         found = dot_errors(e)
         assert len(found) >= 5 and found.max() < 0.6
-        np.testing.assert_allclose(apply_affine(invert(e.crop), e.kp2d), px[e.frame], atol=0.02)
+        np.testing.assert_allclose(
+            apply_affine(invert(e.crop), e.kp2d), px[e.frame], atol=0.02
+        )
         np.testing.assert_allclose(e.kp3d, X[e.frame], atol=1e-6)
         np.testing.assert_allclose(e.intrinsics, [380, 376, 250, 262])
 
 
-@given(f=st.floats(200, 3000), ratio=st.floats(0.9, 1.1), c=st.tuples(st.floats(-100, 3000), st.floats(-100, 3000)), seed=st.integers(0, 9))
+@given(
+    f=st.floats(200, 3000),
+    ratio=st.floats(0.9, 1.1),
+    c=st.tuples(st.floats(-100, 3000), st.floats(-100, 3000)),
+    seed=st.integers(0, 9),
+)
 @settings(max_examples=30, deadline=None)
 def test_a_camera_is_found_in_its_labels(f, ratio, c, seed):
     camera = np.array([[f, 0, c[0]], [0, f * ratio, c[1]], [0, 0, 1]])
@@ -77,7 +109,10 @@ def test_a_camera_is_found_in_its_labels(f, ratio, c, seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(cut=st.integers(1, 99), frames=st.sets(st.integers(0, COUNT + 5), min_size=1).map(sorted))
+@given(
+    cut=st.integers(1, 99),
+    frames=st.sets(st.integers(0, COUNT + 5), min_size=1).map(sorted),
+)
 def test_every_frame_of_a_cut_film_has_an_outcome(films, tmp_path_factory, cut, frames):
     root, by_kind, X, px = films
     data = (root / "a.avi").read_bytes()
@@ -92,7 +127,9 @@ def test_every_frame_of_a_cut_film_has_an_outcome(films, tmp_path_factory, cut, 
         else:
             assert r.reason in ("video ends before this frame", "video unreadable")
     written = [r.frame for r in results if isinstance(r, Example)]
-    assert written == frames[: len(written)]  # nothing after a hole: no frame takes the place of another
+    assert (
+        written == frames[: len(written)]
+    )  # nothing after a hole: no frame takes the place of another
 
 
 def test_reasons(films, tmp_path):
@@ -101,14 +138,26 @@ def test_reasons(films, tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     few = clip_of(by_kind["mp4"], X, px, [3, 4], min_inside=8)
     reason = lambda **k: {r.reason for r in convert_clip(few._replace(**k))}  # noqa: E731
-    assert reason(film=None) == reason(film=Film(str(tmp_path / "no.avi"))) == {"video missing"}
-    assert reason(film=Film(str(tmp_path / "page.avi"))) == reason(film=Film(str(tmp_path / "empty.mp4"))) == {"video unreadable"}
+    assert (
+        reason(film=None)
+        == reason(film=Film(str(tmp_path / "no.avi")))
+        == {"video missing"}
+    )
+    assert (
+        reason(film=Film(str(tmp_path / "page.avi")))
+        == reason(film=Film(str(tmp_path / "empty.mp4")))
+        == {"video unreadable"}
+    )
     assert reason(film=Film(str(tmp_path / "no_%06d.jpg"))) == {"image missing"}
     assert reason(kp=few.kp * np.nan) == {"no labels"}
     assert reason(kp=few.kp + 5000) == {"mostly outside the image"}
-    assert reason(size=(2048, 2048)) == {"image not of the size that its labels are for"}
+    assert reason(size=(2048, 2048)) == {
+        "image not of the size that its labels are for"
+    }
     assert reason(why_not="as asked") == {"as asked"}
-    assert all(isinstance(r, Example) for r in convert_clip(few._replace(size=(512, 512))))
+    assert all(
+        isinstance(r, Example) for r in convert_clip(few._replace(size=(512, 512)))
+    )
     lone = few._replace(kp=np.where(np.arange(17)[:, None] == 3, few.kp, np.nan))
     assert {r.reason for r in convert_clip(lone)} == {"no labels"}
 
@@ -123,14 +172,27 @@ def test_state_is_occluded_outside_and_missing_where_nan(films):
 
 def test_films_cut_into_few_clips_that_are_the_whole():
     frames = np.arange(0, 12000, 3)
-    clip = Clip(None, "s", frames, ("a",), frames[:, None, None] + np.zeros((1, 2), np.float32), None, None)
+    clip = Clip(
+        None,
+        "s",
+        frames,
+        ("a",),
+        frames[:, None, None] + np.zeros((1, 2), np.float32),
+        None,
+        None,
+    )
     clips = cut_clips(clip)
-    assert len(clips) == 4 and np.concatenate([c.frames for c in clips]).tolist() == frames.tolist()
+    assert (
+        len(clips) == 4
+        and np.concatenate([c.frames for c in clips]).tolist() == frames.tolist()
+    )
     assert all((c.kp[:, 0, 0] == c.frames).all() for c in clips)
     assert cut_clips(clip._replace(frames=frames[:0], kp=clip.kp[:0])) == []
 
 
 def test_dropped_frames_name_film_and_number(films):
     _, by_kind, X, px = films
-    (one,) = convert_clip(clip_of(by_kind["mp4"], X, px, [90], source="S1/Seq1/video_0", split="val"))
+    (one,) = convert_clip(
+        clip_of(by_kind["mp4"], X, px, [90], source="S1/Seq1/video_0", split="val")
+    )
     assert one == Dropped("S1/Seq1/video_0#90", "video ends before this frame", "val")
