@@ -78,7 +78,8 @@ def texture(rng, height: int, width: int) -> np.ndarray:
 
 
 def write_lsp(folder, count: int) -> None:
-    "A folder in LSP's layout: photographs of 400 x 300, people 120 to 200 px tall, as in LSP."
+    """A folder in LSP's layout: photographs of 400 x 300, people 120 to 200 px tall, as
+    in LSP."""
     import cv2
     import scipy.io
 
@@ -111,7 +112,8 @@ def write_lsp(folder, count: int) -> None:
 
 
 def plain_recipe(folder, out) -> None:
-    "What hmr2.0's converter does for each picture: imread, resize the whole, crop, imencode."
+    """What hmr2.0's converter does for each picture: imread, resize the whole, crop,
+    imencode."""
     import cv2
     import tensorflow as tf
 
@@ -150,7 +152,8 @@ def plain_recipe(folder, out) -> None:
 
 
 def conversion_row(folder, count: int = 600) -> None:
-    "Conversion with one worker against the plain recipe, and with two workers against one."
+    """Conversion with one worker against the plain recipe, and with two workers against
+    one."""
     import shutil
 
     from hmr_nb.records.datasets.lsp import convert_lsp
@@ -174,7 +177,8 @@ def conversion_row(folder, count: int = 600) -> None:
 
 
 def plain_pipeline(shards, size: int):
-    "hmr2.0's recipe: decode whole, resize the whole, pad by tiling the border, slice, flip."
+    """hmr2.0's recipe: decode whole, resize the whole, pad by tiling the border, slice,
+    flip."""
     import tensorflow as tf
 
     def view(record):
@@ -265,7 +269,10 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
         .batch(32)
         .prefetch(2)
     )
-    run = lambda data: sum(1 for _ in data)
+
+    def run(data):
+        return sum(1 for _ in data)
+
     times = {"ours": [], "theirs": []}
     for _ in range(6):
         for kind, data in (("ours", ours), ("theirs", theirs)):
@@ -300,7 +307,8 @@ window.addEventListener("click", (e) => {
 
 
 def picker_row(body, clicks: int = 15) -> None:
-    "From a click on the picker's canvas in JupyterLab to a frame in which its dot is drawn."
+    """From a click on the picker's canvas in JupyterLab to a frame in which its dot is
+    drawn."""
     import tempfile
     from pathlib import Path
 
@@ -371,7 +379,8 @@ def explorer_row(moves: int = 100) -> None:
 
 
 def inference_rows(batch: int = 8, repeats: int = 9) -> None:
-    "Picture to body through `infer`'s compiled model, against the bare encoder in the same precision and in float32; by turns, so that all meet the same neighbours."
+    """Picture to body through `infer`'s compiled model, against the bare encoder in the
+    same precision and in float32; by turns, so that all meet the same neighbours."""
     import tensorflow as tf
 
     from hmr_nb.inference.infer import Forward
@@ -411,7 +420,9 @@ def inference_rows(batch: int = 8, repeats: int = 9) -> None:
 
 
 def training_rows(batch: int = 8, repeats: int = 7) -> None:
-    "One training step of the full model with its critic, optimizers' updates included, against the encoder's forward and backward alone in the same precision; by turns."
+    """One training step of the full model with its critic, optimizers' updates
+    included, against the encoder's forward and backward alone in the same precision; by
+    turns."""
     import tensorflow as tf
 
     from hmr_nb.training.trainer import Experiment, Trainer

@@ -17,10 +17,10 @@ import torch
 
 
 def bodies(folder: Path) -> dict:
-    "name -> a function of pose (b, 24, 3) and betas (b, 10) that gives vertices (b, V, 3)."
-    file = (
-        folder / "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl"
-    )  # the name that smplfitter looks for
+    """name -> a function of pose (b, 24, 3) and betas (b, 10) that gives vertices (b,
+    V, 3)."""
+    # the name that smplfitter looks for
+    file = folder / "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl"
     with redirect_stdout(io.StringIO()):  # smplx tells that there are ten betas
         theirs = smplx.SMPL(
             str(file),
@@ -29,9 +29,8 @@ def bodies(folder: Path) -> dict:
             create_global_orient=False,
             create_transl=False,
         )
-    np.save(
-        folder / "kid_template.npy", np.zeros(1)
-    )  # smplfitter's sign for "no such template here"
+    # smplfitter's sign for "no such template here"
+    np.save(folder / "kid_template.npy", np.zeros(1))
     fitter = smplfitter.pt.BodyModel("smpl", "neutral", model_root=str(folder))
     return {
         "smplx": lambda pose, betas: (

@@ -23,7 +23,8 @@ ROUNDS = 10
 
 
 def peers_python() -> Path | None:
-    "The Python of an environment that has the peers; made at the first use, which takes minutes and a download."
+    """The Python of an environment that has the peers; made at the first use, which
+    takes minutes and a download."""
     python = PEERS / "bin" / "python"
     ready = (
         python.exists()
@@ -39,10 +40,8 @@ def peers_python() -> Path | None:
             subprocess.run(
                 [sys.executable, "-m", "venv", PEERS], check=True, capture_output=True
             )
-            for packages in (
-                ["torch==2.13.0"],
-                ["smplx==0.1.28", "smplfitter==0.6.0"],
-            ):  # torch first: the others would take a larger build
+            # torch first: the others would take a larger build
+            for packages in (["torch==2.13.0"], ["smplx==0.1.28", "smplfitter==0.6.0"]):
                 subprocess.run(
                     [*pip, *packages], check=True, capture_output=True, timeout=1800
                 )
@@ -103,7 +102,8 @@ def timed(call, calls: int) -> list[float]:
 
 
 def products(layer: SMPL, batch: int):
-    "Nothing but the two matrix products, whole and once each, compiled in the same way."
+    """Nothing but the two matrix products, whole and once each, compiled in the same
+    way."""
     tables = fused_tables(layer.body)
     basis, skin = (
         tf.constant(tables["basis"], tf.float32),
@@ -123,7 +123,8 @@ def products(layer: SMPL, batch: int):
 
 
 def rounds(layer: SMPL, peers: Peers, batch: int) -> dict[str, float]:
-    "Median seconds a call of everybody, in turns: what disturbs one round disturbs all."
+    """Median seconds a call of everybody, in turns: what disturbs one round disturbs
+    all."""
     rng, calls = np.random.default_rng(0), max(2, min(20, 1000 // batch))
     given = {
         "pose": rng.normal(0, 0.3, (batch, 24, 3)).astype("float32"),
@@ -133,7 +134,9 @@ def rounds(layer: SMPL, peers: Peers, batch: int) -> dict[str, float]:
     np.savez(inputs, **given)
     pose, betas = tf.constant(given["pose"]), tf.constant(given["betas"])
     mesh = SMPL(layer.body)
-    ours = {  # the few numbers that are fetched wait for the whole; smplx's vertices are not copied out either
+    # the few numbers that are fetched wait for the whole; smplx's vertices are not
+    # copied out either
+    ours = {
         "mesh": lambda: mesh(pose, betas).joints.numpy(), "keypoints": lambda: layer.keypoints_only(pose, betas).numpy(), "products": products(layer, batch),
     }  # fmt: skip
     runs = {n: (lambda k, call=call: timed(call, k)) for n, call in ours.items()} | {
@@ -169,7 +172,8 @@ def same_as_peers(layer: SMPL, peers: Peers) -> None:
 
 
 def memory_row(body, batch: int = 1024) -> None:
-    "By how much the largest size of this process grows for a batch of meshes, by the body."
+    """By how much the largest size of this process grows for a batch of meshes, by the
+    body."""
     mesh = SMPL(body)
     sizes = []
     for b in (1, batch, batch):

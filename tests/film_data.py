@@ -52,7 +52,8 @@ def write_pictures(pattern, pictures, first):
 
 
 def dot_errors(example, radius=4.0):
-    "How far the stored points are from the middle of their dots, px; only of points that lie alone and inside."
+    """How far the stored points are from the middle of their dots, px; only of points
+    that lie alone and inside."""
     kp, side = example.kp2d, example.image.shape[0]
     grey, found = example.image.min(-1).astype(float), []
     far = np.linalg.norm(kp[:, None] - kp[None], axis=-1) + 1e9 * np.eye(len(kp))

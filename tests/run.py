@@ -26,11 +26,14 @@ def export_is_current() -> bool:
             for base in (before, ROOT / "hmr_nb")
             for p in base.rglob("*.py")
         }
-        same = lambda n: (
-            (before / n).is_file()
-            and (ROOT / "hmr_nb" / n).is_file()
-            and filecmp.cmp(before / n, ROOT / "hmr_nb" / n, shallow=False)
-        )
+
+        def same(n):
+            return (
+                (before / n).is_file()
+                and (ROOT / "hmr_nb" / n).is_file()
+                and filecmp.cmp(before / n, ROOT / "hmr_nb" / n, shallow=False)
+            )
+
         changed = sorted(str(n) for n in names if not same(n))
     print(
         f"export: {'no change' if not changed else 'changed ' + ', '.join(changed) + ': commit what nbdev_export writes'}"
@@ -47,12 +50,13 @@ def notebooks() -> tuple[int, int]:
             if not p.name.startswith("_") and ".ipynb_checkpoints" not in p.parts
         ]
     )
+    # two notebooks at a time share the cores
     env = {
         **os.environ,
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "MPLBACKEND": "agg",
         "OPENBLAS_NUM_THREADS": "1",
-    }  # two notebooks at a time share the cores
+    }
     done = subprocess.run(
         [BIN / "nbdev_test", "--n_workers", "2", "--timing"],
         cwd=ROOT,
@@ -78,10 +82,13 @@ def pytest_counts() -> tuple[int, int, int]:
         stdout=subprocess.PIPE,
     )
     print(done.stdout)
-    count = lambda word: sum(
-        int(n)
-        for n in re.findall(rf"(\d+) {word}", done.stdout.strip().splitlines()[-1])
-    )
+
+    def count(word):
+        return sum(
+            int(n)
+            for n in re.findall(rf"(\d+) {word}", done.stdout.strip().splitlines()[-1])
+        )
+
     failed = count("failed") + count("error")
     return count("passed"), failed or int(done.returncode not in (0,)), count("skipped")
 

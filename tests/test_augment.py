@@ -62,9 +62,8 @@ def test_the_person_fills_the_view_as_the_rule_says(folder):
         pixel = 224 / (1.25 * max(stored["box"][2:]))  # a stored pixel in the view
         seen = stored["state"] > 0
         off = apply_affine(view["affine"], kp) - apply_affine(rule, kp)
-        assert (
-            np.abs(off[seen]).max() < 1.2 * pixel
-        )  # rounding to whole pixels and no more
+        # rounding to whole pixels and no more
+        assert np.abs(off[seen]).max() < 1.2 * pixel
         np.testing.assert_allclose(
             ndc_to_px(view["kp2d"][:, :2], 224)[seen],
             apply_affine(view["affine"], kp)[seen],
@@ -84,12 +83,14 @@ def test_without_chance_training_is_testing(folder):
 
 
 def test_chance_is_a_function_of_seed_epoch_and_place(folder):
-    look = lambda seed, **kw: [
-        d["image"].tobytes()
-        for d in items(
-            augment(record_dataset(folder, LSP, seed=1, **kw), 64, LSP, seed=seed)
-        )
-    ]
+    def look(seed, **kw):
+        return [
+            d["image"].tobytes()
+            for d in items(
+                augment(record_dataset(folder, LSP, seed=1, **kw), 64, LSP, seed=seed)
+            )
+        ]
+
     two = look(3, epochs=2)
     assert two == look(3, epochs=2) and len(set(two)) == 2 * N
     assert two[N + 9 :] == look(3, epochs=2, start=(1, 9))
@@ -148,9 +149,10 @@ def test_pixels_against_opencv(corner, side, size):
     A = view_affine(tf.constant(corner), tf.constant(side), size).numpy()
     expected = warp_image(decode_jpeg(jpeg), A.astype(float), size) / 127.5 - 1
     assert seen.shape == (size, size, 3) and np.abs(seen).max() <= 1 + 1e-6
+    # another filter when it shrinks much
     assert np.abs(seen - expected).mean() < (
         1e-6 if side == size else 0.035 if side < 1.5 * size else 0.1
-    )  # another filter when it shrinks much
+    )
 
 
 def test_an_unknown_box_is_the_middle():
@@ -206,7 +208,8 @@ def test_cover_hides_pixels_and_keeps_points(folder):
 
 
 def test_an_experiment_says_how_people_are_drawn_and_changed(folder, tmp_path):
-    "Its settings reach the batches; weights belong to the directories as given, also where one has nobody to train on."
+    """Its settings reach the batches; weights belong to the directories as given, also
+    where one has nobody to train on."""
     for name, split in (("few", "train"), ("val", "val")):
         with RecordWriter(tmp_path / name, name) as writer:
             for i in range(6):
@@ -225,7 +228,9 @@ def test_an_experiment_says_how_people_are_drawn_and_changed(folder, tmp_path):
         e = Experiment(input_size=32, batch=66, color=0.0, flip=False, **settings)
         return next(iter(training_batches(e, dirs, LSP, 0, 1).as_numpy_iterator()))
 
-    few = lambda b: int((b["has_smpl"] == 0).sum())
+    def few(b):
+        return int((b["has_smpl"] == 0).sum())
+
     plain = batch()
     assert [
         few(b)
@@ -254,10 +259,15 @@ def test_balance_by_frames_or_by_datasets(folder, tmp_path):
                     frame=i,
                 )
             )
-    count = lambda **k: sum(
-        d["dataset"] == b"few"
-        for d in items(record_dataset([folder, tmp_path / "few"], LSP, meta=True, **k))
-    )
+
+    def count(**k):
+        return sum(
+            d["dataset"] == b"few"
+            for d in items(
+                record_dataset([folder, tmp_path / "few"], LSP, meta=True, **k)
+            )
+        )
+
     assert (
         count() == count(weights="frames") == 6
         and count(weights="datasets") == 33

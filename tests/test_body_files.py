@@ -69,7 +69,8 @@ def assert_same(a, b):
         assert np.array_equal(getattr(a, key), getattr(b, key)), key
 
 
-# --- hostile pickles -----------------------------------------------------------------------------------------------
+# --- hostile pickles
+# -----------------------------------------------------------------------------------------------
 
 
 class Call:
@@ -242,7 +243,8 @@ def test_sparse_matrices_that_would_not_fit_in_memory(tmp_path):
         load_pickle(path)
 
 
-# --- pickles that are data ------------------------------------------------------------------------------------------
+# --- pickles that are data
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", CHUMPY, ids=lambda p: p.stem)
@@ -279,7 +281,8 @@ def test_every_protocol_of_plain_data(tmp_path, protocol):
 
 
 def test_python_2_protocol_0_chumpy(tmp_path, fields):
-    "Protocol 0 makes an object through copy_reg._reconstructor and sets its state afterwards."
+    """Protocol 0 makes an object through copy_reg._reconstructor and sets its state
+    afterwards."""
     array = pickle.dumps(fields["v_template"], 0)[:-1]
     chumpy = (
         b"(ccopy_reg\n_reconstructor\n(cchumpy.ch\nCh\nc__builtin__\nobject\nNtR(dVx\n"
@@ -291,7 +294,8 @@ def test_python_2_protocol_0_chumpy(tmp_path, fields):
     assert np.array_equal(load_pickle(path)[0], fields["v_template"])
 
 
-# --- broken bodies --------------------------------------------------------------------------------------------------
+# --- broken bodies
+# --------------------------------------------------------------------------------------------------
 
 
 def broken(fields):
@@ -380,9 +384,8 @@ def test_object_arrays_in_npz(tmp_path, fields):
     with pytest.raises(ValueError, match="objects.npz.*shapedirs"):
         load_body(path)
     assert not canary.exists()
-    np.savez(
-        path, **fields, part2num=trap
-    )  # SMPL-X's own file has such fields; they are not touched
+    # SMPL-X's own file has such fields; they are not touched
+    np.savez(path, **fields, part2num=trap)
     load_body(path)
     assert not canary.exists()
 
@@ -394,9 +397,8 @@ def test_zip_bombs(tmp_path, monkeypatch):
     assert bomb.stat().st_size < 100_000
     with pytest.raises(ValueError, match=r"bomb\.npz.*GiB"):
         load_body(bomb)
-    data = bytearray(
-        bomb.read_bytes()
-    )  # one that lies about its size is not unpacked beyond what it says
+    # one that lies about its size is not unpacked beyond what it says
+    data = bytearray(bomb.read_bytes())
     where = data.rfind(b"PK\x01\x02") + 24
     data[where : where + 4] = (1000).to_bytes(4, "little")
     bomb.write_bytes(data)
@@ -452,12 +454,12 @@ def test_other_files(tmp_path):
     which=st.sampled_from([0, 1, 2]),
 )
 def test_damaged_files_are_value_errors_or_bodies(tmp_path_factory, cut, flips, which):
-    "Cut anywhere, bytes changed anywhere: a body comes out, or one ValueError that names the file."
+    """Cut anywhere, bytes changed anywhere: a body comes out, or one ValueError that
+    names the file."""
     source = [*CHUMPY, shipped("goldens/body_random_v200.npz")][which]
     data = bytearray(source.read_bytes())
-    head = (
-        400 if flips else len(data)
-    )  # most instructions stand near the beginning and the end
+    # most instructions stand near the beginning and the end
+    head = 400 if flips else len(data)
     for place, value in flips:
         data[int(place * head) if value % 2 else len(data) - 1 - int(place * head)] = (
             value
@@ -470,7 +472,8 @@ def test_damaged_files_are_value_errors_or_bodies(tmp_path_factory, cut, flips, 
         assert str(path) in str(error)
 
 
-# --- real files of other kinds --------------------------------------------------------------------------------------
+# --- real files of other kinds
+# --------------------------------------------------------------------------------------
 
 
 def other_model(joints, shapes, dtype=np.float64, seed=0):
@@ -538,7 +541,8 @@ def test_ids_of_the_tree_may_be_out_of_order():
     assert parents_of(np.array([[9, 2**32 - 1, 5], [7, 5, 9]])).tolist() == [2, -1, 1]
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["npz", "pkl"])
@@ -566,7 +570,8 @@ def test_a_saved_body_comes_back(tmp_path, golden, ending):
 
 
 def test_a_saved_pickle_is_what_other_tools_read(tmp_path, golden):
-    "Plain pickle.load gives SMPL's own fields, under module names that old and new NumPy and SciPy know."
+    """Plain pickle.load gives SMPL's own fields, under module names that old and new
+    NumPy and SciPy know."""
     path = save_body(golden, tmp_path / "body.pkl")
     data = path.read_bytes()
     assert (
@@ -574,9 +579,8 @@ def test_a_saved_pickle_is_what_other_tools_read(tmp_path, golden):
         and b"scipy.sparse._csc" not in data
         and data[:2] == b"\x80\x02"
     )
-    with (
-        warnings.catch_warnings()
-    ):  # SciPy and NumPy announce that the old names may go one day
+    # SciPy and NumPy announce that the old names may go one day
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = pickle.loads(data, encoding="latin1")
     assert (
@@ -620,9 +624,8 @@ def test_a_body_is_locked_and_its_source_free(golden):
         body.weights[0, 0] = 1
     with pytest.raises(AttributeError):
         body.name = "other"
-    assert (
-        pickle.loads(pickle.dumps(body)).name == body.name
-    )  # bodies travel to worker processes
+    # bodies travel to worker processes
+    assert pickle.loads(pickle.dumps(body)).name == body.name
 
 
 def test_read_npz_only_what_is_asked(tmp_path):
@@ -668,7 +671,8 @@ def test_body_data_needs_no_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- limits of time and memory -----------------------------------------------------------------------------------------
+# --- limits of time and memory
+# -----------------------------------------------------------------------------------------
 
 LIMITED = """
 import os, resource, sys
@@ -741,7 +745,8 @@ def greedy_files(folder, fields):
 
 
 def test_greedy_files_stay_within_5_seconds_and_2_gb(tmp_path, fields):
-    "Each in a process that the system ends when it takes more; what it used is looked at, too."
+    """Each in a process that the system ends when it takes more; what it used is looked
+    at, too."""
     files = list(greedy_files(tmp_path, fields))
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *files],
@@ -767,7 +772,8 @@ def test_greedy_files_stay_within_5_seconds_and_2_gb(tmp_path, fields):
 
 
 def test_a_class_that_only_looks_like_chumpy(tmp_path):
-    "Another class in chumpy's place, a state that is code, attributes that would be called: named, or read as plain data."
+    """Another class in chumpy's place, a state that is code, attributes that would be
+    called: named, or read as plain data."""
     canary = tmp_path / "canary"
     touch = f"touch {canary}"
     path = tmp_path / "chumpy.pkl"
@@ -790,7 +796,8 @@ def test_a_class_that_only_looks_like_chumpy(tmp_path):
     assert not canary.exists()
 
 
-# --- the family, as its files are ---------------------------------------------------------------------------------------
+# --- the family, as its files are
+# ---------------------------------------------------------------------------------------
 
 SMPL_TREE = [-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19]
 
@@ -911,9 +918,10 @@ def test_rows_of_other_people(tmp_path, golden):
         load_regressors(tmp_path / "regressor_toe_l.npy")["toe_l"], rows[0]
     )
     assert list(load_regressors(tmp_path / "mine.npz")) == ["nose", "chin"]
+    # four of LSP's names are replaced, three of Human3.6M's occur twice
     assert (
         len(golden.with_regressors(h36m | extra).keypoint_regressors) == 19 + 17 + 9 - 7
-    )  # four of LSP's names are replaced, three of Human3.6M's occur twice
+    )
     for name, array in (
         ("three.npy", rows[:3]),
         ("deep.npy", rows[None, :4].reshape(2, 2, 200)),

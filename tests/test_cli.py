@@ -308,9 +308,8 @@ def test_body_build_refuses_what_it_cannot_write(run, tmp_path, monkeypatch):
 
 
 def test_body_build_writes_a_body(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "hmr_nb.making.open_body.build_open_body", open_body
-    )  # the build itself takes minutes: a slow cell of 6_making/06_open_body
+    # the build itself takes minutes: a slow cell of 6_making/06_open_body
+    monkeypatch.setattr("hmr_nb.making.open_body.build_open_body", open_body)
     assert run("body", "build", "--out", tmp_path / "person.npz")[0] == 0
     np.testing.assert_array_equal(
         load_body(tmp_path / "person.npz").v_template, open_body().v_template

@@ -63,19 +63,19 @@ def test_points_are_the_old_converters_where_it_kept_them(converted):
                 gap = np.abs(
                     here * call["actual_factor_yx"] - call["top_left_xy"] - kp[:, :2]
                 )[kept].max()
-                off[i] = (
-                    gap if np.isfinite(gap) else np.inf
-                )  # something that it kept is missing here: another person
+                # something that it kept is missing here: another person
+                off[i] = gap if np.isfinite(gap) else np.inf
         best = min(off, key=off.get)
         assert off[best] < 1e-3
         matched.add(best)
         points += int((kp[:, 2] > 0).sum())
     assert len(matched) == len(table) == 7
     lost = [e for i, e in enumerate(ours) if i not in matched]
+    # the last of each split
     assert [(e.split, e.source) for e in lost] == [
         ("train", "train2017/000000000025.jpg"),
         ("val", "val2017/000000000005.jpg"),
-    ]  # the last of each split
+    ]
     assert points == 111
 
 
@@ -105,9 +105,8 @@ def test_labels_are_the_old_converters_before_its_filters():
             for k, s in ours
             if np.isfinite(k[visible]).all() and np.allclose(k[visible], kp[visible])
         ]
-        assert (
-            fits or len(inside) == 1
-        )  # it also drops visible points beyond the border
+        # it also drops visible points beyond the border
+        assert fits or len(inside) == 1
 
 
 def test_who_is_left_out_and_why(converted):
@@ -246,9 +245,10 @@ def test_bad_pictures_and_odd_numbers_are_counted(folder, tmp_path):
 
     def odd(content):
         by_id = {a["id"]: a for a in content["annotations"]}
+        # far beyond the picture
         by_id[10]["keypoints"] = [
             v if i % 3 == 2 else v + 5000 for i, v in enumerate(by_id[10]["keypoints"])
-        ]  # far beyond the picture
+        ]
         by_id[7]["keypoints"][:2] = [float("nan"), float("nan")]
 
     change(folder, odd)

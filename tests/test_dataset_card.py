@@ -53,7 +53,8 @@ def test_a_good_set_has_no_warnings_and_a_spoiled_one_has_its_own(tmp_path):
 
 
 def test_each_fault_of_a_set_has_its_own_warning(tmp_path):
-    "A joint that nobody labelled, two names exchanged, one person of another size: in a set that was good before."
+    """A joint that nobody labelled, two names exchanged, one person of another size: in
+    a set that was good before."""
     names = next(examples(STUDIO)).names
     mirror = [
         names.index(n[:-2] + {"_l": "_r", "_r": "_l"}.get(n[-2:], n[-2:]))

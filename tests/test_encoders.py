@@ -18,7 +18,8 @@ from hmr_nb.model.hmr import HMR, load_hmr, save_weights_file
     ],
 )
 def test_backbone_by_name(name, size, features, tmp_path):
-    "It builds, gives a body, gets pictures in the range that it was published for, and comes back from its file."
+    """It builds, gives a body, gets pictures in the range that it was published for,
+    and comes back from its file."""
     model = HMR(name, input_size=size, hidden=16)
     picture = (
         np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype("float32")

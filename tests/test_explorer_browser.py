@@ -29,7 +29,8 @@ READY = """window.jupyterapp && window.jupyterapp.shell.currentWidget && window.
 
 @contextmanager
 def explorer_page(home, script=""):
-    "A notebook with an explorer, open and run: the page, a line to the kernel, and where the canvas is."
+    """A notebook with an explorer, open and run: the page, a line to the kernel, and
+    where the canvas is."""
     need(BROWSER, "chromium")
     with serve_lab(home) as (url, work, runtime), headless() as chromium:
         cell = {
@@ -55,7 +56,10 @@ def explorer_page(home, script=""):
         page.wait_for_function(READY, timeout=60_000)
         kernel = Kernel(runtime)
 
-        def run():  # a Run All sent while the connection is still forming is lost: ask again until the kernel knows the explorer
+        def run(
+            # a Run All sent while the connection is still forming is lost: ask again
+            # until the kernel knows the explorer
+        ):
             if not kernel.has("'explorer' in globals()"):
                 page.evaluate(
                     "window.jupyterapp.commands.execute('notebook:run-all-cells')"
@@ -120,7 +124,8 @@ def test_a_slider_moves_the_mesh_on_the_page(explorer):
     page.mouse.move(at[0] - 25, at[1], steps=5)
     page.mouse.up()
     wait_for(lambda: kernel.ask(VALUE) <= -15, "the slider to arrive in the kernel")
-    off = f"abs(float(explorer.pose[16, 2]) - __import__('math').radians({VALUE}))"  # asked at once: the slider may still be on its way
+    # asked at once: the slider may still be on its way
+    off = f"abs(float(explorer.pose[16, 2]) - __import__('math').radians({VALUE}))"
     assert kernel.ask(off) < 1e-5
     wait_for(
         lambda: colours(page, box, hand, 3).mean() > 250,

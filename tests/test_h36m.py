@@ -36,9 +36,10 @@ from hmr_nb.records.records import card, examples
 from hmr_nb.shell.commands import main
 
 PEOPLE = [f"S{i}" for i in range(1, 12)]
+# f f c c k1 k2 k3 p1 p2, for 512 px
 LENS = np.array(
     [[520.0, 519.0, 256.0, 258.0, -0.2071, 0.2478, -0.0031, -0.00142, -0.00098]] * 4
-)  # f f c c k1 k2 k3 p1 p2, for 512 px
+)
 LENS[:, 0] += np.arange(4)
 PLACES = np.array(
     [(2.0, 4.1, 1.6), (1.8, -4.1, 1.6), (-1.9, 4.2, 1.5), (-1.7, -4.0, 1.4)]
@@ -93,14 +94,16 @@ def metadata_xml():
             *Rotation.from_matrix(rotation(c)).as_euler("XYZ"),
             *(1000 * PLACES[c]),
         ]
-    tr = lambda *values: "<tr>" + "".join(f"<td>{v}</td>" for v in values) + "</tr>\n"  # noqa: E731
+
+    def tr(*values):
+        return "<tr>" + "".join(f"<td>{v}</td>" for v in values) + "</tr>\n"
+
     rows = "".join(
         tr(a, t, *[{"S1": s1, "S9": s9, "S11": s11}.get(p, s1) for p in PEOPLE])
         for a, t, s1, s9, s11 in ROWS
     )
-    rows += "<tr/>" * 40 + tr(
-        "notes"
-    )  # the mapping is followed by rows of another kind
+    # the mapping is followed by rows of another kind
+    rows += "<tr/>" * 40 + tr("notes")
     words = "".join(
         f"<i>{w}</i>" for w in ("ALL", "Directions", "Greeting", "Photo", "Waiting")
     )
@@ -268,11 +271,12 @@ def test_cdf_with_and_without_the_leading_axis(data, monkeypatch):
 
 def test_counts_and_names(converted):
     facts = card(converted)
+    # of three recordings two cameras have world labels alone
     assert facts["dropped"] == {
         "film known to be broken": 3,
         "video ends before this frame": 2,
         "video missing": 20,
-    }  # of three recordings two cameras have world labels alone
+    }
     assert facts["read"] == facts["written"] + 25 == 3 * 4 * 4 + 4 * 4
     assert facts["splits"] == {"train": 12, "test": 3 * (2 + 4 + 1) + 3 * 2} and facts[
         "names"
@@ -327,9 +331,10 @@ def test_a_displaced_sequence_goes_back_onto_the_person(data, tmp_path):
         np.testing.assert_allclose(
             difference, np.tile([0.2 * beside, 0, 0], (32, 1)), atol=1e-5
         )
+        # the aligned error is the same
         np.testing.assert_allclose(
             fixed.kp3d - fixed.kp3d[0], kept.kp3d - kept.kp3d[0], atol=1e-5
-        )  # the aligned error is the same
+        )
 
 
 def test_protocols(data, tmp_path):
@@ -339,9 +344,8 @@ def test_protocols(data, tmp_path):
         films[protocol] = {
             (e.subject, e.sequence) for e in examples(tmp_path / protocol, "test")
         }
-        assert (
-            sum(1 for _ in examples(tmp_path / protocol, "train")) == 12
-        )  # all that is there, in each
+        # all that is there, in each
+        assert sum(1 for _ in examples(tmp_path / protocol, "train")) == 12
     front = {f for f in films["p1"] if f[1].endswith("60457274")}
     assert films["p2"] == front and films["p2_first_trial"] == {
         f for f in front if "_1." in f[1]
@@ -468,9 +472,8 @@ def test_videopose3d(data, tmp_path):
         },
     )
     facts = convert(root, tmp_path / "r")
-    assert facts["written"] == 12 + 6 + 12 and facts["dropped"] == {
-        "video missing": 6
-    }  # two cameras of Directions 1 have no film
+    # two cameras of Directions 1 have no film
+    assert facts["written"] == 12 + 6 + 12 and facts["dropped"] == {"video missing": 6}
     for e in examples(tmp_path / "r"):
         c = CAMERAS.index(e.sequence[-8:])
         np.testing.assert_allclose(e.kp3d, seen(world(11), c)[e.frame], atol=1e-5)
@@ -563,9 +566,8 @@ def test_mmpose(tmp_path):
         np.testing.assert_allclose(
             apply_affine(invert(e.crop), e.kp2d)[seen_here], kp[seen_here], atol=0.01
         )
-        assert (
-            dot_errors(e).max() < 0.6 and abs(e.intrinsics[0] - 520) < 12
-        )  # a pinhole fitted to a distorted camera
+        # a pinhole fitted to a distorted camera
+        assert dot_errors(e).max() < 0.6 and abs(e.intrinsics[0] - 520) < 12
     convert(tmp_path, tmp_path / "p2", protocol="p1", split="test")
     np.savez(
         tmp_path / "annotations" / "h36m_test.npz",
@@ -691,9 +693,8 @@ def test_films_that_are_missing_or_damaged_are_counted(data, tmp_path):
     (videos / f"Waiting 1.{CAMERAS[0]}.mp4").unlink()
     (videos / f"Waiting 1.{CAMERAS[1]}.mp4").write_bytes(b"")
     cut = videos / f"Waiting 1.{CAMERAS[2]}.mp4"
-    cut.write_bytes(
-        cut.read_bytes()[: cut.stat().st_size // 2]
-    )  # an mp4 has its table at the end: nothing reads
+    # an mp4 has its table at the end: nothing reads
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     label = root / f"S9/MyPoseFeatures/D3_Positions_mono/Directions 1.{CAMERAS[0]}.cdf"
     x = 1000 * seen(world(11), 0)
     x[5] = np.nan

@@ -84,9 +84,8 @@ def test_real_records(tmp_path):
         assert len(people) == len(kp2d)
         for e, two, three in zip(people, kp2d, kp3d):
             np.testing.assert_array_equal(e.kp2d[:14], two[:14, :2])
-            np.testing.assert_array_equal(
-                e.kp2d[-3:], two[14:17, :2]
-            )  # pelvis, spine, head, which hmr2.0 trains as nose and eyes
+            # pelvis, spine, head, which hmr2.0 trains as nose and eyes
+            np.testing.assert_array_equal(e.kp2d[-3:], two[14:17, :2])
             np.testing.assert_allclose(e.kp3d[:14], three / unit, rtol=1e-6)
             assert (
                 0.5 < np.ptp(e.kp3d[:14], axis=0).max() < 2.3

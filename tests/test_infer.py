@@ -69,7 +69,8 @@ def studio():
 
 
 def best_cam(points, px, crop, size):
-    "The crop's camera (scale, tx, ty) that fits pixels of the photograph best, as training asks for; float64."
+    """The crop's camera (scale, tx, ty) that fits pixels of the photograph best, as
+    training asks for; float64."""
     ndc = px_to_ndc(apply_affine(crop, px), size)
     A = np.column_stack([points[:, :2].ravel(), np.tile(np.eye(2), (len(points), 1))])
     s, sx, sy = np.linalg.lstsq(A, ndc.ravel(), rcond=None)[0]
@@ -77,7 +78,8 @@ def best_cam(points, px, crop, size):
 
 
 class Oracle:
-    "Answers with the truth, as a weak-perspective model would put it: the body around its own origin, and the camera of the crop that fits its joints best."
+    """Answers with the truth, as a weak-perspective model would put it: the body around
+    its own origin, and the camera of the crop that fits its joints best."""
 
     def __init__(self, body, smpl, example, crop, size):
         out = smpl(
@@ -154,7 +156,8 @@ def test_the_true_mesh_covers_the_person_through_our_camera(studio, index):
 
 @pytest.mark.parametrize("name", ["street", "sports"])
 def test_what_is_seen_of_a_hidden_person_lies_in_our_silhouette(studio, name):
-    "Things and the photograph's edge hide parts here, so only one side of the comparison can be asked."
+    """Things and the photograph's edge hide parts here, so only one side of the
+    comparison can be asked."""
     for index in range(3):
         made, image, people = through_infer(studio, name, index)
         mine = silhouette(
@@ -168,7 +171,8 @@ def test_what_is_seen_of_a_hidden_person_lies_in_our_silhouette(studio, name):
 
 
 def test_both_ways_to_a_pixel_agree_but_for_perspective(studio):
-    "Through the crop's camera and back, or through space: the same middle and size of the joints, and no farther apart than a weak-perspective camera can see."
+    """Through the crop's camera and back, or through space: the same middle and size of
+    the joints, and no farther apart than a weak-perspective camera can see."""
     gaps = []
     for name in ("studio", "street", "sports"):
         made, _image, people = through_infer(studio, name, 1)
@@ -207,7 +211,8 @@ def test_both_ways_to_a_pixel_agree_but_for_perspective(studio):
     where=st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
 )
 def test_a_body_is_placed_where_it_stood(seed, focal, depth, where):
-    "Any joints, any pinhole: the crop's camera that fits best leads back to the true place, and to no other with the origin alone."
+    """Any joints, any pinhole: the crop's camera that fits best leads back to the true
+    place, and to no other with the origin alone."""
     joints = np.random.default_rng(seed).normal(size=(24, 3)) * [0.25, 0.5, 0.25]
     trans, center, crop = (
         np.array([*where, depth]),
@@ -285,7 +290,8 @@ def test_the_focal_length_in_the_file_is_used_and_a_given_one_goes_before(
 
 
 def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
-    "The same box through records and test_view (training, evaluation) and through infer: the same map, the same pixels."
+    """The same box through records and test_view (training, evaluation) and through
+    infer: the same map, the same pixels."""
     from hmr_nb.basics.camera import box_from_keypoints
     from hmr_nb.basics.keypoints import keypoint_set
     from hmr_nb.records.augment import test_view as as_in_test
@@ -312,17 +318,15 @@ def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
     views, crops = person_views(big, [box], size)
     seen = (item["kp2d"].numpy()[:, :2] + 1) * size / 2 - 0.5  # ndc to px
     height = np.ptp(apply_affine(crops[0], kp)[:, 1])
-    pixel = (
-        size / (1.25 * max(box[2:]))
-    )  # of the photograph: the training path decodes whole ones, and no more than its crop
+    # of the photograph: the training path decodes whole ones, and no more than its crop
+    pixel = size / (1.25 * max(box[2:]))
     assert (
         abs(height - size / 1.25) < 0.01
         and abs(np.ptp(seen[:, 1]) - height) < pixel / 2
     )
     np.testing.assert_allclose(seen, apply_affine(crops[0], kp), atol=pixel)
-    assert (
-        np.abs(item["image"].numpy() - views[0]).mean() < 0.03
-    )  # JPEG lies between them
+    # JPEG lies between them
+    assert np.abs(item["image"].numpy() - views[0]).mean() < 0.03
 
 
 @settings(
@@ -444,7 +448,8 @@ def test_every_export_reads_back(model, tmp_path):
 
 
 def test_hostile_files_are_named_and_the_rest_goes_on(model, tmp_path):
-    "One pixel, CMYK, 16 bits, several frames, an umlaut and a space; and what is no picture at all."
+    """One pixel, CMYK, 16 bits, several frames, an umlaut and a space; and what is no
+    picture at all."""
     picture = Image.open(PHOTO)
     turned = [picture.rotate(a) for a in (0, 15)]
     picture.crop((0, 0, 1, 1)).save(tmp_path / "one.png")
@@ -691,7 +696,8 @@ def test_the_command_counts_what_failed_and_resumes(run, tmp_path):
 
 
 def test_precision_is_for_the_encoder_alone(model):
-    "Half precision where asked for, and only there; the small encoder stays whole by itself."
+    """Half precision where asked for, and only there; the small encoder stays whole by
+    itself."""
     photo = load_photo(PHOTO)
     whole, half = (
         infer(Forward(model), photo)[0],

@@ -51,7 +51,8 @@ GOLDENS = REAL / "goldens" / "regressor_goldens.npz"
 
 
 def problem(seed, meshes, vertices, noise=0.0):
-    "A cloud that moves as soft bodies do: a common shape, bent differently in each mesh."
+    """A cloud that moves as soft bodies do: a common shape, bent differently in each
+    mesh."""
     random = np.random.default_rng(seed)
     V = (
         random.normal(0, 0.3, (vertices, 3))
@@ -130,9 +131,8 @@ def test_laws(seed, meshes, vertices, noise):
     fit = fit_regressor(V, t)
     w = fit.weights
     assert w.min() >= 0 and abs(w.sum() - 1) <= 1e-15 and w.shape == (vertices,)
-    assert (
-        squared(w, V, t) <= min(squared(e, V, t) for e in np.eye(vertices)) + 1e-12
-    )  # no single vertex does better
+    # no single vertex does better
+    assert squared(w, V, t) <= min(squared(e, V, t) for e in np.eye(vertices)) + 1e-12
     shift = np.random.default_rng(seed).normal(size=(meshes, 1, 3))
     moved = fit_regressor(V + shift, t + shift[:, 0], held_out=False).weights
     assert (
@@ -151,9 +151,8 @@ def test_few_vertices(seed, most):
     assert fit.report["support"] == np.count_nonzero(fit.weights) <= most
     P = (V - t[:, None]).transpose(0, 2, 1).reshape(12, 50)
     used = np.flatnonzero(fit.weights)
-    assert (
-        hull_gap(P[:, used], fit.weights[used]) < 1e-6
-    )  # refitted exactly on what is left
+    # refitted exactly on what is left
+    assert hull_gap(P[:, used], fit.weights[used]) < 1e-6
 
 
 @settings(max_examples=30, deadline=None)
@@ -541,9 +540,8 @@ def test_a_walk_on_the_surface_does_not_jump():
         4,
     ]
     assert surface_near(strip, faces, [0, 9], 1.01).sum() == 6
-    assert surface_near(strip, faces, [0], 1.5)[
-        3
-    ]  # straight across a square, where no edge leads
+    # straight across a square, where no edge leads
+    assert surface_near(strip, faces, [0], 1.5)[3]
 
 
 def test_the_skin_drawn_around_a_row_is_one_piece(monkeypatch):
@@ -779,7 +777,8 @@ def test_25_vertices_on_fifty_poses_never_seen(meshes, most_mm):
     ],
 )
 def test_never_worse_than_the_tool_it_replaces(target, meshes):
-    "With local='auto': exact least squares where marks are clean, a prior where they tremble. Differences below a tenth of a micrometre are rounding of float32."
+    """With local='auto': exact least squares where marks are clean, a prior where they
+    tremble. Differences below a tenth of a micrometre are rounding of float32."""
     with np.load(GOLDENS) as z:
         name = f"{target}_{meshes}"
         fit = fit_regressor(

@@ -147,10 +147,11 @@ def test_pose_shape_and_gender(folder):
         has_smpl=np.array([1, 1, 0, 1, 1, 1, 1, 1]),
     )
     facts = quick(convert_spin, folder / "3dpw_test.npz", folder / "r")
+    # no pose, a NaN in it
     assert facts["splits"] == {"test": 5} and facts["dropped"] == {
         "no points labelled": 2,
         "too small": 1,
-    }  # no pose, a NaN in it
+    }
     for e in examples(folder / "r"):
         i = NAMES.tolist().index(e.source)
         np.testing.assert_allclose(e.pose.ravel(), pose[i], rtol=1e-6)
@@ -165,9 +166,8 @@ def test_pose_shape_and_gender(folder):
             ],
             atol=1e-2,
         )
-    spin(
-        folder / "all.npz", pose=pose[:, :, None], shape=shape
-    )  # no has_smpl: all have it; an axis too many is no harm
+    # no has_smpl: all have it; an axis too many is no harm
+    spin(folder / "all.npz", pose=pose[:, :, None], shape=shape)
     assert (
         sum("pose" in q.more for p in read_spin(folder / "all.npz") for q in p.people)
         == 7
@@ -260,9 +260,8 @@ def test_objects_in_npz_files_run_nothing(folder, convert, monkeypatch):
     monkeypatch.chdir(folder)
     np.savez("good.npz", imgname=NAMES.astype(object), center=(LOW + HIGH) / 2, scale=(HIGH - LOW).max(1), extra_info=np.array([Hostile()] * N, object),
              **({"part": part24()} if convert is convert_spin else {"extra_keypoints_2d": part24()[:, :19]}))  # fmt: skip
-    assert (
-        quick(convert, folder / "good.npz", folder / "r")["written"] == 7
-    )  # what is not wanted is not read
+    # what is not wanted is not read
+    assert quick(convert, folder / "good.npz", folder / "r")["written"] == 7
     np.savez("hostile.npz", imgname=np.array([Hostile()], object))
     with pytest.raises(UnsafePickleError, match="hostile.npz: refused"):
         quick(convert, folder / "hostile.npz", folder / "r2")
@@ -575,6 +574,7 @@ def test_two_real_people(tmp_path):
             atol=2e-3,
         )
         at = {n: e.kp2d[i] for i, n in enumerate(e.names)}
+        # upright
         assert at["neck_mid_shoulders"][1] < np.nanmean(
             [at["hip_l"][1], at["hip_r"][1]]
-        )  # upright
+        )

@@ -36,7 +36,8 @@ def check_layer(
     weights: int,
     differentiable: bool = True,
 ) -> None:
-    "Config round trip, symbolic = eager shape, finite gradients, the weights it should have and no others."
+    """Config round trip, symbolic = eager shape, finite gradients, the weights it
+    should have and no others."""
     eager = flat(layer(*inputs))
     assert len(layer.weights) == weights, [w.path for w in layer.weights]
     assert all(np.isfinite(np.asarray(y)).all() for y in eager)
@@ -93,9 +94,8 @@ def test_regressor(rotation, iterations):
     layer = Regressor(
         mean_state(rotation=rotation), iterations, hidden=16, rotation=rotation
     )
-    check_layer(
-        layer, some(3, 11), weights=7
-    )  # the same weights however often they correct
+    # the same weights however often they correct
+    check_layer(layer, some(3, 11), weights=7)
     states = layer(some(3, 11))
     assert len(states) == iterations and all(
         s.shape == (3, len(layer.mean_state)) for s in states

@@ -75,9 +75,8 @@ def test_labels_are_the_old_converters_before_its_filters(converted):
         kp[visible & (state > 0)], old[visible & (state > 0)], atol=1e-4
     )
     if name == "lsp":
-        inside = (kp > 0).all(
-            -1
-        )  # beyond the left border: the old one drops what is labelled
+        # beyond the left border: the old one drops what is labelled
+        inside = (kp > 0).all(-1)
         np.testing.assert_array_equal(visible, (state == 2) & inside)
         assert (state == 1).sum() == 9  # what the old one threw away
     else:
@@ -128,7 +127,9 @@ def test_two_workers_and_resume_give_the_same_bytes(tmp_path, monkeypatch):
     convert_lsp_extended(raw, tmp_path / "two", workers=2, progress=False)
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
 
-    small = lambda *a, **k: RecordWriter(*a, shard_size=4, **k)
+    def small(*a, **k):
+        return RecordWriter(*a, shard_size=4, **k)
+
     RecordWriter = photos.RecordWriter
     monkeypatch.setattr(photos, "RecordWriter", small)
     convert_lsp_extended(raw, tmp_path / "whole", workers=1, progress=False)
@@ -237,9 +238,8 @@ def test_the_real_extended_images(tmp_path):
             (side["shoulder_l"] - side["shoulder_r"]) @ (side["hip_l"] - side["hip_r"])
         )
     facing = np.array(facing)[np.isfinite(facing)]
-    assert (
-        len(facing) > 50 and np.mean(facing > 0) > 0.75
-    )  # shoulders and hips mostly point the same way
+    # shoulders and hips mostly point the same way
+    assert len(facing) > 50 and np.mean(facing > 0) > 0.75
 
 
 @pytest.mark.skipif(
@@ -251,9 +251,8 @@ def test_the_real_labels(tmp_path):
     assert [(state == s).sum() for s in (0, 1, 2)] == [0, 2044, 25956]
     (tmp_path / "images").mkdir()
     shutil.copy(REAL / "lsp" / "joints.mat", tmp_path)
-    facts = convert_lsp(
-        tmp_path, tmp_path / "r", workers=1, progress=False
-    )  # the pictures are missing
+    # the pictures are missing
+    facts = convert_lsp(tmp_path, tmp_path / "r", workers=1, progress=False)
     assert (
         facts["read"] == 2000
         and facts["dropped"]["image missing"] + facts["dropped"].get("too small", 0)

@@ -203,9 +203,8 @@ def test_broken_and_hostile_files_are_counted_and_run_nothing(data, tmp_path):
         "refused: it asks for code to be run": 1,
         "unreadable": 8,
     }
-    assert (
-        facts["frames"]["not_finite"] == 10 + 10
-    )  # of some_nan, and of what was kept of nan
+    # of some_nan, and of what was kept of nan
+    assert facts["frames"]["not_finite"] == 10 + 10
     assert (
         facts["written"] == 7 and facts["frame_rate_assumed"] == 4 and not ran.exists()
     )
@@ -261,9 +260,8 @@ def test_nothing_to_convert(tmp_path, command, capsys):
 
 def test_workers_and_an_earlier_set_change_nothing(data, tmp_path):
     convert(data, data / "set")
-    convert(
-        data, tmp_path / "two", workers=2
-    )  # the set below `data` is not taken for a recording
+    # the set below `data` is not taken for a recording
+    convert(data, tmp_path / "two", workers=2)
     assert bytes_of(data / "set") == bytes_of(tmp_path / "two")
 
 
@@ -299,9 +297,8 @@ def test_killed_at_several_moments_then_resumed_is_the_same(data, tmp_path):
     assert mocap.PoseWriter(
         out, json.loads((out / "unfinished/plan.json").read_text()), resume=True
     ).place == (6, 0)
-    (out / "unfinished" / ".000003.99.part.npz").write_bytes(
-        b"half"
-    )  # as a kill in the middle of writing leaves it
+    # as a kill in the middle of writing leaves it
+    (out / "unfinished" / ".000003.99.part.npz").write_bytes(b"half")
     (out / ".mocap_set.99.part.npz").write_bytes(b"half")
     convert(data, out, resume=True)
     assert bytes_of(out) == bytes_of(tmp_path / "calm")

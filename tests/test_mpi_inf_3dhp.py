@@ -47,7 +47,10 @@ def write_calibration(path, K=SMALL, size=512):
     for c in range(14):
         K4, E4 = np.eye(4), np.eye(4)
         K4[:3, :3], E4[:3, 3] = K, [0, 900.5, 4000]
-        row = lambda A: " ".join(repr(float(v)) for v in A.ravel()) + " "  # noqa: E731
+
+        def row(A):
+            return " ".join(repr(float(v)) for v in A.ravel()) + " "
+
         lines += [
             f"name          {c}",
             "  sensor      10 10 ",
@@ -93,11 +96,12 @@ def write_test_film(folder, valid, size=(1080, 1920), offset=(0.0, 0.0, 0.0)):
     count = len(valid)
     K = np.array([[1683.48, 0, 939.93], [0, 1671.93, 560.21], [0, 0, 1]])
     X = figure_motion(TEST, count) + offset
+    # one more than rows
     write_pictures(
         folder / "imageSequence" / "img_%06d.jpg",
         [dots(kp, size) for kp in seen_by(K, X)] + [dots(np.zeros((0, 2)), size)],
         1,
-    )  # one more than rows
+    )
     with h5py.File(folder / "annot_data.mat", "w", userblock_size=512) as f:
         f["annot2"], f["annot3"], f["univ_annot3"] = (
             seen_by(K, X)[:, None],
@@ -116,9 +120,10 @@ def write_test_film(folder, valid, size=(1080, 1920), offset=(0.0, 0.0, 0.0)):
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("3dhp")
     write_sequence(root / "S1" / "Seq1")
+    # cells in another order
     write_sequence(
         root / "S1" / "Seq2", rows=9, frames=9, ids=[*range(1, 14), 0], calibrated=False
-    )  # cells in another order
+    )
     write_sequence(root / "S8" / "Seq1", films=(0,))
     return root
 
@@ -128,9 +133,8 @@ def tests(tmp_path_factory):
     root = tmp_path_factory.mktemp("tests")
     inner = root / "mpi_inf_3dhp_test_set" / "mpi_inf_3dhp_test_set"
     write_test_film(inner / "TS5", [1, 0, 1, 1, 1, 0, 1])
-    write_test_film(
-        inner / "TS6", [1, 1, 0], offset=(2.1, 0, 0)
-    )  # half of the person outside the picture
+    # half of the person outside the picture
+    write_test_film(inner / "TS6", [1, 1, 0], offset=(2.1, 0, 0))
     return root
 
 
@@ -238,9 +242,8 @@ def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
             - apply_affine(invert(e.crop), e.kp2d),
             axis=1,
         )
-        fitted = e.sequence.startswith(
-            "Seq2"
-        )  # no calibration there: the three odd points pull a little
+        # no calibration there: the three odd points pull a little
+        fitted = e.sequence.startswith("Seq2")
         assert (
             np.delete(gap, OFF).max() < (1.0 if fitted else 0.01)
             and 1 < gap[OFF].mean() < 2

@@ -49,7 +49,8 @@ def points16(number):
 
 
 def rect(kp, visible=None, ids=range(16)):
-    "An annorect; `visible` is a list of 16 values, EMPTY among them, or None for no field."
+    """An annorect; `visible` is a list of 16 values, EMPTY among them, or None for no
+    field."""
     rows = [
         {"x": kp[k, 0], "y": kp[k, 1], "id": np.uint8(k)}
         | ({} if visible is None else {"is_visible": visible[k]})
@@ -100,7 +101,8 @@ def read_back(path, i=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "Pictures 1 to 8, and a label file with people alone, with others, without points, without labels."
+    """Pictures 1 to 8, and a label file with people alone, with others, without points,
+    without labels."""
     path = tmp_path_factory.mktemp("mpii")
     (path / "images").mkdir()
     for n in range(1, 9):
@@ -279,10 +281,8 @@ def test_forms_of_other_projects(folder, tmp_path):
     facts = convert_mpii(
         tmp_path, tmp_path / "r", workers=1, progress=False, images=folder / "images"
     )
-    assert facts["splits"] == {
-        "train": 1,
-        "val": 1,
-    }  # trainval.json holds the same people and is not read
+    # trainval.json holds the same people and is not read
+    assert facts["splits"] == {"train": 1, "val": 1}
 
 
 def test_hrnets_test_file_has_no_labels(tmp_path):
@@ -322,9 +322,8 @@ def test_bad_pictures_are_counted(folder, tmp_path):
     images = tmp_path / "m" / "images"
     (images / "001.jpg").write_bytes((images / "001.jpg").read_bytes()[:5000])
     (images / "002.jpg").unlink()
-    cv2.imwrite(
-        str(images / "003.jpg"), np.zeros((20, 20, 3), np.uint8)
-    )  # the labels lie beyond it
+    # the labels lie beyond it
+    cv2.imwrite(str(images / "003.jpg"), np.zeros((20, 20, 3), np.uint8))
     facts = convert_mpii(tmp_path / "m", tmp_path / "r", workers=1, progress=False)
     assert {
         k: facts["dropped"][k]

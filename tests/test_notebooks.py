@@ -45,7 +45,8 @@ def place(module: str) -> tuple[int, ...]:
 
 
 def imported_modules(path: Path) -> set[str]:
-    "hmr_nb modules that the exported cells of a notebook import, also inside functions."
+    """hmr_nb modules that the exported cells of a notebook import, also inside
+    functions."""
     tree = ast.parse(
         "\n".join(c["source"] for c in cells(path) if is_exported(c["source"]))
     )

@@ -59,7 +59,10 @@ def kernel(lab, page):
     )
     kernel = Kernel(lab[2])
 
-    def run():  # a Run All sent while the connection is still forming is lost: ask again until the kernel knows the tool
+    def run(
+        # a Run All sent while the connection is still forming is lost: ask again until
+        # the kernel knows the tool
+    ):
         if not kernel.has("'tool' in globals()"):
             page.evaluate(
                 "window.jupyterapp.commands.execute('notebook:run-all-cells')"
@@ -107,11 +110,12 @@ def test_upload_box_and_body(page, kernel):
     wait_for(
         lambda: kernel.ask("len(tool.state.people or [])"), "the person in the box"
     )
+    # a mouse is on whole pixels
     np.testing.assert_allclose(
         kernel.ask("tool.state.box"),
         [0.25 * w - 0.5, 0.05 * h - 0.5, 0.5 * w, 0.9 * h],
         atol=1.01 * max(w / extent[0], h / extent[1]),
-    )  # a mouse is on whole pixels
+    )
     drawn = page.locator(".hmr-photo i").bounding_box()
     np.testing.assert_allclose(
         [drawn["x"], drawn["y"], drawn["width"], drawn["height"]],
@@ -128,7 +132,8 @@ def test_the_body_turns(page, kernel):
     canvas = page.locator(".hmr-photo-tool canvas")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    chest = "tool.model.smpl.body.weights[:, tool.model.smpl.body.joint_names.index('spine2')].argmax()"  # whatever the pose, the trunk is there
+    # whatever the pose, the trunk is there
+    chest = "tool.model.smpl.body.weights[:, tool.model.smpl.body.joint_names.index('spine2')].argmax()"
     share = kernel.ask(f"tool.view.on_screen(tool.view.V[[{chest}]])[0].tolist()")
     middle = np.array(
         [box["x"] + share[0] * box["width"], box["y"] + share[1] * box["height"]]

@@ -28,6 +28,7 @@ LAB_ARGS = [
     "--LabApp.expose_app_in_browser=True",
     "--allow-root",
 ]
+# the last three: Voila without internet; extensions of others
 HARMLESS = (
     "t.on is not a function",
     "lumino",
@@ -37,7 +38,7 @@ HARMLESS = (
     "ERR_NAME_NOT_RESOLVED",
     "ERR_INTERNET_DISCONNECTED",
     "The getter for the shared module",
-)  # the last three: Voila without internet; extensions of others
+)
 CELL = "from hmr_nb.making.open_body import open_body\nfrom hmr_nb.keypoints.picker import KeypointPicker\npicker = KeypointPicker(open_body(), path='marks.json')\npicker"
 PINK = (204, 47, 123)
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -82,7 +83,8 @@ def lab(tmp_path_factory):
 
 @contextmanager
 def serve_lab(home):
-    "A JupyterLab server of our own on a scratch folder with one notebook: its address, its folder, and where its kernels are known."
+    """A JupyterLab server of our own on a scratch folder with one notebook: its
+    address, its folder, and where its kernels are known."""
     work, runtime, config = home / "work", home / "runtime", home / "config"
     for folder in (work, runtime, config):
         folder.mkdir()
@@ -164,8 +166,10 @@ def headless():
 
 
 def open_page(browser, address, script=""):
-    "A page of a browser, with a list of what its console called errors; a script can be run before all others."
-    # tall enough for all of the picker: a page that scrolls takes the canvas away from where it was
+    """A page of a browser, with a list of what its console called errors; a script can
+    be run before all others."""
+    # tall enough for all of the picker: a page that scrolls takes the canvas away from
+    # where it was
     page = browser.new_page(viewport={"width": 1300, "height": 1150})
     page.add_init_script(script)
     page.errors = []
@@ -198,7 +202,8 @@ class Kernel:
         wait_for(self.ready, "the kernel to answer")
 
     def ready(self):
-        "Whether it answers; a heartbeat missed while it starts is no reason to give up."
+        """Whether it answers; a heartbeat missed while it starts is no reason to give
+        up."""
         try:
             self.client.wait_for_ready(timeout=10)
         except RuntimeError:
@@ -248,9 +253,13 @@ def run_notebook(lab, page):
 
 
 def run_all(page, kernel):
-    "Run the notebook until the kernel has a picker and the page a body; where the canvas is."
+    """Run the notebook until the kernel has a picker and the page a body; where the
+    canvas is."""
 
-    def run():  # a Run All sent while the connection is still forming is lost: ask again until the kernel knows the picker
+    def run(
+        # a Run All sent while the connection is still forming is lost: ask again until
+        # the kernel knows the picker
+    ):
         if not kernel.has("'picker' in globals()"):
             page.evaluate(
                 "window.jupyterapp.commands.execute('notebook:run-all-cells')"
@@ -267,10 +276,8 @@ def drawn(page):
     canvas.wait_for(state="visible", timeout=60_000)
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    middle = (
-        box["x"] + box["width"] / 2,
-        box["y"] + 0.4 * box["height"],
-    )  # on the chest
+    # on the chest
+    middle = (box["x"] + box["width"] / 2, box["y"] + 0.4 * box["height"])
     wait_for(lambda: colours(page, box, middle, 3).mean() < 240, "the body to be drawn")
     return box
 
@@ -296,7 +303,8 @@ def is_pink(page, box, spot):
 
 
 def on_page(kernel, box, points):
-    "Where points of the scene are on the page, by the camera as the kernel knows it; and their distance to the camera."
+    """Where points of the scene are on the page, by the camera as the kernel knows it;
+    and their distance to the camera."""
     eye, target = (
         np.array(x)
         for x in kernel.ask(
@@ -315,7 +323,8 @@ def on_page(kernel, box, points):
 
 
 def clear_spots(kernel, box, V, F, count, seed):
-    "Vertices that the camera sees with room around them, and where they are on the page."
+    """Vertices that the camera sees with room around them, and where they are on the
+    page."""
     import trimesh
 
     V = V - (V.max(0) + V.min(0)) / 2  # the body stands around the scene's origin
@@ -384,9 +393,9 @@ def test_clicks_mark_exactly_the_vertices_under_the_mouse(page, picker, body):
             lambda spot=spot: is_pink(page, box, spot),
             "the dot on the clicked vertex to be drawn",
         )
-    page.mouse.click(
-        spot[0] + 1, spot[1]
-    )  # a browser keeps quiet about a second click on the very same spot until the first has been answered
+    # a browser keeps quiet about a second click on the very same spot until the first
+    # has been answered
+    page.mouse.click(spot[0] + 1, spot[1])
     wait_for(
         lambda: marked(kernel) == sorted(set(wanted) - {vertex}),
         "a second click to take the mark away",
@@ -398,9 +407,8 @@ def test_clicks_mark_exactly_the_vertices_under_the_mouse(page, picker, body):
 def test_a_drag_turns_the_body_and_marks_nothing(page, picker, body):
     kernel, box = picker
     before, camera = marked(kernel), kernel.ask("list(picker.view.camera.position)")
-    belly = np.array(
-        [box["x"] + box["width"] / 2, box["y"] + 0.4 * box["height"]]
-    )  # on the axis of the turn: the button goes up on the body too
+    # on the axis of the turn: the button goes up on the body too
+    belly = np.array([box["x"] + box["width"] / 2, box["y"] + 0.4 * box["height"]])
     page.mouse.move(*(belly - [20, 0]))
     page.mouse.down()
     page.mouse.move(*belly, steps=4)
@@ -411,9 +419,9 @@ def test_a_drag_turns_the_body_and_marks_nothing(page, picker, body):
         "the camera to turn",
     )
     ((vertex, spot),) = clear_spots(kernel, box, *body, count=1, seed=2)
-    page.mouse.click(
-        *spot
-    )  # a message that comes after the drag's own: once it is here, the drag's click has been dealt with
+    # a message that comes after the drag's own: once it is here, the drag's click has
+    # been dealt with
+    page.mouse.click(*spot)
     wait_for(lambda: len(marked(kernel)) != len(before), "the click after the drag")
     assert marked(kernel) == sorted(set(before) ^ {vertex})
 
@@ -524,9 +532,8 @@ def test_a_lasso_marks_what_it_goes_around(page, picker, body):
         "__import__('hmr_nb.keypoints.marks').picker_state.seen_from(picker.view.V, picker.view.F, picker.view.eye).tolist()"
     )
     wanted = {int(v) for v in inside if seen[v]}
-    assert len(wanted) > 20 and len(wanted ^ set(marked(kernel))) <= 0.01 * len(
-        wanted
-    )  # a mouse is on whole pixels: a vertex on the line may fall on either side
+    # a mouse is on whole pixels: a vertex on the line may fall on either side
+    assert len(wanted) > 20 and len(wanted ^ set(marked(kernel))) <= 0.01 * len(wanted)
     wait_for(lambda: sheet.count() == 0, "the sheet to go away")
     press(page, "clear")
     wait_for(lambda: not marked(kernel), "clear")

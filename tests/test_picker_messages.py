@@ -241,10 +241,8 @@ def test_triangles_and_their_fit(picker):
         picker.view.V[picker.view.F[face]].mean(0),
         atol=1e-6,
     )
-    picker.controls["through"].value, picker.controls["brush"].value = (
-        True,
-        60,
-    )  # wider than the largest triangle
+    # wider than the largest triangle
+    picker.controls["through"].value, picker.controls["brush"].value = (True, 60)
     click(picker, 10, "shift")
     assert len(
         triangles_of(picker.state, marked(picker.state))
@@ -381,9 +379,8 @@ def test_shipped_toe_marks_fit_the_shipped_body(body):
     V = np.asarray(body.v_template, float)
     for entry in marks["keypoints"].values():
         for mark in entry["marks"]:
-            assert (
-                np.ptp(V[mark["vertices"]], axis=0).max() < 0.04
-            )  # all on the tip of one toe
+            # all on the tip of one toe
+            assert np.ptp(V[mark["vertices"]], axis=0).max() < 0.04
     rest = dict.fromkeys(marks["poses"], V)
     fits = fit_marks(marks, body, rest)
     left, right = (fits[n].weights @ V for n in ("toe_l", "toe_r"))

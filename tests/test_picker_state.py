@@ -199,9 +199,8 @@ def test_brush_on_a_plane_stays_within_its_radius(rows, columns, radius):
     assert (np.linalg.norm(grid[area], axis=1) <= radius + 1e-9).all() and 0 in area
     larger = brush_area(grid, faces, 0, radius * 1.5)
     assert set(area) <= set(larger)
-    assert set(np.flatnonzero(np.abs(grid).sum(1) <= radius - 1e-9)) <= set(
-        area
-    )  # a walk along the edges is never shorter than the brush's own way
+    # a walk along the edges is never shorter than the brush's own way
+    assert set(np.flatnonzero(np.abs(grid).sum(1) <= radius - 1e-9)) <= set(area)
     allowed = np.arange(len(grid)) % 2 == 0
     assert set(brush_area(grid, faces, 0, radius, allowed)) == {
         v for v in area if allowed[v]
@@ -239,9 +238,8 @@ def test_what_a_ball_shows_and_hides():
     ball = trimesh.creation.icosphere(3)
     V, F = np.asarray(ball.vertices, float), np.asarray(ball.faces)
     seen = seen_from(V, F, [0, 0, 3])
-    height = V[
-        :, 2
-    ]  # of a ball of radius 1, an eye at distance 3 sees what is higher than 1 / 3
+    # of a ball of radius 1, an eye at distance 3 sees what is higher than 1 / 3
+    height = V[:, 2]
     assert seen[height > 0.4].all() and not seen[height < 0.27].any()
     both, faces = np.concatenate([V, V + [0, 0, -2.5]]), np.concatenate([F, F + len(V)])
     assert not seen_from(both, faces, [0, 0, 3])[len(V) :][

@@ -190,7 +190,8 @@ def test_forward_as_the_reference(published):
 
 
 def test_every_block_as_the_reference(published):
-    "Size, mean, deviation and the first numbers of the middle and of a corner, block by block."
+    """Size, mean, deviation and the first numbers of the middle and of a corner, block
+    by block."""
     kind, model, _ = published
     blocks = json.loads((GOLDENS / "forward_midlayers.json").read_text())[
         "hmr1_slim" if kind == "hmr-tf1" else "hmr2_effective_tf2.6"
@@ -324,7 +325,8 @@ def test_the_other_reference_is_refused(shelf, body):
 
 
 def test_another_model_is_refused_by_what_it_lacks_and_has(body, tmp_path):
-    "A classifier's checkpoint by the first missing name and some of its own; another regressor by name and both shapes."
+    """A classifier's checkpoint by the first missing name and some of its own; another
+    regressor by name and both shapes."""
     names, values = (
         ["classifier/dense/kernel", "save_counter"],
         [np.zeros((3, 3), "float32"), np.zeros(4, "float32")],
@@ -393,9 +395,8 @@ def test_toes_of_hmr2_stand_where_it_inserted_them(shelf, body, tmp_path):
         np.testing.assert_array_equal(
             model.smpl.body.keypoint_regressors[name], rows[:, column]
         )
-    kept = load_hmr2(
-        tmp_path / "ckpt-1", body
-    )  # the body's own nose is kept, the toes are added
+    # the body's own nose is kept, the toes are added
+    kept = load_hmr2(tmp_path / "ckpt-1", body)
     np.testing.assert_array_equal(
         kept.smpl.body.keypoint_regressors["nose"], body.keypoint_regressors["nose"]
     )
@@ -447,16 +448,18 @@ def test_critic_as_the_reference(kind, golden, tmp_path):
         ],
         axis=1,
     )
+    # answers reach 30: 2e-7 of them
     np.testing.assert_allclose(
         critic(rotations, seen[:, 207:]),
         np.load(GOLDENS / golden)["disc_in_out"],
         atol=5e-6,
-    )  # answers reach 30: 2e-7 of them
+    )
 
 
 @pytest.mark.parametrize("which", ["tf2.6.0_native", "tf2.15.1_new_keras_adam"])
 def test_every_mean_of_adam_comes_back_on_its_weight(which, tmp_path):
-    "Adam's means are filled with a number that only their weight has; the order is that of the reference's own gradients."
+    """Adam's means are filled with a number that only their weight has; the order is
+    that of the reference's own gradients."""
     listing_all = {
         r["name"]: r
         for r in json.loads((GOLDENS / "hmr2_checkpoint_variables.json").read_text())[

@@ -40,7 +40,8 @@ def test_recorded_motion_is_thinned_and_says_so(recording):
 
 
 def test_recorded_people_bend_as_our_limits_say(recording):
-    "The conventions of the sampler (which way knees and elbows bend) are those of real SMPL data."
+    """The conventions of the sampler (which way knees and elbows bend) are those of
+    real SMPL data."""
     poses = load_mocap(recording).poses[::5]
     assert within_limits(poses).mean() > 0.95
     flat = poses.copy()
@@ -50,7 +51,6 @@ def test_recorded_people_bend_as_our_limits_say(recording):
     )
     hip = place_joints(flat)[:, SMPL_JOINTS.index("left_hip")]
     thigh, shin = knee - hip, ankle - knee
-    bend = np.cross(thigh, shin)[
-        :, 0
-    ]  # along the body's left: positive when the shin folds back
+    # along the body's left: positive when the shin folds back
+    bend = np.cross(thigh, shin)[:, 0]
     assert (bend > -0.02).mean() > 0.95

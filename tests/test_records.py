@@ -71,8 +71,12 @@ numbers = st.floats(-1e4, 1e4, width=32) | st.just(float("nan"))
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), k=st.integers(1, 30))
 def test_what_goes_in_comes_out(data, k):
-    arrays = lambda *shape: data.draw(hnp.arrays(np.float32, shape, elements=numbers))
-    maybe = lambda *shape: arrays(*shape) if data.draw(st.booleans()) else None
+    def arrays(*shape):
+        return data.draw(hnp.arrays(np.float32, shape, elements=numbers))
+
+    def maybe(*shape):
+        return arrays(*shape) if data.draw(st.booleans()) else None
+
     text = data.draw(st.text(max_size=20))
     kp = arrays(k, 2)
     state = np.where(
@@ -191,7 +195,8 @@ def clip(i):
 
 
 def test_killed_at_ten_random_moments(tmp_path):
-    "kill -9 between any two steps of writing; a run that is resumed each time ends with the same bytes."
+    """kill -9 between any two steps of writing; a run that is resumed each time ends
+    with the same bytes."""
     with RecordWriter(tmp_path / "whole", "clips", shard_size=4) as writer:
         convert_items(writer, clip, list(range(8)), workers=1, progress=False)
     out, moments = (
@@ -632,7 +637,8 @@ def test_label_files_of_one_name_are_told_apart(tmp_path):
     height=st.integers(20, 260),
 )
 def test_the_stored_map_is_true_for_the_pixels(x, y, side, width, height):
-    "A soft dot at a known place of a picture lies where the map says, kept whole or cut, enlarged never."
+    """A soft dot at a known place of a picture lies where the map says, kept whole or
+    cut, enlarged never."""
     at = np.array([width * 0.4, height * 0.55])
     grid_y, grid_x = np.mgrid[:height, :width]
     light = np.uint8(
@@ -677,8 +683,7 @@ def test_any_box_can_be_cut(x, y, w, h):
         and size[0] in (60, 64)
         and size[1] == 80
     )
-    assert (
-        np.abs(cut.astype(int) - [200, 30, 90]).max() < 6
-    )  # border repeated, colours in order
+    # border repeated, colours in order
+    assert np.abs(cut.astype(int) - [200, 30, 90]).max() < 6
     middle = A[:, :2] @ [x + w / 2, y + h / 2] + A[:, 2]
     assert np.abs(middle - (side - 1) / 2).max() <= 1

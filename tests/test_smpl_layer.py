@@ -62,7 +62,8 @@ def some(b=3, seed=0):
     ).astype("float32")
 
 
-# --- golden numbers -------------------------------------------------------------------------------------------------
+# --- golden numbers
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,8 @@ def test_smpl24_points_are_the_posed_joints():
     same(only.keypoints_only(pose, betas), out.joints, atol=1e-6)
 
 
-# --- what the layer holds -------------------------------------------------------------------------------------------
+# --- what the layer holds
+# -------------------------------------------------------------------------------------------
 
 
 def whole_model(body):
@@ -199,7 +201,8 @@ def test_config_round_trip_with_own_points():
         SMPL.from_config(layer().get_config())
 
 
-# --- number types ---------------------------------------------------------------------------------------------------
+# --- number types
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -225,7 +228,8 @@ def test_mixed_precision_leaves_the_body_alone():
     same(out.vertices, want.vertices, atol=1e-6)
 
 
-# --- shapes ---------------------------------------------------------------------------------------------------------
+# --- shapes
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_fewer_betas_are_zeros():
@@ -273,7 +277,8 @@ def test_points_that_the_body_does_not_have():
     assert SMPL(golden_body(), jit=False)(*some(1)).keypoints is None
 
 
-# --- in a graph, under fit, with gradients ----------------------------------------------------------------------------
+# --- in a graph, under fit, with gradients
+# ----------------------------------------------------------------------------
 
 
 def test_graph_mode_equals_eager():
@@ -352,7 +357,8 @@ def test_gradient_against_finite_differences():
         )
 
 
-# --- any body ---------------------------------------------------------------------------------------------------------
+# --- any body
+# ---------------------------------------------------------------------------------------------------------
 
 
 def random_body(joints, vertices, shapes, rng):
@@ -432,9 +438,8 @@ def test_a_child_may_stand_before_its_parent(seed):
     rng = np.random.default_rng(seed)
     body = random_body(6, 8, 2, rng)
     order = rng.permutation(6)
-    order = np.concatenate(
-        [[0], order[order > 0]]
-    )  # the root stays first: the correctives leave out joint 0
+    # the root stays first: the correctives leave out joint 0
+    order = np.concatenate([[0], order[order > 0]])
     place = np.argsort(order)
     columns = np.concatenate([np.arange(9 * (j - 1), 9 * j) for j in order[1:]])
     shuffled = replace(
@@ -462,7 +467,8 @@ def test_a_child_may_stand_before_its_parent(seed):
     "joints,shapes", [(52, 16), (55, 400), (16, 10)], ids=["SMPL-H", "SMPL-X", "MANO"]
 )
 def test_the_family_against_loops(joints, shapes):
-    "Bodies of the sizes of the other models, hands and expression included, by one compiled layer."
+    """Bodies of the sizes of the other models, hands and expression included, by one
+    compiled layer."""
     rng = np.random.default_rng(joints)
     body = random_body(joints, 30, shapes, rng)
     pose, betas = (
@@ -485,13 +491,15 @@ def test_the_family_against_loops(joints, shapes):
     )
 
 
-# --- laws -------------------------------------------------------------------------------------------------------------
+# --- laws
+# -------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_the_root_moves_the_body_rigidly(seed):
-    "Turning the root turns everything about the pelvis, trans moves everything; nothing else changes."
+    """Turning the root turns everything about the pelvis, trans moves everything;
+    nothing else changes."""
     rng = np.random.default_rng(seed)
     smpl, pose, betas, trans = (
         layer("float64", jit=False),
@@ -528,20 +536,22 @@ def test_a_row_of_a_batch_is_a_batch_of_one(seed):
 
 
 def mirrored_body(rng):
-    "A random body that is its own mirror image; its last shape direction is lopsided, so its coefficient changes sign."
+    """A random body that is its own mirror image; its last shape direction is lopsided,
+    so its coefficient changes sign."""
     body, half = golden_body(), 40
     flip = np.array([-1, 1, 1])
     swap = np.argsort(np.r_[np.arange(half, 2 * half), np.arange(half)])
     joints = keypoint_set("smpl24").flip
 
-    def both(x):  # (half, 3, ...) and its mirror image
+    def both(
+        x,  # (half, 3, ...) and its mirror image
+    ):
         return np.concatenate([x, x * flip.reshape(1, 3, *[1] * (x.ndim - 2))])
 
     V, S = both(rng.normal(size=(half, 3))), both(rng.normal(size=(half, 3, 3)) * 0.1)
     S[half:, :, 2] *= -1
-    signs = np.kron(
-        flip, flip
-    )  # M R M: entry (c, d) changes sign where one of them is x
+    # M R M: entry (c, d) changes sign where one of them is x
+    signs = np.kron(flip, flip)
     columns = np.concatenate([9 * (joints[j] - 1) + np.arange(9) for j in range(1, 24)])
     P = rng.normal(size=(half, 3, 207)) * 0.01
     P = np.concatenate([P, (P * flip[:, None])[..., columns] * np.tile(signs, 23)])
@@ -585,7 +595,8 @@ def test_mirrored_pose_and_betas_give_the_mirrored_body(seed):
 
 
 def test_joints_do_not_depend_on_the_number_of_vertices():
-    "Without half of the vertices, with the joints' rows kept as numbers: the joints are the same; more vertices change nothing."
+    """Without half of the vertices, with the joints' rows kept as numbers: the joints
+    are the same; more vertices change nothing."""
     body, (pose, betas) = golden_body(), some(3)
     more = replace(
         body, v_template=np.r_[body.v_template, body.v_template[:50]], shapedirs=np.r_[body.shapedirs, body.shapedirs[:50]], posedirs=np.r_[body.posedirs, body.posedirs[:50]],
@@ -694,7 +705,8 @@ def test_somebodys_body_works_in_graphs_and_under_fit():
     assert not tape.watched_variables() and np.isfinite(score)
 
 
-# --- other backends of Keras ------------------------------------------------------------------------------------------
+# --- other backends of Keras
+# ------------------------------------------------------------------------------------------
 
 ON_ANOTHER_BACKEND = """
 import sys
@@ -749,7 +761,8 @@ print("right on", which)
 
 
 def slopes(smpl, pose, betas, push):
-    "Central differences of a weighted sum of the vertices, in double precision, one pose number at a time."
+    """Central differences of a weighted sum of the vertices, in double precision, one
+    pose number at a time."""
     steps = 1e-5 * np.eye(72).reshape(72, 24, 3)
     both = np.concatenate([pose + steps, pose - steps])
     scores = (smpl(both, np.repeat(betas, 144, 0)).vertices.numpy() * push).sum((1, 2))
@@ -759,7 +772,8 @@ def slopes(smpl, pose, betas, push):
 @pytest.mark.backend
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_on_other_backends(backend, tmp_path):
-    "The same code on Keras' other backends: goldens, gradients against finite differences, rotations."
+    """The same code on Keras' other backends: goldens, gradients against finite
+    differences, rotations."""
     if find_spec(backend) is None:
         pytest.skip(
             f"{backend} is not installed; pip install {backend} to run the body layer on it"

@@ -92,18 +92,18 @@ def test_resume_after_an_interruption(tmp_path, monkeypatch):
     monkeypatch.setattr(domains, "render_task", dies)
     with pytest.raises(KeyboardInterrupt):
         render_domain("studio", 20, tmp_path / "broken", workers=1, **QUICK)
-    assert (
-        len(list((tmp_path / "broken").glob("*.tfrecord"))) == 2
-    )  # 16 pictures done, whole shards kept
+    # 16 pictures done, whole shards kept
+    assert len(list((tmp_path / "broken").glob("*.tfrecord"))) == 2
     monkeypatch.setattr(domains, "render_task", render_task)
     with pytest.raises(ValueError, match="resume"):
         render_domain("studio", 20, tmp_path / "broken", workers=1, **QUICK)
     render_domain("studio", 20, tmp_path / "broken", workers=1, resume=True, **QUICK)
     assert same_bytes(tmp_path / "whole", tmp_path / "broken")
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "whole").iterdir()}
+    # nothing left to do
     facts = render_domain(
         "studio", 20, tmp_path / "whole", workers=1, resume=True, **QUICK
-    )  # nothing left to do
+    )
     assert facts["written"] == 20 and before == {
         f: f.stat().st_mtime_ns for f in (tmp_path / "whole").iterdir()
     }
@@ -126,9 +126,10 @@ def test_small_counts_hold_their_truth(count, tmp_path):
             and set(e.state) <= {1, 2}
         )
         assert np.allclose(e.kp2d, perspective(e.kp3d, e.focal, e.center), atol=2e-3)
+        # the photograph's middle
         assert np.allclose(
             apply_affine(e.crop, np.full((1, 2), 499.5))[0], e.center, atol=2e-3
-        )  # the photograph's middle
+        )
         inside = ((e.kp2d > -0.5) & (e.kp2d < 47.5)).all(1)
         assert (
             inside.mean() > 0.4
@@ -137,11 +138,12 @@ def test_small_counts_hold_their_truth(count, tmp_path):
         )
         assert np.isclose(max(e.box[2:]), 48 / 1.5, atol=1e-3)
         f, _, cx, cy = e.intrinsics
+        # the photograph's own camera
         assert np.allclose(
             apply_affine(e.crop, perspective(e.kp3d, f, np.array([cx, cy]))),
             e.kp2d,
             atol=2e-2,
-        )  # the photograph's own camera
+        )
 
 
 def test_other_seeds_give_other_people(tmp_path):
@@ -168,9 +170,8 @@ def test_errors_are_clear(tmp_path):
 
 
 def test_a_street_without_a_box_between_camera_and_person_renders():
-    rendered = domains.render_example(
-        "street", 3, 2184, 48, want=("mask",)
-    )  # every box of this scene stood before the person
+    # every box of this scene stood before the person
+    rendered = domains.render_example("street", 3, 2184, 48, want=("mask",))
     assert (rendered.mask >= 0).any()
 
 
@@ -230,18 +231,17 @@ def test_mask_and_depth_are_those_of_the_mesh(name, many):
         assert not (shows & ~truth.mask).any() and shows.sum() > 0.2 * truth.mask.sum()
         assert np.allclose(r.depth[shows], truth.depth[shows], atol=2e-3)
         labels = body.extras["part_labels"][body.faces[truth.face[shows]]]
-        assert (
-            (labels == r.mask[shows][:, None]).any(1).all()
-        )  # the part of one of the triangle's corners
+        # the part of one of the triangle's corners
+        assert (labels == r.mask[shows][:, None]).any(1).all()
         if name == "studio":
             outline = silhouette(V, body.faces, e.focal, e.center, (96, 96))
-            assert (
-                (shows & outline).sum() / outline.sum() > 0.75
-            )  # nothing stands in the way there, but for a stool
+            # nothing stands in the way there, but for a stool
+            assert (shows & outline).sum() / outline.sum() > 0.75
 
 
 def test_states_agree_with_the_pictures(many):
-    "Points beyond the picture are never visible; nearly every visible point lies on a pixel of the person; hidden things are found."
+    """Points beyond the picture are never visible; nearly every visible point lies on a
+    pixel of the person; hidden things are found."""
     _, found = many
     on_person, shares = [], {}
     for name in DOMAINS:

@@ -159,9 +159,8 @@ def test_the_joints_lie_on_the_dots_and_the_body_is_where_they_are(data, convert
             2.5,
         )
         assert len(errors) >= 5 and np.median(errors) < 0.4
-        J = (
-            place_joints(e.pose[None].astype(float), REST)[0] + e.trans
-        )  # the body, made of the record alone
+        # the body, made of the record alone
+        J = place_joints(e.pose[None].astype(float), REST)[0] + e.trans
         np.testing.assert_allclose(J, e.kp3d[18:], atol=2e-5)
         fx, fy, cx, cy = e.intrinsics
         seen_at = J[:, :2] / J[:, 2:] * [fx, fy] + [cx, cy]
@@ -192,9 +191,8 @@ def test_joints_inside_the_body_do_not_pass_as_marked_points(converted):
         )
     )
     assert np.isnan(lsp["neck"]).all() and np.isnan(lsp["head_top"]).all()
-    np.testing.assert_array_equal(
-        lsp["hip_r"], e.kp2d[NAMES.index("hip_r")]
-    )  # the detector's, not smpl_right_hip
+    # the detector's, not smpl_right_hip
+    np.testing.assert_array_equal(lsp["hip_r"], e.kp2d[NAMES.index("hip_r")])
     assert "smpl_right_hip" in JOINTS
 
 

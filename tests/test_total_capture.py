@@ -95,9 +95,9 @@ def write_recording(
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("tc")
     (root / "calibration.cal").write_text(calibration())
-    write_recording(
-        root / "s1" / "acting1", root / "s1" / "acting1", "S1", "acting1"
-    )  # as the toolbox lays it out
+    # as the toolbox lays it out
+    write_recording(root / "s1" / "acting1", root / "s1" / "acting1", "S1", "acting1")
+    # as downloaded
     write_recording(
         root / "vicon" / "S2" / "walking2",
         root / "video" / "s2" / "s2_walking2",
@@ -106,7 +106,7 @@ def data(tmp_path_factory):
         rows=16,
         turns=8,
         cameras=(4,),
-    )  # as downloaded
+    )
     write_recording(
         root / "vicon" / "S4" / "freestyle1",
         root / "video" / "s4",

@@ -102,7 +102,8 @@ def weights(path):
 
 
 def test_killed_run_equals_uninterrupted(tmp_path, data):
-    "Dropout, critic, averages, learning rate, order and augmentation all go on where they stood; killed at five random steps of twelve."
+    """Dropout, critic, averages, learning rate, order and augmentation all go on where
+    they stood; killed at five random steps of twelve."""
     long, whole, cut = replace(TINY, epochs=6), tmp_path / "whole", tmp_path / "cut"
     straight = start(long, data, whole)
     kills = sorted(
@@ -130,7 +131,8 @@ def free_port() -> int:
 
 
 def test_two_devices_and_two_machines_do_what_one_does(tmp_path, data):
-    "The same losses at equal global batch: normalisation synchronised, critic, gradient clipping, partly known labels."
+    """The same losses at equal global batch: normalisation synchronised, critic,
+    gradient clipping, partly known labels."""
     e = replace(
         TINY, batch=4, epochs=2, steps_per_epoch=1, dropout=0.0, optimizer="adamw"
     )
@@ -155,7 +157,8 @@ def test_two_devices_and_two_machines_do_what_one_does(tmp_path, data):
 
 
 def test_goes_on_from_a_published_run(tmp_path, data):
-    "Critic, both optimizers' memory and the epochs behind it come from the file; too few epochs asked for is an error."
+    """Critic, both optimizers' memory and the epochs behind it come from the file; too
+    few epochs asked for is an error."""
     import tensorflow as tf
 
     from hmr_nb.model.hmr import named_weights, save_weights_file
@@ -220,7 +223,8 @@ def test_goes_on_from_a_published_run(tmp_path, data):
 
 
 def test_not_a_number_stops_and_keeps_the_batch(tmp_path, data):
-    "A learning rate that destroys the weights: no weights of the broken epoch are written."
+    """A learning rate that destroys the weights: no weights of the broken epoch are
+    written."""
     out = tmp_path / "broken"
     process = start(
         replace(
@@ -282,7 +286,8 @@ def test_published_encoder_trains(tmp_path, data):
 
 @pytest.mark.parametrize("name", ["small_weights", "small_weights_studio"])
 def test_recipe_that_ships(name):
-    "The experiment file of the small weights is readable and is what the weights say they were trained by."
+    """The experiment file of the small weights is readable and is what the weights say
+    they were trained by."""
     from hmr_nb.basics.files import shipped
     from hmr_nb.model.hmr import weights_info
     from hmr_nb.training.trainer import read_experiment
@@ -297,7 +302,8 @@ def test_recipe_that_ships(name):
 def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(
     tmp_path, data, name, known
 ):
-    "Its row changes the cost if the data know the point, and nothing if they do not; a step with it is made, and the file is read back with it."
+    """Its row changes the cost if the data know the point, and nothing if they do not;
+    a step with it is made, and the file is read back with it."""
     recipe, rows, paid = (
         replace(TINY, epochs=1, steps_per_epoch=1, dropout=0.0),
         np.eye(len(open_body().v_template))[[0, -1]],

@@ -18,15 +18,14 @@ from hmr_nb.training.trainer import Experiment, Trainer
 
 tf = pytest.importorskip("tensorflow")
 STORED = json.loads((GOLDENS / "train_step_hmr2.json").read_text())
-RUNS = [
-    STORED["tf2.6_gradients"],
-    STORED["tf2.15"]["gradients"],
-]  # the same step of hmr2.0 under two versions of TensorFlow
+# the same step of hmr2.0 under two versions of TensorFlow
+RUNS = [STORED["tf2.6_gradients"], STORED["tf2.15"]["gradients"]]
 ROUNDINGS = 12  # how often the pictures change by a ten-millionth
 
 
 def written_run(folder):
-    "A run of hmr2.0 before its first step, imported as `hmr_nb import-weights hmr2 … --training` does."
+    """A run of hmr2.0 before its first step, imported as `hmr_nb import-weights hmr2 …
+    --training` does."""
     rows = json.loads((GOLDENS / "hmr2_checkpoint_variables.json").read_text())[
         "tf2.6.0_native"
     ]
@@ -35,7 +34,10 @@ def written_run(folder):
         for r in rows
         if r["dtype"] in ("float32", "int64") and not r["name"].startswith(BODY_WORDS)
     }
-    blank = lambda name: "_opt/" in name or rows[name]["dtype"] == "int64"
+
+    def blank(name):
+        return "_opt/" in name or rows[name]["dtype"] == "int64"
+
     tensors = {
         n: np.zeros(r["shape"], r["dtype"])
         if blank(n)
@@ -56,7 +58,8 @@ def written_run(folder):
 
 
 def golden_batch(points: int) -> dict:
-    "The stored batch as `training_batches` gives it: 19 keypoints, 3D for 14 of them in the first picture, nothing of SMPL."
+    """The stored batch as `training_batches` gives it: 19 keypoints, 3D for 14 of them
+    in the first picture, nothing of SMPL."""
     stored, batch = np.load(GOLDENS / "disc_loss_inputs.npz"), {"image": images()}
     batch["kp2d"], batch["kp3d"], batch["mask_3d"] = (
         np.zeros((2, points, 3)),
@@ -78,7 +81,8 @@ def golden_batch(points: int) -> dict:
 
 
 def by_their_names(trainer, read) -> dict[str, np.ndarray]:
-    "What `read(weight, optimizer)` gives for every trained weight, under hmr2.0's names; the joints' judges are one table here, 23 layers there."
+    """What `read(weight, optimizer)` gives for every trained weight, under hmr2.0's
+    names; the joints' judges are one table here, 23 layers there."""
     ours, theirs, judges = (
         named_weights(trainer.model),
         hmr2_names(),
@@ -109,11 +113,11 @@ def length(x) -> float:
 
 @pytest.fixture(scope="module")
 def step(tmp_path_factory):
-    "Costs, weights before and after, gradients; and the lengths of the gradients under several roundings."
+    """Costs, weights before and after, gradients; and the lengths of the gradients
+    under several roundings."""
     folder, eager = tmp_path_factory.mktemp("step"), tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(
-        False
-    )  # other tests in this process may have asked for it; users' steps are compiled
+    # other tests in this process may have asked for it; users' steps are compiled
+    tf.config.run_functions_eagerly(False)
     paper = Experiment(
         start=str(written_run(folder)),
         body=str(GOLDENS / "body_random_v200.npz"),
@@ -137,7 +141,10 @@ def step(tmp_path_factory):
         ),
     )
     batch, start = golden_batch(19 + 24), [v.numpy() for v in trainer.state()]
-    weight = lambda w, _: w.numpy()
+
+    def weight(w, _):
+        return w.numpy()
+
     found = {
         "before": by_their_names(trainer, weight),
         "statistics before": {
@@ -222,7 +229,8 @@ def test_lengths_of_gradients(step):
 
 
 def test_updates(step):
-    "Adam moves every number of a first step by its rate against the sign of the gradient, less where the gradient is near epsilon."
+    """Adam moves every number of a first step by its rate against the sign of the
+    gradient, less where the gradient is near epsilon."""
     compared = 0
     for name, g in step["gradients"].items():
         rate = 1e-5 if name.startswith("generator") else 1e-4
@@ -230,9 +238,8 @@ def test_updates(step):
             step["after"][name].astype(float) - step["before"][name],
             np.spacing(np.abs(step["before"][name])),
         )
-        wanted = (
-            -rate * g.astype(float) / (np.abs(g) + 1e-7 * np.sqrt(1e3))
-        )  # epsilon beside the root of a mean that has moved by a thousandth
+        # epsilon beside the root of a mean that has moved by a thousandth
+        wanted = -rate * g.astype(float) / (np.abs(g) + 1e-7 * np.sqrt(1e3))
         assert (np.abs(moved - wanted) < 1e-3 * rate + digits).all(), name
         first, slope = [
             np.array([run[name][k] for run in RUNS])

@@ -56,9 +56,12 @@ def films(tmp_path_factory):
 def clip_of(film, X, px, frames=None, **changes):
     frames = np.arange(COUNT) if frames is None else np.asarray(frames)
     inside = frames[frames < COUNT]
-    take = lambda a: np.concatenate(
-        [a[inside], np.repeat(a[-1:], len(frames) - len(inside), 0)]
-    ).astype(np.float32)  # noqa: E731
+
+    def take(a):
+        return np.concatenate(
+            [a[inside], np.repeat(a[-1:], len(frames) - len(inside), 0)]
+        ).astype(np.float32)
+
     return Clip(film, "film", frames, NAMES, take(px), take(X), K)._replace(**changes)
 
 
@@ -127,9 +130,8 @@ def test_every_frame_of_a_cut_film_has_an_outcome(films, tmp_path_factory, cut, 
         else:
             assert r.reason in ("video ends before this frame", "video unreadable")
     written = [r.frame for r in results if isinstance(r, Example)]
-    assert (
-        written == frames[: len(written)]
-    )  # nothing after a hole: no frame takes the place of another
+    # nothing after a hole: no frame takes the place of another
+    assert written == frames[: len(written)]
 
 
 def test_reasons(films, tmp_path):
@@ -137,7 +139,10 @@ def test_reasons(films, tmp_path):
     (tmp_path / "page.avi").write_text("<html>")
     (tmp_path / "empty.mp4").write_bytes(b"")
     few = clip_of(by_kind["mp4"], X, px, [3, 4], min_inside=8)
-    reason = lambda **k: {r.reason for r in convert_clip(few._replace(**k))}  # noqa: E731
+
+    def reason(**k):
+        return {r.reason for r in convert_clip(few._replace(**k))}
+
     assert (
         reason(film=None)
         == reason(film=Film(str(tmp_path / "no.avi")))

@@ -31,7 +31,8 @@ def default_focal(
     height: int,  # of the image, px
     width: int,  # of the image, px
 ) -> float:  # px
-    "A focal length for a photograph that says nothing: its diagonal, a view of about 53 degrees (Kissos et al. 2020)."
+    """A focal length for a photograph that says nothing: its diagonal, a view of about
+    53 degrees (Kissos et al. 2020)."""
     return math.hypot(height, width)
 
 # %% ../../nbs/1_basics/05_camera.ipynb #28f6ac39
@@ -39,7 +40,8 @@ def project(
     points: Array,  # (b, k, 3) camera frame, m
     cam: Array,  # (b, 3) scale s, tx, ty
 ) -> Array:  # (b, k, 2) ndc: -1..1 over the crop, y down
-    "Weak perspective: ndc = s * (xy + t). Plain arithmetic, so arrays of NumPy and of every Keras backend do."
+    """Weak perspective: ndc = s * (xy + t). Plain arithmetic, so arrays of NumPy and of
+    every Keras backend do."""
     size = check_shape(points, "b k 3", "points")
     check_shape(cam, "b 3", "cam", **({"b": size["b"]} if "b" in size else {}))
     return cam[:, None, :1] * (points[..., :2] + cam[:, None, 1:])
@@ -142,7 +144,8 @@ def crop_for_box(
     size: int = 224,  # side of the crop, px
     margin: float = VIEW_MARGIN,  # crop side over the longer side of the box
 ) -> np.ndarray:  # (2, 3) source px -> crop px
-    "THE rule of scale: a square around the box's middle, `margin` times its longer side."
+    """THE rule of scale: a square around the box's middle, `margin` times its longer
+    side."""
     x, y, w, h = (float(v) for v in box)
     if not (np.isfinite([x, y, w, h]).all() and w >= 0 and h >= 0 and max(w, h) > 0):
         raise ValueError(
@@ -160,9 +163,8 @@ def warp_image(
     check_shape(A, "2 3", "A")
     h, w = (size, size) if isinstance(size, int) else size
     scale = math.sqrt(abs(np.linalg.det(A[:, :2])))
-    k = min(
-        16, max(1, math.ceil(1 / scale - 1e-6))
-    )  # at least one sample for each source pixel
+    # at least one sample for each source pixel
+    k = min(16, max(1, math.ceil(1 / scale - 1e-6)))
     fine = compose(np.array([[k, 0, (k - 1) / 2], [0, k, (k - 1) / 2]]), A)
     out = cv2.warpAffine(
         image,
@@ -181,7 +183,8 @@ def cam_to_translation(
     focal: float,  # of the photograph, px
     center: Array,  # (2,) principal point of the photograph, px
 ) -> np.ndarray:  # (3,) add this to body points: camera frame of the photograph, m
-    "From the weak-perspective camera of a crop to a translation before the photograph's camera."
+    """From the weak-perspective camera of a crop to a translation before the
+    photograph's camera."""
     s, t = float(cam[0]), np.asarray(cam, float)[1:]
     if not s > 0:
         raise ValueError(
@@ -210,10 +213,10 @@ def translation_to_cam(
 # %% ../../nbs/1_basics/05_camera.ipynb #86129a41
 def viewpoint(
     root: Array,  # (n, 3) axis-angle of the root joint in the camera frame, rad
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # azimuth (n,) in -180..180 and elevation (n,) in -90..90, degrees
-    "The direction in which the camera lies, seen from the person: 0, 0 is straight from the front."
+    # azimuth (n,) in -180..180 and elevation (n,) in -90..90, degrees
+) -> tuple[np.ndarray, np.ndarray]:
+    """The direction in which the camera lies, seen from the person: 0, 0 is straight
+    from the front."""
     root = np.asarray(root, float)
     check_shape(root, "n 3", "root")
     towards = Rotation.from_rotvec(root).inv().apply([0.0, 0.0, -1.0])

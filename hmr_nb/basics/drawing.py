@@ -23,11 +23,8 @@ from PIL import Image
 from .shapes import Array, check_shape
 
 # %% ../../nbs/1_basics/08_drawing.ipynb #0e2d171f
-SIDE_COLORS = {
-    "l": "#0072b2",
-    "r": "#d55e00",
-    "c": "#6b6b6b",
-}  # Okabe and Ito's blue and vermilion
+# Okabe and Ito's blue and vermilion
+SIDE_COLORS = {"l": "#0072b2", "r": "#d55e00", "c": "#6b6b6b"}
 AXIS_COLORS = ("#c1272d", "#2e8b3d", "#2857c4")  # x, y, z
 
 # %% ../../nbs/1_basics/08_drawing.ipynb #647c0b13
@@ -41,11 +38,10 @@ VIEWS = {
 
 
 def view_matrix(
-    view: str
-    | tuple[
-        float, float
-    ] = "front",  # a name in VIEWS, or (azimuth, elevation) in degrees
-    y_up: bool = True,  # True: body frame (y up, facing +z); False: camera frame (y down, z away from us)
+    # a name in VIEWS, or (azimuth, elevation) in degrees
+    view: str | tuple[float, float] = "front",
+    # True: body frame (y up, facing +z); False: camera frame (y down, z away from us)
+    y_up: bool = True,
 ) -> np.ndarray:  # (3, 3): rows right, up, towards the viewer
     "The rotation from world axes to page axes."
     if isinstance(view, str) and view not in VIEWS:
@@ -68,10 +64,10 @@ def view_matrix(
 def shade_faces(
     tri: np.ndarray,  # (f, 3, 3) corners of each face, in page axes
     colors: np.ndarray,  # (f, 3) or (3,) colour, 0..1
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # (f, 3) shaded colours; (f,) True where the face looks at the viewer
-    "Colours of faces under a lamp at the viewer's left shoulder, with some light from everywhere."
+    # (f, 3) shaded colours; (f,) True where the face looks at the viewer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of faces under a lamp at the viewer's left shoulder, with some light from
+    everywhere."""
     N = np.cross(tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0])
     N = N / np.maximum(np.linalg.norm(N, axis=1, keepdims=True), 1e-12)
     lamp = np.array([-0.45, 0.55, 0.70])
@@ -157,7 +153,8 @@ def skeleton(
     linewidth: float = 2.5,  # of the bones
     alpha: float = 1.0,  # below 1 to draw a second figure behind the first
 ) -> Axes:
-    "A stick figure: blue left, orange right, grey middle; points that are NaN are left out."
+    """A stick figure: blue left, orange right, grey middle; points that are NaN are
+    left out."""
     points, edges = np.asarray(points, float), np.asarray(edges, int).reshape(-1, 2)
     flat = (
         points @ view_matrix(view, y_up).T
@@ -281,8 +278,8 @@ def keypoints_image(
     sides: Sequence[str] | None = None,  # (k,) "l", "r" or "c"
     state: Array | None = None,  # (k,) 0 missing, 1 occluded, 2 visible
     zoom: int = 1,  # enlarge the image before drawing
-    color: tuple[int, int, int]
-    | None = None,  # one colour instead of the sides' colours
+    # one colour instead of the sides' colours
+    color: tuple[int, int, int] | None = None,
 ) -> np.ndarray:  # (h * zoom, w * zoom, 3) uint8
     "A copy of the image with the keypoints painted in."
     out = np.ascontiguousarray(as_rgb(image).repeat(zoom, 0).repeat(zoom, 1))

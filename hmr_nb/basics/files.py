@@ -32,9 +32,8 @@ def shipped(
 # %% ../../nbs/1_basics/03_files.ipynb #e796a56f
 def write_whole(
     path: str | os.PathLike,  # the file wanted; its folders are made
-    save: Callable[
-        [Path], Any
-    ],  # writes to the path it is given, which has the same suffix
+    # writes to the path it is given, which has the same suffix
+    save: Callable[[Path], Any],
 ) -> Path:  # the file
     "Write a file under a temporary name, then rename it: it is whole or not there."
     path = Path(path)

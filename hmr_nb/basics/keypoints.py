@@ -30,7 +30,9 @@ class Skeleton:
             )
 
     @property
-    def levels(self) -> list[list[int]]:  # joints by distance from the root
+    def levels(
+        self,  # joints by distance from the root
+    ) -> list[list[int]]:
         "Joints that can be placed at the same time, root first."
         depth = []
         for p in self.parents:
@@ -74,7 +76,8 @@ SMPL_PARENTS = (
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #d0ff5b6b
 def _partner(name: str) -> str:
-    "The name of the mirrored point by the naming rule; the name itself for points in the middle."
+    """The name of the mirrored point by the naming rule; the name itself for points in
+    the middle."""
     for a, b in (("_l", "_r"), ("_r", "_l")):
         if name.endswith(a):
             return name[:-2] + b
@@ -91,12 +94,10 @@ class KeypointSet:
     name: str  # what the set is called
     names: tuple[str, ...]  # (k,) one a point, all different
     edges: tuple[tuple[str, str], ...] = ()  # lines for drawing, by name
-    regressors: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # {name: (v,)} weights over a body's vertices
-    mirror_of: dict[str, str] = field(
-        default_factory=dict
-    )  # {name: partner}; by the naming rule where left out
+    # {name: (v,)} weights over a body's vertices
+    regressors: dict[str, np.ndarray] = field(default_factory=dict)
+    # {name: partner}; by the naming rule where left out
+    mirror_of: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         if len(set(self.names)) != len(self.names):
@@ -118,7 +119,10 @@ class KeypointSet:
     def __repr__(self):
         return f"KeypointSet({self.name!r}, {len(self)} points: {' '.join(self.names)})"
 
-    def index(self, name: str) -> int:  # position in names
+    def index(
+        self,  # position in names
+        name: str,
+    ) -> int:
         "Where a point stands; a clear error where it is not in the set."
         if name not in self.names:
             raise KeyError(
@@ -142,14 +146,18 @@ def _flip(
 KeypointSet.flip = property(_flip)
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #6eff174a
-def _edge_indices(points: KeypointSet) -> np.ndarray:  # (e, 2) int
+def _edge_indices(
+    points: KeypointSet,  # (e, 2) int
+) -> np.ndarray:
     "The drawing lines as pairs of positions."
     return np.array(
         [[points.index(a), points.index(b)] for a, b in points.edges], dtype=int
     ).reshape(-1, 2)
 
 
-def _sides(points: KeypointSet) -> list[str]:  # (k,) "l", "r" or "c"
+def _sides(
+    points: KeypointSet,  # (k,) "l", "r" or "c"
+) -> list[str]:
     "Which side each point lies on, for colours."
     side = {True: "l", False: "r"}
     return [
@@ -166,8 +174,8 @@ def _add(
     points: KeypointSet,  # the set
     name: str,  # the new point
     row: np.ndarray | None = None,  # (v,) weights over a body's vertices
-    mirror: str
-    | None = None,  # its mirror partner; by the naming rule (`_l`, `_r`) where left out
+    # its mirror partner; by the naming rule (`_l`, `_r`) where left out
+    mirror: str | None = None,
     edge: str | None = None,  # draw a line to this point
 ) -> KeypointSet:  # a new set with one point more
     "The same set with one more point at its end."
@@ -209,7 +217,8 @@ KeypointSet.subset = _subset
 # %% ../../nbs/1_basics/04_keypoints.ipynb #c75a7d79
 def _regressor_matrix(
     points: KeypointSet,  # the set
-    body: Any,  # a BodyData: its keypoint_regressors, joint_names and J_regressor are used
+    # a BodyData: its keypoint_regressors, joint_names and J_regressor are used
+    body: Any,
 ) -> np.ndarray:  # (k, v) float32, one row a point
     "One row of vertex weights a point: the set's own first, then the body's."
     joints = {"smpl_" + n: row for n, row in zip(body.joint_names, body.J_regressor)}
@@ -343,8 +352,8 @@ def _check_rename(a: str, b: str) -> None:
 def source_order(
     source: KeypointSet,  # where the points come from
     target: KeypointSet,  # where they go
-    rename: dict[str, str]
-    | None = None,  # {source name: target name} for names outside the common vocabulary
+    # {source name: target name} for names outside the common vocabulary
+    rename: dict[str, str] | None = None,
 ) -> np.ndarray:  # (k,) position in the source of each target point, -1 where missing
     "Where each point of `target` stands in `source`."
     rename = rename or {}
@@ -358,11 +367,10 @@ def map_points(
     points: Array,  # (..., k, d) in the order of `source`
     source: KeypointSet,  # what they are
     target: KeypointSet,  # what is wanted
-    rename: dict[str, str]
-    | None = None,  # {source name: target name} for names outside the common vocabulary
-) -> (
-    np.ndarray
-):  # (..., K, d) in the order of `target`, NaN where the source has no such point
+    # {source name: target name} for names outside the common vocabulary
+    rename: dict[str, str] | None = None,
+    # (..., K, d) in the order of `target`, NaN where the source has no such point
+) -> np.ndarray:
     "Points of one set in the order of another, by name."
     points = np.asarray(
         points, dtype=np.result_type(np.asarray(points).dtype, np.float32)

@@ -17,10 +17,10 @@ from .shapes import Array, check_shape
 def known_points(
     pred: Array,  # (..., k, 3) m
     true: Array,  # (..., k, 3) m
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # pred and true as float64; (..., k) bool: known in both
-    "Both arrays in one shape, and which points count; an infinite guess is an error, not a missing point."
+    # pred and true as float64; (..., k) bool: known in both
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both arrays in one shape, and which points count; an infinite guess is an error,
+    not a missing point."""
     pred, true = np.asarray(pred, float), np.asarray(true, float)
     check_shape(pred, "... k 3", "pred"), check_shape(true, "... k 3", "true")
     if pred.shape != true.shape:
@@ -57,9 +57,8 @@ def rooted(
 def point_errors(
     pred: Array,  # (..., k, 3) m
     true: Array,  # (..., k, 3) m
-    root: int
-    | Sequence[int]
-    | None = None,  # bring these points together first; None: as they stand
+    # bring these points together first; None: as they stand
+    root: int | Sequence[int] | None = None,
 ) -> np.ndarray:  # (..., k) mm, NaN where a point is unknown
     "Distance of each point, in millimetres."
     pred, true, known = known_points(pred, true)
@@ -71,21 +70,21 @@ def point_errors(
 def mpjpe(
     pred: Array,  # (..., k, 3) m
     true: Array,  # (..., k, 3) m, NaN where missing
-    root: int
-    | Sequence[int]
-    | None = None,  # bring these points together first; None: as they stand
+    # bring these points together first; None: as they stand
+    root: int | Sequence[int] | None = None,
 ) -> np.ndarray:  # (...) mm
-    "Mean per-joint position error of each pose (Ionescu et al. 2014), over the known points."
+    """Mean per-joint position error of each pose (Ionescu et al. 2014), over the known
+    points."""
     return _mean(point_errors(pred, true, root))
 
 # %% ../../nbs/1_basics/06_metrics.ipynb #d90d2ad7
 def similarity(
     pred: Array,  # (..., k, 3) m
     true: Array,  # (..., k, 3) m, NaN where missing
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # scale (...), rotation (..., 3, 3), shift (..., 3)
-    "The similarity that brings `pred` nearest to `true`; a true rotation, never a reflection (Umeyama 1991)."
+    # scale (...), rotation (..., 3, 3), shift (..., 3)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The similarity that brings `pred` nearest to `true`; a true rotation, never a
+    reflection (Umeyama 1991)."""
     pred, true, known = known_points(pred, true)
     w = known[..., None]
     n = np.maximum(w.sum(-2), 1)
@@ -106,9 +105,8 @@ def similarity(
 def procrustes(
     pred: Array,  # (..., k, 3) m
     true: Array,  # (..., k, 3) m, NaN where missing
-) -> (
-    np.ndarray
-):  # (..., k, 3) `pred`, moved, m; NaN where fewer than three points are known
+    # (..., k, 3) `pred`, moved, m; NaN where fewer than three points are known
+) -> np.ndarray:
     "The guess, scaled, turned and moved as near as possible to the truth."
     scale, R, shift = similarity(pred, true)
     moved = (
@@ -131,7 +129,8 @@ def pa_mpjpe(
     pred: Array,  # (..., k, 3) m
     true: Array,  # (..., k, 3) m, NaN where missing
 ) -> np.ndarray:  # (...) mm; NaN where fewer than three points are known
-    "MPJPE after Procrustes alignment without reflection, also called reconstruction error."
+    """MPJPE after Procrustes alignment without reflection, also called reconstruction
+    error."""
     return _mean(pa_point_errors(pred, true))
 
 # %% ../../nbs/1_basics/06_metrics.ipynb #8789e980
@@ -183,7 +182,8 @@ def pve_t_sc(
     pred: Array,  # (..., v, 3) m, mesh of the guessed shape in the rest pose
     true: Array,  # (..., v, 3) m, of the true shape, vertex for vertex
 ) -> np.ndarray:  # (...) mm
-    "Mean error of the vertices of two rest meshes, centred and brought to one size (Sengupta et al. 2020, section 4)."
+    """Mean error of the vertices of two rest meshes, centred and brought to one size
+    (Sengupta et al. 2020, section 4)."""
     pred, true, known = known_points(pred, true)
     if not known.all():
         raise ValueError(

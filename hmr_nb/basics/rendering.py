@@ -25,11 +25,12 @@ from .shapes import Array, check_shape
 def pixel_rays(
     focal: float,  # px
     center: Array,  # (2,) px, where the optical axis meets the image
-    window: Sequence[
-        int
-    ],  # x0, y0, x1, y1: the rectangle of pixels wanted, ends excluded
+    # x0, y0, x1, y1: the rectangle of pixels wanted, ends excluded
+    window: Sequence[int],
     supersample: int = 1,  # rays along each side of a pixel
-) -> Array:  # (rows, columns, 3) float32 directions with z = 1, so that the ray's parameter is the depth in metres
+    # (rows, columns, 3) float32 directions with z = 1, so that the ray's parameter is
+    # the depth in metres
+) -> Array:
     "The directions in which the pixels of a window look."
     x0, y0, x1, y1 = window
     x = x0 - 0.5 + (np.arange((x1 - x0) * supersample) + 0.5) / supersample
@@ -45,7 +46,8 @@ class Hits(NamedTuple):
 
     face: Array  # (…,) int, -1 where it meets nothing
     depth: Array  # (…,) float32 m along z, NaN where it meets nothing
-    corners: Array  # (…, 3) float32 weights of the triangle's three corners at the place it meets
+    # (…, 3) float32 weights of the triangle's three corners at the place it meets
+    corners: Array
 
 
 def ray_scene(
@@ -95,7 +97,8 @@ def is_lit(
     scene: EmbreeScene,  # from `ray_scene`
     points: Array,  # (n, 3) m, camera frame
     direction: Array,  # (3,) towards the light, or (n, 3): one for each point
-    gap: float = 0.012,  # m, a step away from the surface so that a point does not shade itself
+    # m, a step away from the surface so that a point does not shade itself
+    gap: float = 0.012,
 ) -> Array:  # (n,) bool
     "Whether the light that comes from a direction reaches the points."
     if not len(points):
@@ -109,14 +112,14 @@ def is_lit(
 
 # %% ../../nbs/1_basics/09_rendering.ipynb #93265158
 def build_alone() -> None:
-    "From here on Embree works in the calling thread only, if this process has not used it before (on Linux; elsewhere nothing happens)."
+    """From here on Embree works in the calling thread only, if this process has not
+    used it before (on Linux; elsewhere nothing happens)."""
     if not hasattr(os, "sched_setaffinity"):
         return
     cores = os.sched_getaffinity(0)
     try:
-        os.sched_setaffinity(
-            0, {min(cores)}
-        )  # Embree counts the cores it may use when it is first asked
+        # Embree counts the cores it may use when it is first asked
+        os.sched_setaffinity(0, {min(cores)})
         cast_rays(ray_scene(np.eye(3), np.array([[0, 1, 2]])), np.ones((1, 3)))
     finally:
         os.sched_setaffinity(0, cores)
@@ -139,9 +142,8 @@ def vertex_normals(
 class Light(NamedTuple):
     "A light so far away that it comes from one direction."
 
-    direction: (
-        tuple  # towards the light, camera frame (y down: a lamp above has a negative y)
-    )
+    # towards the light, camera frame (y down: a lamp above has a negative y)
+    direction: tuple
     strength: float = 0.7
     color: tuple = (1.0, 1.0, 1.0)
 
@@ -153,8 +155,8 @@ def shade(
     normals: Array,  # (n, 3) unit vectors
     lights: Sequence[Light] = LIGHTS,
     ambient: float = 0.4,  # light from everywhere
-    lit: Array
-    | None = None,  # (n,) bool, whether the first light reaches the point; None: it does
+    # (n,) bool, whether the first light reaches the point; None: it does
+    lit: Array | None = None,
 ) -> Array:  # (n, 3) how much of each colour the surface sends back
     "Lambert shading."
     out = np.full((len(normals), 3), ambient, np.float32)
@@ -189,7 +191,8 @@ def _blocks(
 
 def gather_pixels(
     hits: Hits,  # of the window's rays
-    rgb: Array,  # (rows, columns, 3) colours of the hits, 0…1; anything where there is no hit
+    # (rows, columns, 3) colours of the hits, 0…1; anything where there is no hit
+    rgb: Array,
     background: Array,  # (h, w, 3) uint8
     window: Sequence[int],  # x0, y0, x1, y1 px
     supersample: int = 1,
@@ -230,7 +233,9 @@ def seen_window(
     focal: float,  # px
     center: Array,  # (2,) px
     size: Sequence[int],  # h, w
-) -> tuple:  # x0, y0, x1, y1 px: the rectangle of the image that can show the mesh (may be empty)
+    # x0, y0, x1, y1 px: the rectangle of the image that can show the mesh (may be
+    # empty)
+) -> tuple:
     "Where in the image a mesh can appear; only there rays are worth casting."
     if not (V[:, 2] > 0).all():
         raise ValueError(
@@ -245,9 +250,8 @@ def seen_window(
 def surface_colors(
     hits: Hits,
     F: Array,  # (f, 3) int
-    colors: Array
-    | Callable
-    | None,  # (3,), (f, 3) or (v, 3), 0…1; a function of the hits; None: one skin colour
+    # (3,), (f, 3) or (v, 3), 0…1; a function of the hits; None: one skin colour
+    colors: Array | Callable | None,
 ) -> Array:  # (rows, columns, 3) float32
     "The mesh's own colour where each ray meets it."
     if callable(colors):
@@ -266,9 +270,8 @@ def render(
     focal: float,  # px
     center: Array,  # (2,) px
     size: Sequence[int],  # h, w
-    colors: Array
-    | Callable
-    | None = None,  # (3,), (f, 3) or (v, 3), 0…1; a function of the hits; None: one skin colour
+    # (3,), (f, 3) or (v, 3), 0…1; a function of the hits; None: one skin colour
+    colors: Array | Callable | None = None,
     background: Array | None = None,  # (h, w, 3) uint8; None: light grey
     lights: Sequence[Light] = LIGHTS,
     ambient: float = 0.4,
@@ -345,11 +348,12 @@ def motion_blur(
         return image
     moves = (np.abs(flow).sum(-1) > 0).astype(np.float32)
     near = cv2.blur(moves, (reach, reach))[..., None]
+    # what moves sweeps over its surroundings
     wide = np.where(
         moves[..., None] > 0,
         flow,
         cv2.blur(flow, (reach, reach)) / np.maximum(near, 0.05),
-    )  # what moves sweeps over its surroundings
+    )
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
     passed = [
         cv2.remap(
@@ -410,11 +414,8 @@ def overlay(
 def render_views(
     V: Array,  # (v, 3) m, y up
     F: Array,  # (f, 3) int
-    views: Sequence = (
-        "front",
-        "side",
-        "back",
-    ),  # names in `draw.VIEWS` or (azimuth, elevation) in degrees
+    # names in `draw.VIEWS` or (azimuth, elevation) in degrees
+    views: Sequence = ("front", "side", "back"),
     size: int = 200,  # px, of a square picture
     colors: Array | None = None,  # (3,), (f, 3) or (v, 3), 0…1
 ) -> list:  # (size, size, 3) uint8 each

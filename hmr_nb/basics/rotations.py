@@ -17,9 +17,8 @@ def sinc_terms(
 ) -> tuple[Array, Array]:  # A = sin θ / θ and B = (1 − cos θ) / θ², each (...)
     "Rodrigues' two coefficients, with values and gradients that stay right at zero."
     near = squared < 1e-4
-    safe = ops.where(
-        near, ops.ones_like(squared), squared
-    )  # keeps the branch not taken finite, for its gradient
+    # keeps the branch not taken finite, for its gradient
+    safe = ops.where(near, ops.ones_like(squared), squared)
     angle = ops.sqrt(safe)
     half = ops.sin(angle / 2) / (angle / 2)
     a = ops.where(near, 1 - squared / 6 + squared**2 / 120, ops.sin(angle) / angle)
@@ -171,8 +170,11 @@ def project_to_so3(
 # %% ../../nbs/1_basics/02_rotations.ipynb #df059ad2
 def rotation_mean(
     R: Array,  # (..., n, 3, 3) rotations
-    kind: str = "chordal",  # nearest to the mean matrix; or "geodesic": least squared angles
-    steps: int = 10,  # of the geodesic mean; each gains several digits where the turns lie within 90° of it
+    # nearest to the mean matrix; or "geodesic": least squared angles
+    kind: str = "chordal",
+    # of the geodesic mean; each gains several digits where the turns lie within 90° of
+    # it
+    steps: int = 10,
 ) -> Array:  # (..., 3, 3)
     "Mean of rotations (Hartley et al. 2013), unweighted."
     if kind not in ("chordal", "geodesic"):
@@ -192,14 +194,14 @@ def swing_twist(
     R: Array,  # (..., 3, 3) rotations
     axis: Array,  # (3,) or (..., 3) direction, such as the bone's in the rest pose
 ) -> tuple[Array, Array]:  # swing and twist, each (..., 3, 3), R = swing @ twist
-    "Split a rotation into a twist about an axis and a swing across it; no twist where the swing is a half turn."
+    """Split a rotation into a twist about an axis and a swing across it; no twist where
+    the swing is a half turn."""
     q = matrix_to_quaternion(R)
     axis = unit(ops.convert_to_tensor(axis, q.dtype))
     check_shape(axis, "... 3", "axis")
     w, along = q[..., :1], ops.sum(q[..., 1:] * axis, axis=-1, keepdims=True)
-    half_turn = (
-        w * w + along * along < 1e-12
-    )  # here the twist is free: any one would do
+    # here the twist is free: any one would do
+    half_turn = w * w + along * along < 1e-12
     w, along = (
         ops.where(half_turn, ops.ones_like(w), w),
         ops.where(half_turn, ops.zeros_like(along), along),

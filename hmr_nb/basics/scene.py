@@ -184,14 +184,15 @@ SKIN = (185, 196, 207)  # the colour of a body that nobody painted
 
 
 class MeshView:
-    "A mesh in a cell: moved, painted, and clicked. Another library could take this class's place."
+    """A mesh in a cell: moved, painted, and clicked. Another library could take this
+    class's place."""
 
     def __init__(
         self,
         V: Array,  # (v, 3) m
         F: Array,  # (f, 3)
-        on_click: Callable[[int, int, frozenset[str]], None]
-        | None = None,  # hears vertex, face, and which of shift, ctrl, alt, meta are held
+        # hears vertex, face, and which of shift, ctrl, alt, meta are held
+        on_click: Callable[[int, int, frozenset[str]], None] | None = None,
         size: tuple[int, int] = (480, 600),  # width, height in px
         dots: Mapping[str, Dots] | None = None,  # to be shown with `dot`
     ):
@@ -301,8 +302,8 @@ MeshView.show, MeshView.paint, MeshView.dot = _show, _paint, _dot
 
 # %% ../../nbs/1_basics/10_scene.ipynb #e9b182e2
 def _eye(
-    view: MeshView,
-) -> np.ndarray:  # (3,) m, in the body's frame
+    view: MeshView,  # (3,) m, in the body's frame
+) -> np.ndarray:
     "Where the camera stands."
     return np.asarray(view.camera.position, float) + view.centre
 
@@ -310,9 +311,8 @@ def _eye(
 def _on_screen(
     view: MeshView,
     points: Array,  # (n, 3) m, in the body's frame
-) -> (
-    np.ndarray
-):  # (n, 2) shares of the canvas' width and height, from its top left corner
+    # (n, 2) shares of the canvas' width and height, from its top left corner
+) -> np.ndarray:
     "Where points of the body are on the canvas."
     ahead = np.asarray(view.orbit.target, float) + view.centre - view.eye
     ahead /= np.linalg.norm(ahead)

@@ -19,11 +19,14 @@ Array = Any  # a NumPy array or a tensor of any Keras backend
 
 def check_shape(
     x: Array,  # anything with a .shape
-    spec: str,  # axes, such as "b j 3": letters are bound, numbers must match, "..." stands for any axes
+    # axes, such as "b j 3": letters are bound, numbers must match, "..." stands for any
+    # axes
+    spec: str,
     name: str = "array",  # what to call it in the error
     **sizes: int,  # sizes that are known already, such as j=24
 ) -> dict[str, int]:  # size of each letter
-    "Bind the letters of `spec` to the sizes of `x`; a clear `ValueError` where they do not fit."
+    """Bind the letters of `spec` to the sizes of `x`; a clear `ValueError` where they
+    do not fit."""
     shape, want = list(x.shape), spec.split()
     if "..." in want:
         i = want.index("...")
@@ -53,9 +56,8 @@ def expect_error(
     try:
         yield
     except kind as error:
-        plain = re.sub(
-            r"\x1b\[[0-9;]*m", "", str(error)
-        )  # Keras colours its errors and lists the arguments after a blank line
+        # Keras colours its errors and lists the arguments after a blank line
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
         said = [part for part in plain.split("\n\n") if re.search(match, part)]
         if not said:
             raise AssertionError(

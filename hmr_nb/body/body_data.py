@@ -30,9 +30,12 @@ from ..basics.shapes import check_shape
 
 # %% ../../nbs/2_body/01_body_data.ipynb #36cf71ae
 def parents_of(
-    kintree_table: np.ndarray,  # (2, j) parent and own id of each joint, the root's parent −1 or 4294967295; or (j,) parents
+    # (2, j) parent and own id of each joint, the root's parent −1 or 4294967295; or
+    # (j,) parents
+    kintree_table: np.ndarray,
 ) -> np.ndarray:  # (j,) column of the parent, root −1
-    "The tree of a body file as plain parent indices; a `ValueError` where it is no tree."
+    """The tree of a body file as plain parent indices; a `ValueError` where it is no
+    tree."""
     table = np.atleast_2d(np.asarray(kintree_table)).astype(np.int64)
     check_shape(table, "r j", "kintree_table")
     ids = table[1] if len(table) > 1 else np.arange(table.shape[1])
@@ -63,23 +66,21 @@ class BodyData:
     "A body model as plain arrays (SMPL, Loper et al. 2015, table 1)."
 
     v_template: np.ndarray  # (V, 3) mean body in the rest pose, m
-    shapedirs: (
-        np.ndarray
-    )  # (V, 3, S) displacement for one unit of each shape coefficient, m
-    posedirs: np.ndarray  # (V, 3, 9(J-1)) displacement for each entry of R − 1, joint by joint, row by row, m
+    # (V, 3, S) displacement for one unit of each shape coefficient, m
+    shapedirs: np.ndarray
+    # (V, 3, 9(J-1)) displacement for each entry of R − 1, joint by joint, row by row, m
+    posedirs: np.ndarray
     J_regressor: np.ndarray  # (J, V) rest joints = J_regressor @ rest vertices
     weights: np.ndarray  # (V, J) skinning weights, rows sum to 1
     parents: np.ndarray  # (J,) parent of each joint, root −1
     faces: np.ndarray  # (F, 3) vertex indices, counter-clockwise from outside
-    keypoint_regressors: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # name -> (V,)
+    # name -> (V,)
+    keypoint_regressors: dict[str, np.ndarray] = field(default_factory=dict)
     mirror: np.ndarray | None = None  # (V,) index of the mirrored vertex, or None
     joint_names: tuple[str, ...] = ()  # J names
     name: str = "body"
-    extras: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # whatever else belongs to it, such as "part_labels"
+    # whatever else belongs to it, such as "part_labels"
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
         for key, value in checked_fields(vars(self)).items():
@@ -90,7 +91,8 @@ class BodyData:
         return replace(self, keypoint_regressors={**self.keypoint_regressors, **rows})
 
     def joints_rest(self, betas: np.ndarray | None = None) -> np.ndarray:
-        "Joints (J, 3) of the rest pose, of the mean body or of one with shape `betas` (s,)."
+        """Joints (J, 3) of the rest pose, of the mean body or of one with shape `betas`
+        (s,)."""
         betas = np.zeros(0) if betas is None else np.asarray(betas)
         return self.J_regressor @ (
             self.v_template + self.shapedirs[..., : len(betas)] @ betas
@@ -107,7 +109,8 @@ class BodyData:
 
 # %% ../../nbs/2_body/01_body_data.ipynb #4e6dbe37
 def locked(x: Any, kind: str = "float") -> np.ndarray:
-    "`x` as a contiguous array of floats (float64 stays, the rest becomes float32) or of integers, read-only."
+    """`x` as a contiguous array of floats (float64 stays, the rest becomes float32) or
+    of integers, read-only."""
     x = np.asarray(x)
     if x.dtype.kind not in ("fiub" if kind == "float" else "iu"):
         raise ValueError(f"expected {kind} numbers, got {x.dtype}")
@@ -138,7 +141,8 @@ FINGERS = tuple(
 def usual_joint_names(
     j: int,  # number of joints
 ) -> tuple[str, ...]:  # j names
-    "The joint names of SMPL, SMPL-H, SMPL-X or MANO by the number of joints; plain numbers for other trees."
+    """The joint names of SMPL, SMPL-H, SMPL-X or MANO by the number of joints; plain
+    numbers for other trees."""
     hands = [f"{side}_{name}" for side in ("left", "right") for name in FINGERS]
     arms = SMPL_JOINTS[:22]
     known = {
@@ -201,7 +205,8 @@ SIZES = {
 def checked_fields(
     fields: dict[str, Any],  # the fields of a `BodyData`
 ) -> dict[str, Any]:  # the same, converted and locked
-    "Check that the fields of a body fit each other; a `ValueError` that names the field where they do not."
+    """Check that the fields of a body fit each other; a `ValueError` that names the
+    field where they do not."""
     out, sizes = dict(fields), {}
     for key, spec in SIZES.items():
         try:
@@ -228,7 +233,8 @@ def checked_fields(
 def topology(
     body: BodyData,  # any body
 ) -> str:  # sixteen letters; the same for two bodies exactly if their faces are
-    "A fingerprint of a mesh: vertex numbers mean the same on two bodies whose fingerprints agree."
+    """A fingerprint of a mesh: vertex numbers mean the same on two bodies whose
+    fingerprints agree."""
     faces = np.ascontiguousarray(body.faces, dtype="<i8")
     return hashlib.sha256(
         f"{len(body.v_template)} ".encode() + faces.tobytes()
@@ -236,11 +242,13 @@ def topology(
 
 # %% ../../nbs/2_body/01_body_data.ipynb #884ed56d
 class UnsafePickleError(ValueError):
-    "A pickle asks for functions or classes that a data file has no need of; nothing of it was run."
+    """A pickle asks for functions or classes that a data file has no need of; nothing
+    of it was run."""
 
 
 class _Recorded:
-    "Stands in for every class and function in a pickle: notes what it was given, does nothing."
+    """Stands in for every class and function in a pickle: notes what it was given, does
+    nothing."""
 
     path = ""
 
@@ -275,7 +283,8 @@ class _Counted(dict):
 
 
 class _InertUnpickler(pickle._Unpickler):
-    "Reads a pickle into lists, dicts, numbers and `_Recorded` notes. No global is ever looked up."
+    """Reads a pickle into lists, dicts, numbers and `_Recorded` notes. No global is
+    ever looked up."""
 
     def __init__(self, data: bytes):
         super().__init__(io.BytesIO(data), encoding="latin1")
@@ -402,7 +411,8 @@ CONVERTERS = {
 
 # %% ../../nbs/2_body/01_body_data.ipynb #6b7d53c8
 def _converter() -> Any:
-    "A function that turns notes into plain data, each once (a pickle may name one object many times)."
+    """A function that turns notes into plain data, each once (a pickle may name one
+    object many times)."""
     done: dict[
         int, tuple
     ] = {}  # id -> (the note, kept alive so that its id stays its own; the value)
@@ -432,11 +442,14 @@ def _plain_once(x: Any, plain: Any) -> Any:
 
 # %% ../../nbs/2_body/01_body_data.ipynb #36739277
 def load_pickle(
-    path: str
-    | os.PathLike,  # a pickle of Python 2 or 3 that holds numbers, arrays, lists and dicts
-    data: bytes
-    | None = None,  # the pickle itself, where it lies inside another file; `path` is then its name in errors
-) -> Any:  # the same as plain Python and NumPy: sparse matrices and chumpy values become arrays
+    # a pickle of Python 2 or 3 that holds numbers, arrays, lists and dicts
+    path: str | os.PathLike,
+    # the pickle itself, where it lies inside another file; `path` is then its name in
+    # errors
+    data: bytes | None = None,
+    # the same as plain Python and NumPy: sparse matrices and chumpy values become
+    # arrays
+) -> Any:
     "Read a data pickle without running anything that it names."
     path = Path(path)
     reader = _InertUnpickler(path.read_bytes() if data is None else data)
@@ -444,9 +457,8 @@ def load_pickle(
         notes, problem = reader.load(), None
     except Exception as error:
         notes, problem = None, error
-    another_kind = problem is not None and reader.refused == {
-        "a persistent id"
-    }  # as other kinds of file look to this reader
+    # as other kinds of file look to this reader
+    another_kind = problem is not None and reader.refused == {"a persistent id"}
     if reader.refused and not another_kind:
         raise UnsafePickleError(
             f"{path}: refused, it asks for {', '.join(sorted(reader.refused))}; a data file needs none of these, and nothing was run"
@@ -574,8 +586,8 @@ HOW_TO_GET_SMPL = (
 
 
 def load_body(
-    path: str
-    | os.PathLike,  # SMPL, SMPL-H or SMPL-X as .pkl or .npz, or a file by `save_body`
+    # SMPL, SMPL-H or SMPL-X as .pkl or .npz, or a file by `save_body`
+    path: str | os.PathLike,
 ) -> BodyData:  # checked
     "Read a body file of any kind, without running its code."
     path = Path(path)
@@ -607,11 +619,11 @@ def load_body(
 # %% ../../nbs/2_body/01_body_data.ipynb #1045ff85
 def hand_pose(
     body: BodyData,  # SMPL-H, SMPL-X or MANO, as `load_body` reads it
-    coefficients: np.ndarray,  # (b, n) of the first n hand components; (b, 0) is the mean hand
+    # (b, n) of the first n hand components; (b, 0) is the mean hand
+    coefficients: np.ndarray,
     side: str = "left",  # or "right"; "" for MANO, which has one hand
-) -> (
-    np.ndarray
-):  # (b, 15, 3) axis-angle of the joints <side>_index1 … <side>_thumb3, rad
+    # (b, 15, 3) axis-angle of the joints <side>_index1 … <side>_thumb3, rad
+) -> np.ndarray:
     "The mean hand plus a weighted sum of components (Romero et al. 2017)."
     names = [f"hands_{what}{side[:1]}" for what in ("mean", "components")]
     missing = [n for n in names if n not in body.extras]
@@ -638,10 +650,10 @@ ROWS[17] = [f"h36m_{n}" for n in ROWS[17]]
 
 
 def load_regressors(
-    path: str
-    | os.PathLike,  # .npy of (k, V), (V, k) or (V,); or .npz with a row (V,) for each name
-    names: list[str]
-    | None = None,  # of the rows; needed where their number does not tell
+    # .npy of (k, V), (V, k) or (V,); or .npz with a row (V,) for each name
+    path: str | os.PathLike,
+    # of the rows; needed where their number does not tell
+    names: list[str] | None = None,
 ) -> dict[str, np.ndarray]:  # name -> (V,), for `body.with_regressors`
     "Read rows of vertex weights by name."
     path = Path(path)
@@ -668,9 +680,8 @@ def load_regressors(
 # %% ../../nbs/2_body/01_body_data.ipynb #db8834ad
 def arrays_of(
     body: BodyData,  # any body
-) -> dict[
-    str, np.ndarray
-]:  # its arrays under SMPL's names; the inverse of `body_from_arrays`
+    # its arrays under SMPL's names; the inverse of `body_from_arrays`
+) -> dict[str, np.ndarray]:
     "The arrays that a body file holds."
     out = {k: getattr(body, k) for k in FIELDS[:5]}
     ids = np.arange(len(body.parents))
@@ -691,7 +702,8 @@ def save_body(
     body: BodyData,  # any body
     path: str | os.PathLike,  # ends in .npz or .pkl
 ) -> Path:  # the file
-    "Write a body as npz (ours, complete) or as an SMPL-style pickle that other tools read."
+    """Write a body as npz (ours, complete) or as an SMPL-style pickle that other tools
+    read."""
     path, arrays = Path(path), arrays_of(body)
     if path.suffix not in (".npz", ".pkl"):
         raise ValueError(f"{path}: expected a name that ends in .npz or .pkl")
@@ -701,7 +713,8 @@ def save_body(
 
 # %% ../../nbs/2_body/01_body_data.ipynb #aca37dd2
 def _smpl_pickle(body: BodyData, arrays: dict[str, np.ndarray]) -> bytes:
-    "A protocol-2 pickle under the module names of old NumPy and SciPy, which new ones still know."
+    """A protocol-2 pickle under the module names of old NumPy and SciPy, which new ones
+    still know."""
     fields = {k: np.array(v) if v.ndim else str(v) for k, v in arrays.items()}
     fields |= {
         k: v.tolist()

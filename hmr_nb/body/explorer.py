@@ -39,9 +39,8 @@ PRESETS = {  # joint: degrees about x, y, z of its own frame
 
 
 def preset_poses(
-    joints: tuple[
-        str, ...
-    ],  # (j) names of a body's joints; joints that it does not have are left out
+    # (j) names of a body's joints; joints that it does not have are left out
+    joints: tuple[str, ...],
 ) -> dict[str, np.ndarray]:  # {name: (j, 3) axis-angle, rad}
     "A few poses that show what the joints do."
     return {
@@ -63,8 +62,8 @@ class BodyExplorer:
     def __init__(
         self,
         body: BodyData | None = None,  # the open body if None
-        poses: Mapping[str, Array]
-        | None = None,  # {name: (j, 3)} axis-angle, rad; `preset_poses` if None
+        # {name: (j, 3)} axis-angle, rad; `preset_poses` if None
+        poses: Mapping[str, Array] | None = None,
         betas: int = 5,  # how many coefficients get a slider
         size: tuple[int, int] = (460, 560),  # width, height of the mesh, px
     ):
@@ -209,8 +208,8 @@ BodyExplorer.set, BodyExplorer.choose = _set, _choose
 
 # %% ../../nbs/2_body/07_explorer.ipynb #5a77ee78
 def _vertices(
-    explorer: BodyExplorer,
-) -> np.ndarray:  # (v, 3) m
+    explorer: BodyExplorer,  # (v, 3) m
+) -> np.ndarray:
     "The mesh as it is now."
     return ops.convert_to_numpy(
         explorer.smpl(explorer.pose[None], explorer.betas[None]).vertices[0]
@@ -226,9 +225,7 @@ def _redraw(explorer: BodyExplorer) -> None:
 BodyExplorer.vertices, BodyExplorer.redraw = _vertices, _redraw
 
 # %% ../../nbs/2_body/07_explorer.ipynb #2a9c8bce
-def _code(
-    explorer: BodyExplorer,
-) -> str:
+def _code(explorer: BodyExplorer) -> str:
     "Python that makes this body again."
     names, turned = (
         explorer.body.joint_names,
@@ -247,8 +244,7 @@ explorer.set(pose, betas)"""
 
 
 def _still(
-    explorer: BodyExplorer,
-    views: tuple[str, ...] = ("front", "three_quarter", "side"),
+    explorer: BodyExplorer, views: tuple[str, ...] = ("front", "three_quarter", "side")
 ) -> Any:  # a figure
     "The same body without a browser."
     import matplotlib.pyplot as plt

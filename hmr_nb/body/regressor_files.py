@@ -23,7 +23,8 @@ from .body_data import BodyData, topology
 def clean_row(
     row: Any,  # (v,) or (v, 1) numbers
     where: str,  # the file and the name, for messages
-    sums: str = "normalise",  # what to do with a sum that is a little off one: "normalise", "keep" or "refuse"
+    # what to do with a sum that is a little off one: "normalise", "keep" or "refuse"
+    sums: str = "normalise",
 ) -> np.ndarray:  # (v,) float64
     "A row that can be used, or a reason why not."
     if sums not in ("normalise", "keep", "refuse"):
@@ -41,9 +42,8 @@ def clean_row(
             f"{where}: expected (V,) or (V, 1) finite weights, got {row.dtype} {row.shape}"
         )
     row = row.reshape(-1).astype(float)
-    total = math.fsum(
-        row
-    )  # the same in any order, so that mirror images stay mirror images to the last bit
+    # the same in any order, so that mirror images stay mirror images to the last bit
+    total = math.fsum(row)
     if row.min() < -1e-9:
         warnings.warn(
             f"{where}: some weights are negative (down to {row.min():.3g}): the point may lie outside the body",
@@ -69,8 +69,8 @@ def save_rows(
     rows: Mapping[str, Any],  # {name: fit or (v,) weights}
     path: str | Path,  # .json, .npz or .npy
     body: BodyData | None = None,  # whose vertices they are; json and npz say so
-    marks: Mapping[str, Any]
-    | None = None,  # as `load_marks` gives them, to be kept with the rows in json
+    # as `load_marks` gives them, to be kept with the rows in json
+    marks: Mapping[str, Any] | None = None,
 ) -> Path:  # the file
     "Write regressor rows, whole or not at all."
     path, plain = (
@@ -183,9 +183,8 @@ def rows_of_array(
 def rows_of_document(
     document: Any,  # what a json file holds
     path: Path,
-) -> tuple[
-    dict[str, np.ndarray], str | None, str | None
-]:  # rows, name of the body, its fingerprint
+    # rows, name of the body, its fingerprint
+) -> tuple[dict[str, np.ndarray], str | None, str | None]:
     "Rows of a json document."
     try:
         size, rows = int(document["size"]), {}
@@ -230,8 +229,8 @@ def read_arrays(
 # %% ../../nbs/2_body/04_regressor_files.ipynb #7b77799e
 def load_rows(
     path: str | Path,  # .json, .npz or .npy
-    body: BodyData
-    | None = None,  # whose vertices they should be; refused if they are another's
+    # whose vertices they should be; refused if they are another's
+    body: BodyData | None = None,
     names: Sequence[str] | None = None,  # of the rows of an .npy, which has none
     sums: str = "normalise",  # see `clean_row`
 ) -> dict[str, np.ndarray]:  # {name: (v,)} sum one

@@ -24,7 +24,8 @@ from .open_body import open_body
 # %% ../../nbs/2_body/06_smpl.ipynb #3b8b48f6
 def shape_blend(
     template: Array,  # (v, 3) or (b, v, 3) vertices to start from, m
-    directions: Array,  # (v, 3, n) how each vertex moves for one unit of each coefficient, m
+    # (v, 3, n) how each vertex moves for one unit of each coefficient, m
+    directions: Array,
     coefficients: Array,  # (b, n) how much of each
 ) -> Array:  # (b, v, 3) vertices, m
     "Add a weighted sum of displacements (Loper et al. 2015, eq. 8)."
@@ -76,18 +77,15 @@ def forward_kinematics(
         joints
         - ops.take(joints, np.maximum(parents, 0), axis=1) * (parents >= 0)[:, None]
     )
-    local = ops.take(
-        ops.concatenate([R, bones[..., None]], axis=-1), order, axis=1
-    )  # (b, j, 3, 4), level by level
+    # (b, j, 3, 4), level by level
+    local = ops.take(ops.concatenate([R, bones[..., None]], axis=-1), order, axis=1)
     world, start, shift = [local[:, :1]], 1, ops.eye(4, dtype=local.dtype)[3]
     for above, level in zip(levels, levels[1:]):
-        up = ops.take(
-            world[-1], np.searchsorted(above, parents[level]), axis=1
-        )  # each one's parent in the level above
+        # each one's parent in the level above
+        up = ops.take(world[-1], np.searchsorted(above, parents[level]), axis=1)
         step, start = local[:, start : start + len(level)], start + len(level)
-        turned = sum(
-            up[..., i : i + 1] * step[..., i : i + 1, :] for i in range(3)
-        )  # as sums: XLA makes one loop of a level
+        # as sums: XLA makes one loop of a level
+        turned = sum(up[..., i : i + 1] * step[..., i : i + 1, :] for i in range(3))
         world.append(turned + up[..., 3:] * shift)
     world = ops.take(ops.concatenate(world, axis=1), np.argsort(order), axis=1)
     return world[..., :3], world[..., 3]
@@ -100,7 +98,8 @@ def skin(
     joints: Array,  # (b, j, 3) joints of the rest pose, m
     W: Array,  # (v, j) skinning weights, rows sum to 1
 ) -> Array:  # (b, v, 3) posed vertices, m
-    "Linear blend skinning: the weighted mean of what each joint would do alone (Loper et al. 2015, eq. 7)."
+    """Linear blend skinning: the weighted mean of what each joint would do alone (Loper
+    et al. 2015, eq. 7)."""
     check_shape(V, "b v 3", "V", v=W.shape[0])
     shift = P - ops.einsum("bjcd,bjd->bjc", G, joints)
     turned = ops.einsum("vj,bjcd,bvd->bvc", W, G, V)
@@ -175,7 +174,8 @@ class KeypointTables:
     def __init__(
         self,
         body: BodyData,  # any body
-        points: KeypointSet,  # points with a regressor row in the set or in the body, or named smpl_<joint>
+        # points with a regressor row in the set or in the body, or named smpl_<joint>
+        points: KeypointSet,
     ):
         own = {**body.keypoint_regressors, **points.regressors}
         as_joint = {
@@ -192,16 +192,15 @@ class KeypointTables:
         self.support = np.flatnonzero((rows != 0).any(0))  # (m,) vertices that matter
         self.rows = rows[:, self.support].T  # (m, k) of points by row
         places = {n: len(body.joint_names) + i for i, n in enumerate(by_row)} | as_joint
-        self.order = np.array(
-            [places[n] for n in points.names], int
-        )  # (K,) in the joints, then the points by row
+        # (K,) in the joints, then the points by row
+        self.order = np.array([places[n] for n in points.names], int)
 
 # %% ../../nbs/2_body/06_smpl.ipynb #1536e480
 def held(
     tables: dict[str, np.ndarray],  # from `fused_tables` and the like
     dtype: str,  # of all sums
-    owner: str
-    | None,  # name of a body that must not be exported; None where that does no harm
+    # name of a body that must not be exported; None where that does no harm
+    owner: str | None,
 ) -> dict[str, Array]:  # the same as tensors
     "Tables as constants, or as variables that cannot be exported."
     backend = keras.config.backend()
@@ -255,9 +254,8 @@ class BodyFunction:
                 "shapedirs": np.einsum("jv,vcs->sjc", body.J_regressor, body.shapedirs),
             }
         )
-        halves = np.array_split(
-            np.arange(len(body.v_template)), 2
-        )  # what one half needs in between is reused by the other
+        # what one half needs in between is reused by the other
+        halves = np.array_split(np.arange(len(body.v_template)), 2)
         self.mesh = [constants(fused_tables(body, half)) for half in halves]
         if self.points is not None:
             self.few = constants(
@@ -379,9 +377,8 @@ def points_to_config(
 
 
 def points_from_config(
-    config: dict
-    | KeypointSet
-    | None,  # from `points_to_config`; a set is left as it is
+    # from `points_to_config`; a set is left as it is
+    config: dict | KeypointSet | None,
 ) -> KeypointSet | None:  # the set
     "The inverse of `points_to_config`."
     if not isinstance(config, dict):
@@ -454,12 +451,12 @@ class SMPL(keras.layers.Layer):
             BodyFunction(self.body, self.keypoints, self.dtype, jit),
         )
 
-    from_config = classmethod(
-        lambda cls, config: cls(**config)
-    )  # Keras' own hides our message in a page of config
+    # Keras' own hides our message in a page of config
+    from_config = classmethod(lambda cls, config: cls(**config))
 
     def __call__(self, *args, **kwargs):
-        "Keras' own bookkeeping takes as long as posing one body; there are no weights to build, so only symbols go through it."
+        """Keras' own bookkeeping takes as long as posing one body; there are no weights
+        to build, so only symbols go through it."""
         ours = kwargs.keys() <= {"pose", "betas", "trans"}
         symbols = any(
             isinstance(x, keras.KerasTensor) for x in (*args, *kwargs.values())
@@ -477,7 +474,8 @@ class SMPL(keras.layers.Layer):
     def without_mesh(
         self, pose: Array, betas: Array, trans: Array | None = None
     ) -> SMPLOutput:
-        "Joints, rotations and the keypoints, if there are any, in one walk; vertices are None."
+        """Joints, rotations and the keypoints, if there are any, in one walk; vertices
+        are None."""
         return run_body(
             self.function,
             "keypoints" if self.keypoints else "joints",
@@ -499,7 +497,8 @@ class SMPL(keras.layers.Layer):
     def joints_only(
         self, pose: Array, betas: Array, trans: Array | None = None
     ) -> tuple[Array, Array]:
-        "Posed joints (b, J, 3) and rotation matrices (b, J, 3, 3), without making the mesh."
+        """Posed joints (b, J, 3) and rotation matrices (b, J, 3, 3), without making the
+        mesh."""
         out = run_body(self.function, "joints", *self._tensors(pose, betas, trans))
         return out.joints, out.rotations
 

@@ -57,9 +57,8 @@ def load_photo(
                 image = Image.alpha_composite(
                     Image.new("RGBA", image.size, "white"), image.convert("RGBA")
                 )
-            if image.mode.startswith(
-                "I"
-            ):  # 16 bits a pixel; Pillow would cut them off at 255
+            # 16 bits a pixel; Pillow would cut them off at 255
+            if image.mode.startswith("I"):
                 image = Image.fromarray(
                     (np.asarray(image).astype(np.float64) / 257)
                     .clip(0, 255)
@@ -123,7 +122,8 @@ def encoder_precision(
 
 
 class Forward:
-    "A model compiled for use: from pixels to its last correction. Takes the model's place in `infer`."
+    """A model compiled for use: from pixels to its last correction. Takes the model's
+    place in `infer`."""
 
     def __init__(
         self,
@@ -154,7 +154,10 @@ class Forward:
         state = self.model.regressor(features)[-1]
         return decode(self.smpl, state, self.model.settings["rotation"])
 
-    def recover(self, images: Array) -> HMROutput:  # of images (b, h, w, 3) in -1..1
+    def recover(
+        self,  # of images (b, h, w, 3) in -1..1
+        images: Array,
+    ) -> HMROutput:
         "The last correction."
         return self.run(ops.convert_to_tensor(images, "float32"))
 
@@ -168,7 +171,8 @@ def place_body(
     center: Sequence[float],  # (2,) principal point of the photograph, px
     rounds: int = 100,  # at most
 ) -> np.ndarray:  # (3,) add this to body points: camera frame of the photograph, m
-    "Where the photograph's camera shows the joints in the middle and the size in which the crop's camera does."
+    """Where the photograph's camera shows the joints in the middle and the size in
+    which the crop's camera does."""
     start = cam_to_translation(cam, crop, size, focal, center)
     t = start.copy()
     weak = apply_affine(
@@ -201,7 +205,8 @@ def assumed_focal(
     width: int,  # of the photograph, px
     boxes: Sequence[Sequence[float]] = (),  # x, y, width, height of its people, px
 ) -> float:  # px
-    "A focal length where none is known: the diagonal, but longer where a person fills the picture."
+    """A focal length where none is known: the diagonal, but longer where a person fills
+    the picture."""
     largest = max((max(box[2:]) for box in boxes), default=0)
     return max(default_focal(height, width), NEAREST_FOCAL * VIEW_MARGIN * largest)
 
@@ -209,7 +214,8 @@ def assumed_focal(
 def photo_focal(
     path: str | os.PathLike | Any,  # a JPEG, PNG, … file
 ) -> float | None:  # px; None where the file does not say
-    "The focal length that the camera noted in the file (EXIF, FocalLengthIn35mmFilm); right if the picture was not cut afterwards."
+    """The focal length that the camera noted in the file (EXIF, FocalLengthIn35mmFilm);
+    right if the picture was not cut afterwards."""
     try:
         with Image.open(path) as raw:
             millimetres = float(raw.getexif().get_ifd(0x8769).get(0xA405, 0))
@@ -224,7 +230,8 @@ def photo_focal(
 # %% ../../nbs/8_inference/01_infer.ipynb #809a0f6c
 @dataclass(frozen=True)
 class Person:
-    "What was recovered of one person; the camera frame is the photograph's (x right, y down, z forward, m)."
+    """What was recovered of one person; the camera frame is the photograph's (x right,
+    y down, z forward, m)."""
 
     box: tuple[float, float, float, float]  # x, y, width, height, px
     pose: np.ndarray  # (J, 3) axis-angle, root in the camera frame, rad
@@ -252,7 +259,10 @@ def _person(
     names: tuple[str, ...],
 ) -> Person:
     "Row i of the model's output as a person before the photograph's camera."
-    row = lambda x: np.asarray(ops.convert_to_numpy(x[i]), np.float64)
+
+    def row(x):
+        return np.asarray(ops.convert_to_numpy(x[i]), np.float64)
+
     cam = row(out.cam)
     joints, keypoints = row(out.joints), row(out.keypoints)
     translation = place_body(joints, cam, crop, size, focal, center)
@@ -280,14 +290,13 @@ def person_views(
     image: np.ndarray,  # (h, w, 3) uint8
     boxes: Sequence[Sequence[float]],  # n times x, y, width, height, px
     size: int,  # side of a view, px
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # (n, size, size, 3) in -1..1; (n, 2, 3) photograph px -> view px
-    "What the model sees of each person: the same scale as in training, because it is the same rule."
+    # (n, size, size, 3) in -1..1; (n, 2, 3) photograph px -> view px
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the model sees of each person: the same scale as in training, because it is
+    the same rule."""
     h, w = image.shape[:2]
-    crops = np.array([crop_for_box(box, size) for box in boxes]).reshape(
-        -1, 2, 3
-    )  # an error for a box without size
+    # an error for a box without size
+    crops = np.array([crop_for_box(box, size) for box in boxes]).reshape(-1, 2, 3)
     for x, y, bw, bh in boxes:
         if x >= w or y >= h or x + bw <= 0 or y + bh <= 0:
             raise ValueError(
@@ -317,17 +326,17 @@ class People(list):
 
 
 def infer(
-    model: HMR
-    | Forward,  # such as `small_hmr()`; compiled for use where there are many photographs
+    # such as `small_hmr()`; compiled for use where there are many photographs
+    model: HMR | Forward,
     image: np.ndarray,  # (h, w, 3) uint8
-    boxes: Sequence[Sequence[float]]
-    | None = None,  # x, y, width, height of each person, px; the whole picture where left out
+    # x, y, width, height of each person, px; the whole picture where left out
+    boxes: Sequence[Sequence[float]] | None = None,
     focal: float | None = None,  # of the photograph, px; `assumed_focal` where left out
-    size: int
-    | None = None,  # side of the crop that the model sees, px; what its encoder takes where left out
+    # side of the crop that the model sees, px; what its encoder takes where left out
+    size: int | None = None,
     batch: int = 16,  # people at a time
-    center: Sequence[float]
-    | None = None,  # (2,) principal point, px; the middle of the picture where left out
+    # (2,) principal point, px; the middle of the picture where left out
+    center: Sequence[float] | None = None,
 ) -> People:  # a list of Person, one a box, in their order
     "Recover the body of each person in a picture (Kanazawa et al. 2018)."
     image = np.asarray(image)
@@ -355,12 +364,13 @@ def infer(
     return people
 
 # %% ../../nbs/8_inference/01_infer.ipynb #0c6544ea
+# of the first, second, … person
 COLORS = [
     (0.55, 0.70, 0.95),
     (0.95, 0.70, 0.50),
     (0.65, 0.85, 0.60),
     (0.85, 0.65, 0.90),
-]  # of the first, second, … person
+]
 
 
 def side_by_side(
@@ -409,7 +419,8 @@ def group_views(
     faces: np.ndarray,  # (F, 3) of the body
     size: int = 256,  # height, px
 ) -> list[np.ndarray]:  # two of (size, w, 3) uint8
-    "All people of a photograph together, from the side and from behind: who stands before whom."
+    """All people of a photograph together, from the side and from behind: who stands
+    before whom."""
     V = np.concatenate([p.vertices for p in people]) * [1, -1, -1]
     F = np.concatenate([faces + i * len(p.vertices) for i, p in enumerate(people)])
     colors = np.repeat(
@@ -421,9 +432,8 @@ def group_views(
     for view in render_views(
         V, F, views=("side", "back"), size=2 * size, colors=colors
     ):
-        seen = np.argwhere(
-            (view != view[0, 0]).any(-1)
-        )  # cut away what shows nobody, and make the rest fit
+        # cut away what shows nobody, and make the rest fit
+        seen = np.argwhere((view != view[0, 0]).any(-1))
         (y0, x0), (y1, x1) = seen.min(0) - 9, seen.max(0) + 10
         cut = Image.fromarray(view).crop((x0, y0, x1, y1))
         views.append(
@@ -443,12 +453,15 @@ def show(
     height: int = 320,  # of the sheet, px
 ) -> Any:  # a picture for a notebook
     "The photograph, the bodies over it, and two views from other sides."
-    fit = lambda image: np.asarray(
-        Image.fromarray(image).resize(
-            (max(1, round(image.shape[1] * height / image.shape[0])), height),
-            Image.Resampling.LANCZOS,
+
+    def fit(image):
+        return np.asarray(
+            Image.fromarray(image).resize(
+                (max(1, round(image.shape[1] * height / image.shape[0])), height),
+                Image.Resampling.LANCZOS,
+            )
         )
-    )
+
     photo, over = (
         fit(people.photo),
         fit(draw_people(people.photo, people, people.faces, side_views=False)),
@@ -518,11 +531,19 @@ def export_person(
 def result_names(
     paths: Sequence[str | os.PathLike],  # pictures
 ) -> list[str]:  # a different one for each
-    "What the results of each picture are called: its name, with as much of its ending and folder as it takes to tell it from the others."
+    """What the results of each picture are called: its name, with as much of its ending
+    and folder as it takes to tell it from the others."""
     paths = [Path(p) for p in paths]
-    short = lambda p: p.stem
-    ending = lambda p: p.name.replace(".", "_")
-    folder = lambda p: f"{p.parent.name}_{p.name}".replace(".", "_")
+
+    def short(p):
+        return p.stem
+
+    def ending(p):
+        return p.name.replace(".", "_")
+
+    def folder(p):
+        return f"{p.parent.name}_{p.name}".replace(".", "_")
+
     names, taken = [], set()
     for i, path in enumerate(paths):
         name = next(
@@ -544,13 +565,13 @@ def infer_files(
     model: HMR | Forward,  # such as `Forward(small_hmr())`
     paths: Sequence[str | os.PathLike],  # pictures
     out: str | os.PathLike,  # folder for results
-    boxes: Mapping[str, Sequence[Sequence[float]]]
-    | None = None,  # {path: boxes}; whole picture where left out
+    # {path: boxes}; whole picture where left out
+    boxes: Mapping[str, Sequence[Sequence[float]]] | None = None,
     formats: Sequence[str] = ("npz", "glb"),  # of `export_person`
     resume: bool = True,  # leave out pictures whose results all lie there already
     progress: bool = True,  # show a bar
-    focal: float
-    | None = None,  # of every picture, px; what its file says, or `assumed_focal`, where left out
+    # of every picture, px; what its file says, or `assumed_focal`, where left out
+    focal: float | None = None,
 ) -> tuple[list[Path], dict[str, str]]:  # overlays, {path: what was wrong}
     "Overlay, parameters and mesh for each picture; bad files are reported, not fatal."
     out, boxes, formats = Path(out), boxes or {}, check_formats(formats)

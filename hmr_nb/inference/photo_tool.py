@@ -37,9 +37,8 @@ class PhotoState:
     "What the tool knows."
 
     photo: np.ndarray | None = None  # (h, w, 3) uint8
-    box: tuple[float, float, float, float] | None = (
-        None  # x, y, width, height, px of the photograph; the whole picture if None
-    )
+    # x, y, width, height, px of the photograph; the whole picture if None
+    box: tuple[float, float, float, float] | None = None
     people: People | None = None  # one person, once recovered
     focal: float | None = None  # px, as the camera noted it; None: assumed
     said: str = "Upload a picture, drop one here, or click here and paste one."
@@ -68,9 +67,8 @@ def take_photo(
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a0000b
 def take_box(
     state: PhotoState,
-    corners: Sequence[
-        float
-    ],  # x, y, x, y of two opposite corners, as shares of the photograph's width and height
+    # x, y, x, y of two opposite corners, as shares of the photograph's width and height
+    corners: Sequence[float],
     least_px: float = 8,  # a smaller box is a slip of the hand
 ) -> PhotoState:
     "A box around a person, cut to the photograph."
@@ -113,10 +111,7 @@ def about_weights(
     return "No weights for photographs are loaded: the small weights know rendered bodies only, expect a rough pose at best. Published weights: hmr_nb import-weights, then PhotoTool(load_hmr(FILE))."
 
 
-def recover_body(
-    state: PhotoState,
-    model: HMR | Forward,
-) -> PhotoState:
+def recover_body(state: PhotoState, model: HMR | Forward) -> PhotoState:
     "The body of the person in the box, or in the whole picture."
     if state.photo is None:
         return replace(state, said="First a picture.")
@@ -223,13 +218,11 @@ class PhotoFrame(anywidget.AnyWidget):
 
     _esm, _css = FRAME, FRAME_STYLE
     picture = traitlets.Unicode().tag(sync=True)  # data address; empty: none yet
-    corners = traitlets.List().tag(
-        sync=True
-    )  # of the box: x, y, x, y as shares; empty: none
+    # of the box: x, y, x, y as shares; empty: none
+    corners = traitlets.List().tag(sync=True)
     drawn = traitlets.Dict().tag(sync=True)  # {"corners": as drawn, "count": how often}
-    given = traitlets.Dict().tag(
-        sync=True
-    )  # {"data": data address of a pasted or dropped picture, "count": how often}
+    # {"data": data address of a pasted or dropped picture, "count": how often}
+    given = traitlets.Dict().tag(sync=True)
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00019
 class PhotoTool:
@@ -298,27 +291,23 @@ class PhotoTool:
         }
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a0001b
-def _set(
-    tool: PhotoTool,
-    state: PhotoState,
-) -> None:
+def _set(tool: PhotoTool, state: PhotoState) -> None:
     "Show another state."
     fresh, tool.state = state.photo is not tool.state.photo, state
     if fresh and state.photo is not None:
         tool.frame.picture = data_address(state.photo)
     tool.frame.corners = box_corners(state)
-    tool.frame.send(
-        {}
-    )  # the browser drew a rectangle of its own: back to ours, also where ours has not changed
+    # the browser drew a rectangle of its own: back to ours, also where ours has not
+    # changed
+    tool.frame.send({})
     note = (
         f"<br><span style='color:#8a5a00'>{escape(about_weights(tool.model))}</span>"
         if about_weights(tool.model)
         else ""
     )
     tool.said.value = f"<div style='font:13px/18px sans-serif; max-width:820px'>{escape(state.said)}{note}</div>"
-    tool.view.mesh.visible = bool(
-        state.people
-    )  # not the body of another picture or box
+    # not the body of another picture or box
+    tool.view.mesh.visible = bool(state.people)
     if state.people:
         V = (state.people[0].vertices - state.people[0].translation) * [1, -1, -1]
         tool.view.show(V - (V.max(0) + V.min(0)) / 2 + tool.view.centre)

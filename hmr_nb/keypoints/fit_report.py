@@ -28,12 +28,10 @@ class RegressorFit:
     "One fitted regressor row and what is known about it."
 
     weights: np.ndarray  # (v,) >= 0, sum exactly one
-    report: dict[str, Any] = field(
-        default_factory=dict
-    )  # residual_mm, held_out_mm, pose_out_mm, bootstrap_mm, support, bones, warnings, …
-    mirrored: np.ndarray | None = (
-        None  # (v,) the row of the mirrored keypoint, if a mirror was given
-    )
+    # residual_mm, held_out_mm, pose_out_mm, bootstrap_mm, support, bones, warnings, …
+    report: dict[str, Any] = field(default_factory=dict)
+    # (v,) the row of the mirrored keypoint, if a mirror was given
+    mirrored: np.ndarray | None = None
 
     def __repr__(self):
         r = self.report
@@ -81,9 +79,8 @@ def warn_of(
 
 
 def stiff_words(
-    stiff: Mapping[
-        str, Any
-    ],  # one entry of `stiff_joints`: joint, bent_degrees, worth_mm
+    # one entry of `stiff_joints`: joint, bent_degrees, worth_mm
+    stiff: Mapping[str, Any],
 ) -> str:
     "A joint that never bends, said in words."
     side, _, joint = stiff["joint"].rpartition("_")
@@ -183,7 +180,9 @@ def judge_fit(
 def part_rotations(
     body: BodyData,
     vertices: np.ndarray,  # (m, v, 3)
-) -> np.ndarray:  # (m, j, 3, 3) how each part is turned against the template; NaN for a part of fewer than four vertices
+    # (m, j, 3, 3) how each part is turned against the template; NaN for a part of fewer
+    # than four vertices
+) -> np.ndarray:
     "Rotations of the parts of a body, from its vertices."
     part, T = np.asarray(body.weights).argmax(1), np.asarray(body.v_template, float)
     R = np.full((len(vertices), len(body.parents), 3, 3), np.nan)
@@ -203,7 +202,9 @@ def part_rotations(
 def joint_bends(
     body: BodyData,
     vertices: np.ndarray,  # (m, v, 3)
-) -> np.ndarray:  # (j,) degrees between the two meshes in which the joint differs most; NaN for the root
+    # (j,) degrees between the two meshes in which the joint differs most; NaN for the
+    # root
+) -> np.ndarray:
     "How much each joint bends over some meshes."
     R, parents = part_rotations(body, vertices), np.asarray(body.parents)
     against = np.swapaxes(R[:, np.maximum(parents, 0)], -1, -2) @ R
@@ -213,8 +214,7 @@ def joint_bends(
 
 # %% ../../nbs/3_keypoints/02_fit_report.ipynb #b70092f7
 def beyond(
-    body: BodyData,
-    joint: int,
+    body: BodyData, joint: int
 ) -> np.ndarray:  # (v,) True for the vertices that move when it bends
     "The vertices on the far side of a joint."
     below = np.zeros(len(body.parents), bool)

@@ -88,8 +88,8 @@ def spread_row(
     w: np.ndarray,  # (n,) weights of the columns
     columns: np.ndarray,  # (n,) their vertex numbers
     v: int,  # vertices of the body
-    pairs: np.ndarray
-    | None,  # mirror, if a column stands for a vertex and its mirror image
+    # mirror, if a column stands for a vertex and its mirror image
+    pairs: np.ndarray | None,
 ) -> np.ndarray:  # (v,) row whose sum is one to the last bit that floats allow
     "Weights of columns as a row over all vertices."
     row = np.zeros(v)
@@ -113,7 +113,8 @@ class Marked:
     other: np.ndarray  # (m,) True where the marks are of the other side
 
     def upright(self) -> tuple[np.ndarray, np.ndarray]:
-        "Meshes and targets with those of the other side reflected in space: all of one handedness."
+        """Meshes and targets with those of the other side reflected in space: all of
+        one handedness."""
         sign = np.where(self.other[:, None, None], [-1.0, 1, 1], 1.0)
         return self.vertices * sign, self.targets * sign[:, 0]
 
@@ -159,9 +160,8 @@ def columns_of(
     marked: Marked,
     columns: np.ndarray,  # (n,) candidates
     pairs: np.ndarray | None,  # the mirror, for a point on the middle line
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # (3m, n) offsets; (n,) the candidates that have a column
+    # (3m, n) offsets; (n,) the candidates that have a column
+) -> tuple[np.ndarray, np.ndarray]:
     "The problem that is solved."
     P = stack_meshes(marked.vertices, marked.targets)
     if pairs is not None:
@@ -249,27 +249,32 @@ def check_wishes(
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #df69f182
 def fit_regressor(
     vertices: Array,  # (m, v, 3) one body in m poses and builds, m
-    targets: Array,  # (m, 3) where the keypoint is in each mesh, m; NaN where it was not marked
-    candidates: Array
-    | None = None,  # vertex numbers or (v,) booleans that may get weight; all if None
-    mirror: Array
-    | bool
-    | None = None,  # (v,) body.mirror, or True to take the body's: the fit then holds the other side's row too
-    midline: bool = False,  # the point lies on the body's middle line: a row that is its own mirror
+    # (m, 3) where the keypoint is in each mesh, m; NaN where it was not marked
+    targets: Array,
+    # vertex numbers or (v,) booleans that may get weight; all if None
+    candidates: Array | None = None,
+    # (v,) body.mirror, or True to take the body's: the fit then holds the other side's
+    # row too
+    mirror: Array | bool | None = None,
+    # the point lies on the body's middle line: a row that is its own mirror
+    midline: bool = False,
     max_vertices: int | None = None,  # at most so many weights above zero
-    held_out: bool = True,  # also leave meshes, poses and builds out in turn, and report the errors there
-    mirrored_targets: Array
-    | None = None,  # (m, 3) marks of the other side in the same meshes: both sides are fitted as one
-    local: float
-    | str = 0.0,  # how far a vertex strays, as a share of its distance; "auto": what the held-out error allows; 0: exact least squares
+    # also leave meshes, poses and builds out in turn, and report the errors there
+    held_out: bool = True,
+    # (m, 3) marks of the other side in the same meshes: both sides are fitted as one
+    mirrored_targets: Array | None = None,
+    # how far a vertex strays, as a share of its distance; "auto": what the held-out
+    # error allows; 0: exact least squares
+    local: float | str = 0.0,
     smooth: float = 0.0,  # cost of a step in weight between neighbours, m; needs body
-    body: BodyData
-    | None = None,  # for joints that never bend, bone lengths, mirror=True and smooth
+    # for joints that never bend, bone lengths, mirror=True and smooth
+    body: BodyData | None = None,
     poses: Sequence[str] | None = None,  # (m,) names of poses
     shapes: Sequence[str] | None = None,  # (m,) names of builds
     bootstrap: int = 20,  # how often to draw the meshes again for the spread; 0: not
 ) -> RegressorFit:  # .weights (v,) >= 0 with sum one, .report, .mirrored
-    "The weights whose keypoint comes closest to the targets: exact least squares on the simplex."
+    """The weights whose keypoint comes closest to the targets: exact least squares on
+    the simplex."""
     vertices, targets = np.asarray(vertices, float), np.asarray(targets, float)
     mirror = (
         (body.mirror if body is not None else None)
@@ -444,9 +449,9 @@ def check_mark(
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #95a7f75f
 def load_marks(
     path: str | Path,  # json file
-) -> dict[
-    str, Any
-]:  # {"body", "topology", "poses": {name: (24, 3)}, "shapes": {name: (s,)}, "keypoints": {name: {"mirror", "marks"}}}
+    # {"body", "topology", "poses": {name: (24, 3)}, "shapes": {name: (s,)},
+    # "keypoints": {name: {"mirror", "marks"}}}
+) -> dict[str, Any]:
     "Read a marks file."
     try:
         return check_marks(
@@ -470,7 +475,8 @@ def save_marks(
 
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #849e18e5
 def marking_poses() -> dict[str, np.ndarray]:  # {name: (24, 3) axis-angle, rad}
-    "A few poses that bend most joints, to mark keypoints in: angles of SMPL's joints by name."
+    """A few poses that bend most joints, to mark keypoints in: angles of SMPL's joints
+    by name."""
     turns = {
         "rest": {},
         "arms down": {
@@ -536,7 +542,8 @@ def pose_meshes(
     poses: Mapping[str, Array],  # {name: (24, 3) axis-angle, rad}
     betas: Array | None = None,  # (s,) a build; the mean one if None
 ) -> dict[str, np.ndarray]:  # {name: (v, 3)} m
-    "One build in each pose. The rest pose is the template itself and needs no body layer."
+    """One build in each pose. The rest pose is the template itself and needs no body
+    layer."""
     arrays = {name: np.asarray(pose, "float32") for name, pose in poses.items()}
     for name, pose in arrays.items():
         check_shape(pose, "j 3", f"pose {name!r}", j=len(body.parents))
@@ -562,8 +569,8 @@ def pose_meshes(
 
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #62c801b1
 def mesh_of(
-    mark: Mapping[str, Any],
-) -> str:  # name of its mesh
+    mark: Mapping[str, Any],  # name of its mesh
+) -> str:
     "The mesh that was marked: a pose, or a pose of a build."
     return f"{mark['pose']}, {mark['shape']}" if mark.get("shape") else mark["pose"]
 
@@ -573,9 +580,8 @@ def marked_meshes(
     meshes: Mapping[str, np.ndarray],  # {pose: (v, 3)} or {"pose, build": (v, 3)}
     body: BodyData,  # with the faces that may be marked
     where: str = "marks",  # what to call it in errors
-) -> list[
-    dict[str, Any]
-]:  # for each mark: vertices (v, 3), target (3,), ids of touched vertices, pose, shape
+    # for each mark: vertices (v, 3), target (3,), ids of touched vertices, pose, shape
+) -> list[dict[str, Any]]:
     "The meshes in which a keypoint is marked, and where."
     found, F = [], np.asarray(body.faces)
     for mark in entry.get("marks", []):
@@ -620,9 +626,10 @@ def fit_marked(
     other: Sequence[dict[str, Any]] = (),  # marks of the other side
     mirror: bool = False,  # the fit then holds the other side's row too
     radius: float = 0.1,  # candidates: how much further away than the nearest vertex, m
-    candidates: Array
-    | None = None,  # (v,) booleans: only these, such as `part_vertices`
-    **options: Any,  # midline, max_vertices, held_out, local, smooth, bootstrap of `fit_regressor`
+    # (v,) booleans: only these, such as `part_vertices`
+    candidates: Array | None = None,
+    # midline, max_vertices, held_out, local, smooth, bootstrap of `fit_regressor`
+    **options: Any,
 ) -> RegressorFit:
     "One keypoint from its marks."
     both, image = [*own, *other], None if not mirror else np.asarray(body.mirror)
@@ -711,11 +718,13 @@ def name_poses(
 def fit_marks(
     marks: Mapping[str, Any],  # as `load_marks` gives them
     body: BodyData,  # the body they were made on, or one with the same faces
-    meshes: Mapping[str, Array]
-    | None = None,  # {pose: (v, 3)} if you have them; posed here if None
-    **options: Any,  # radius, candidates, max_vertices, held_out, local, smooth, bootstrap
+    # {pose: (v, 3)} if you have them; posed here if None
+    meshes: Mapping[str, Array] | None = None,
+    # radius, candidates, max_vertices, held_out, local, smooth, bootstrap
+    **options: Any,
 ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
-    "Rows for all keypoints of a marks file; a keypoint and its mirror partner are fitted as one."
+    """Rows for all keypoints of a marks file; a keypoint and its mirror partner are
+    fitted as one."""
     marks = name_poses(check_marks(dict(marks)))
     if marks.get("topology", topology(body)) != topology(body):
         raise ValueError(

@@ -28,8 +28,8 @@ def brush_area(
     F: Array,  # (f, 3)
     centre: int,  # vertex in the middle of the brush
     radius: float,  # on the surface, m
-    allowed: Array
-    | None = None,  # (v,) booleans, as `seen_from` gives them; all if None
+    # (v,) booleans, as `seen_from` gives them; all if None
+    allowed: Array | None = None,
 ) -> np.ndarray:  # vertex numbers, sorted
     "The vertices within a distance along the surface."
     V, F = np.asarray(V, float), np.asarray(F)
@@ -59,8 +59,8 @@ def seen_from(
 def lasso_area(
     xy: Array,  # (v, 2) where each vertex is on the screen
     outline: Array,  # (n, 2) the line that was drawn
-    allowed: Array
-    | None = None,  # (v,) booleans, as `seen_from` gives them; all if None
+    # (v,) booleans, as `seen_from` gives them; all if None
+    allowed: Array | None = None,
 ) -> np.ndarray:  # vertex numbers, sorted
     "The vertices inside a line on the screen."
     xy, outline = np.asarray(xy, float), np.asarray(outline, float)
@@ -94,15 +94,15 @@ class PickerState:
     keypoint: str = "toe_l"  # which one is being marked
     pose: str = "rest"  # on the mesh in this pose
     shape: str = MEAN  # and of this build
+    # {keypoint: {(pose, shape): items}}
     marks: Mapping[str, Mapping[tuple[str, str], frozenset[int]]] = field(
         default_factory=dict
-    )  # {keypoint: {(pose, shape): items}}
+    )
     mirrored: frozenset[str] = frozenset()  # keypoints that have a mirror image
     done: tuple[Flip, ...] = ()
     undone: tuple[Flip, ...] = ()
-    partners: tuple[
-        tuple[str, str], ...
-    ] = ()  # mirror names that do not follow the naming rule
+    # mirror names that do not follow the naming rule
+    partners: tuple[tuple[str, str], ...] = ()
 
     def __repr__(self):
         spots = {
@@ -116,8 +116,7 @@ class PickerState:
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #d7340abc
 def flip(
-    state: PickerState,
-    change: Flip,
+    state: PickerState, change: Flip
 ) -> PickerState:  # marks changed, history untouched
     "Carry one flip out; twice gives the same state back."
     spots, here = (
@@ -155,8 +154,8 @@ def do(
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #29adb540
 def marked(
-    state: PickerState,
-) -> frozenset[int]:  # items
+    state: PickerState,  # items
+) -> frozenset[int]:
     "What is marked for the current keypoint on the current mesh."
     return state.marks.get(state.keypoint, {}).get(
         (state.pose, state.shape), frozenset()
@@ -164,16 +163,14 @@ def marked(
 
 
 def vertices_of(
-    state: PickerState,
-    items: Iterable[int],
+    state: PickerState, items: Iterable[int]
 ) -> list[int]:  # vertex numbers, sorted
     "Those of the items that are vertices."
     return sorted(i for i in items if i < state.n_vertices)
 
 
 def triangles_of(
-    state: PickerState,
-    items: Iterable[int],
+    state: PickerState, items: Iterable[int]
 ) -> list[int]:  # face numbers, sorted
     "Those of the items that are triangles, by face number."
     return sorted(i - state.n_vertices for i in items if i >= state.n_vertices)
@@ -203,9 +200,7 @@ def remove(
     return do(state, set(map(int, items)) & marked(state))
 
 
-def clear(
-    state: PickerState,
-) -> PickerState:
+def clear(state: PickerState) -> PickerState:
     "Unmark everything of this keypoint on this mesh."
     return do(state, marked(state))
 
@@ -214,7 +209,8 @@ def neighbours(
     F: Array,  # (f, 3)
     n_vertices: int,
 ) -> csr_array:  # (v + f, v + f) one where two items are neighbours
-    "Which items touch: vertices at the two ends of an edge, triangles at its two sides."
+    """Which items touch: vertices at the two ends of an edge, triangles at its two
+    sides."""
     F = np.asarray(F)
     ends = np.concatenate([F[:, [0, 1]], F[:, [1, 2]], F[:, [2, 0]]])
     edge = np.unique(np.sort(ends, axis=1), axis=0, return_inverse=True)[1].ravel()
@@ -249,9 +245,7 @@ def shrink(
     )
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #5f12d311
-def switch_mirror(
-    state: PickerState,
-) -> PickerState:
+def switch_mirror(state: PickerState) -> PickerState:
     "Turn the mirror image of the current keypoint on or off."
     return do(state, mirror=True)
 
@@ -259,9 +253,8 @@ def switch_mirror(
 def mirror_items(
     mirror: Array,  # (v,) number of the mirrored vertex, body.mirror
     F: Array,  # (f, 3)
-) -> (
-    np.ndarray
-):  # (v + f,) number of the mirrored item, -1 for a triangle that has none
+    # (v + f,) number of the mirrored item, -1 for a triangle that has none
+) -> np.ndarray:
     "The mirror image of each vertex and each triangle."
     mirror, F = np.asarray(mirror), np.asarray(F)
     number = {
@@ -292,9 +285,8 @@ def reflect(
 def partner_of(
     state: PickerState,
     keypoint: str,
-) -> (
-    str | None
-):  # a name; its own for a point in the middle; None where the mirror is off
+    # a name; its own for a point in the middle; None where the mirror is off
+) -> str | None:
     "The name of a keypoint's mirror image."
     rule = KeypointSet("picker", (keypoint,)).mirror_of[keypoint]
     return (
@@ -320,9 +312,7 @@ def at(
     )
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #bcf8038f
-def undo(
-    state: PickerState,
-) -> PickerState:
+def undo(state: PickerState) -> PickerState:
     "Take the last move back; the same state if there is none."
     if not state.done:
         return state
@@ -335,9 +325,7 @@ def undo(
     )
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #3cff75e1
-def redo(
-    state: PickerState,
-) -> PickerState:
+def redo(state: PickerState) -> PickerState:
     "Do again what was taken back last; the same state if there is nothing."
     if not state.undone:
         return state
@@ -355,9 +343,8 @@ def spot_mark(
     pose: str,
     shape: str,
     items: Iterable[int],  # what is marked there
-) -> dict[
-    str, Any
-]:  # {"pose", "shape" unless mean, "vertices" and "triangles" where there are any}
+    # {"pose", "shape" unless mean, "vertices" and "triangles" where there are any}
+) -> dict[str, Any]:
     "The marks on one mesh in the form of a marks file."
     kinds = {
         "vertices": vertices_of(state, items),

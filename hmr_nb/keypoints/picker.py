@@ -78,7 +78,9 @@ def still_camera(
     V: Array,  # (v, 3) m, y up
     points: Array,  # (n, 3) m, on or in the body
     view: tuple[float, float] = (25, 10),  # azimuth, elevation, degrees
-) -> np.ndarray:  # (n, 3) in the frame of a camera that sees the whole body; x / z and y / z run from -0.2 to 0.2
+    # (n, 3) in the frame of a camera that sees the whole body; x / z and y / z run from
+    # -0.2 to 0.2
+) -> np.ndarray:
     "Points of a body as the camera of its still sees them."
     V, M = np.asarray(V, float), view_matrix(view) * [[1], [-1], [-1]]
     middle = (V.max(0) + V.min(0)) / 2
@@ -157,9 +159,8 @@ class PoseStrip(anywidget.AnyWidget):
 
     _esm, _css = STRIP, STRIP_STYLE
     names = traitlets.List().tag(sync=True)  # in the order shown
-    pictures = traitlets.Dict().tag(
-        sync=True
-    )  # {name: data address}; blank until it is there
+    # {name: data address}; blank until it is there
+    pictures = traitlets.Dict().tag(sync=True)
     dots = traitlets.Dict().tag(sync=True)  # {name: [[x, y], …]} shares of the still
     ticks = traitlets.List().tag(sync=True)  # names of poses that have marks
     current = traitlets.Unicode().tag(sync=True)
@@ -206,13 +207,15 @@ export default { render };
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #0457c548
 class Hands(anywidget.AnyWidget):
-    'What hands do around the mesh. It sends {"key": name}, or {"outline": [[x, y], …] in shares of the canvas, "erase": whether ctrl was held}.'
+    """What hands do around the mesh. It sends {"key": name}, or {"outline": [[x, y], …]
+    in shares of the canvas, "erase": whether ctrl was held}."""
 
     _esm = HANDS
     listen = traitlets.List().tag(sync=True)  # keys to listen to
     lasso = traitlets.Bool(False).tag(sync=True)  # whether a line is to be drawn now
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #c1bff9a3
+# key: what it does
 KEYS = {
     "ctrl+z": "undo",
     "u": "undo",
@@ -241,7 +244,7 @@ KEYS = {
     "o": "through",
     "z": "zoom",
     "escape": "leave",
-}  # key: what it does
+}
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #30c517ca
 def report_plot(
@@ -391,6 +394,7 @@ def arrange(
     help_line = widgets.HTML(
         "<div style='font:12px/18px sans-serif; color:#555'>click: mark · shift-click: brush · ctrl-click: erase<br>drag: turn · wheel: zoom · right drag: shift</div>"
     )
+    # the report last: it grows, and no button may move under the mouse
     rows = [
         ["name"],
         ["mirror", "kind"],
@@ -408,7 +412,7 @@ def arrange(
         ["save", "load"],
         ["body"],
         ["report"],
-    ]  # the report last: it grows, and no button may move under the mouse
+    ]
     right = widgets.VBox(
         [widgets.HBox([c[n] for n in row]) for row in rows],
         layout=widgets.Layout(width="292px", flex="0 0 auto"),
@@ -431,9 +435,8 @@ def autosave_of(
 
 def read_session(
     path: str | Path,  # of the marks file; neither it nor its autosave need be there
-) -> tuple[
-    dict[str, Any], str
-]:  # a marks file, empty if there is none; what to say about it
+    # a marks file, empty if there is none; what to say about it
+) -> tuple[dict[str, Any], str]:
     "The marks that were saved last, by hand or by themselves."
     for file, word in (
         (autosave_of(path), "unsaved marks came back from {}"),
@@ -476,16 +479,17 @@ def marking_shapes(
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #bc3637e8
 class KeypointPicker:
-    "Mark vertices or triangles of a body with the mouse, in several poses and builds, and fit regressors from the marks."
+    """Mark vertices or triangles of a body with the mouse, in several poses and builds,
+    and fit regressors from the marks."""
 
     def __init__(
         self,
         body: BodyData,  # that is marked
-        poses: Mapping[str, Array]
-        | None = None,  # {name: (24, 3)} axis-angle, rad; a handful that bend most joints if None
+        # {name: (24, 3)} axis-angle, rad; a handful that bend most joints if None
+        poses: Mapping[str, Array] | None = None,
         path: str | Path = "keypoints.json",  # where Save writes; read if it is there
-        shapes: Mapping[str, Array]
-        | None = None,  # {name: (s,)} shape coefficients; see `marking_shapes` if None
+        # {name: (s,)} shape coefficients; see `marking_shapes` if None
+        shapes: Mapping[str, Array] | None = None,
     ):
         self.given, self.waiting = (poses, shapes), {}
         self.controls, self.strip, self.hands, self.canvas = (
@@ -535,7 +539,9 @@ class KeypointPicker:
         self.show(said)
 
     @property
-    def vertices(self) -> np.ndarray:  # (v, 3)
+    def vertices(
+        self,  # (v, 3)
+    ) -> np.ndarray:
         "The mesh that is shown."
         return self.mesh_of(self.state.pose, self.state.shape)
 
@@ -547,10 +553,10 @@ class KeypointPicker:
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #24b09e73
 def _mesh_of(
-    picker: KeypointPicker,
+    picker: KeypointPicker,  # (v, 3)
     pose: str,
     shape: str,
-) -> np.ndarray:  # (v, 3)
+) -> np.ndarray:
     "The body in a pose and a build; made once."
     name = pose if shape == MEAN else f"{pose}, {shape}"
     if name not in picker.meshes:
@@ -571,7 +577,8 @@ def _later(
     action: Callable[[], Any],
     wait: float = 0.05,  # s
 ) -> None:
-    "Do something when the clicks have been drawn; at once where there is no event loop."
+    """Do something when the clicks have been drawn; at once where there is no event
+    loop."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -627,9 +634,7 @@ def advice(
     )
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #f357224b
-def _draw(
-    picker: KeypointPicker,
-) -> None:
+def _draw(picker: KeypointPicker) -> None:
     "The mesh, the marks on it, the keypoint in it."
     state, V, F, c = (
         picker.state,
@@ -693,9 +698,8 @@ KeypointPicker.draw = _draw
 # %% ../../nbs/3_keypoints/07_picker.ipynb #7e1d0c12
 def _suggest(
     picker: KeypointPicker,
-) -> (
-    str | None
-):  # None without a fit, before all poses are there, and when all are marked
+    # None without a fit, before all poses are there, and when all are marked
+) -> str | None:
     "The pose that would tell most about the current keypoint."
     state = picker.state
     meshes = {
@@ -777,9 +781,7 @@ def _show(
 KeypointPicker.show = _show
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #43b044ed
-def _set_options(
-    picker: KeypointPicker,
-) -> None:
+def _set_options(picker: KeypointPicker) -> None:
     "Fill the lists: names to suggest, poses, builds, ghosts."
     c, own = picker.controls, sorted(picker.body.keypoint_regressors)
     names = [
@@ -817,10 +819,7 @@ def without_notes() -> Iterator[None]:
         os.close(saved), os.close(null)
 
 
-def _pose_all(
-    picker: KeypointPicker,
-    shape: str,
-) -> None:
+def _pose_all(picker: KeypointPicker, shape: str) -> None:
     "Pose and render a build in all poses; what is there already costs nothing."
     with without_notes():
         for pose in picker.poses:
@@ -830,10 +829,9 @@ def _pose_all(
                 )
 
 
-def _start(
-    picker: KeypointPicker,
-) -> None:
-    "Make the stills in another thread, so that the first clicks need not wait for the body layer to load."
+def _start(picker: KeypointPicker) -> None:
+    """Make the stills in another thread, so that the first clicks need not wait for the
+    body layer to load."""
     with suppress(RuntimeError):  # no event loop: nobody is looking
         task = asyncio.get_running_loop().run_in_executor(
             None, picker.pose_all, picker.state.shape
@@ -843,9 +841,7 @@ def _start(
         )
 
 
-def _fill_strip(
-    picker: KeypointPicker,
-) -> None:
+def _fill_strip(picker: KeypointPicker) -> None:
     "Show the stills of all poses in the current build."
     shape = picker.state.shape
     picker.pose_all(shape)
@@ -881,9 +877,7 @@ def _change(
         picker.later(picker.fill_strip, 0.2)
 
 
-def _keep(
-    picker: KeypointPicker,
-) -> None:
+def _keep(picker: KeypointPicker) -> None:
     "Write the autosave; where that cannot be done, say so and go on."
     try:
         save_marks(picker.marks(), autosave_of(picker.path))
@@ -893,9 +887,7 @@ def _keep(
         )
 
 
-def _refit(
-    picker: KeypointPicker,
-) -> None:
+def _refit(picker: KeypointPicker) -> None:
     "Fit the current keypoint again, quickly, and show it."
     marks, name = picker.marks(), picker.state.keypoint
     wanted = {
@@ -981,8 +973,8 @@ KeypointPicker.area, KeypointPicker.click, KeypointPicker.lasso = _area, _click,
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #aa74c05c
 def _marks(
-    picker: KeypointPicker,
-) -> dict[str, Any]:  # as in a marks file
+    picker: KeypointPicker,  # as in a marks file
+) -> dict[str, Any]:
     "All that was marked, with the poses, the builds and the log."
     return to_marks(
         picker.state,
@@ -1070,9 +1062,8 @@ def _load(
 
 def _export(
     picker: KeypointPicker,
-    path: str
-    | Path
-    | None = None,  # .json, .npz or .npy; beside the marks file if None
+    # .json, .npz or .npy; beside the marks file if None
+    path: str | Path | None = None,
 ) -> Path:  # the file
     "Write the fitted rows with their report, for `load_rows`."
     fits = picker.fit()
@@ -1115,8 +1106,7 @@ KeypointPicker.change_body = _change_body
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #78c11e40
 def _guarded(
-    picker: KeypointPicker,
-    action: Callable[[Any], Any],
+    picker: KeypointPicker, action: Callable[[Any], Any]
 ) -> Callable[[Any], None]:
     "The action, with errors said in the status line."
 
@@ -1129,9 +1119,7 @@ def _guarded(
     return handler
 
 
-def _moves(
-    picker: KeypointPicker,
-) -> dict[str, Callable[[], Any]]:
+def _moves(picker: KeypointPicker) -> dict[str, Callable[[], Any]]:
     "What can be done, by the names that KEYS and the buttons use."
 
     def of_state(move, *more):
@@ -1197,9 +1185,7 @@ def _moves(
 KeypointPicker.guarded, KeypointPicker.moves = _guarded, _moves
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #cd4caaa8
-def _connect(
-    picker: KeypointPicker,
-) -> None:
+def _connect(picker: KeypointPicker) -> None:
     "Wire the controls and the keys to the moves."
     c, moves, guarded = picker.controls, picker.moves(), picker.guarded
 
@@ -1283,14 +1269,13 @@ KeypointPicker.connect = _connect
 # %% ../../nbs/3_keypoints/07_picker.ipynb #ab0afbaf
 def _still(
     picker: KeypointPicker,
-    views: tuple[str, ...] = (
-        "front",
-        "three_quarter",
-    ),  # see `hmr_nb.basics.drawing.mesh`
-    close: float
-    | None = None,  # show only what is within this distance of the marks, m
+    # see `hmr_nb.basics.drawing.mesh`
+    views: tuple[str, ...] = ("front", "three_quarter"),
+    # show only what is within this distance of the marks, m
+    close: float | None = None,
 ) -> None:
-    "A picture of the picker's state: marked vertices, or the fitted keypoint once there is one."
+    """A picture of the picker's state: marked vertices, or the fitted keypoint once
+    there is one."""
     V, F, ids = (
         picker.vertices,
         np.asarray(picker.body.faces),

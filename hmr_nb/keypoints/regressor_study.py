@@ -50,7 +50,8 @@ def information_gain(
     taken: Sequence[int],  # the meshes that are marked already
     sigma: float = 0.005,  # how much a mark trembles, m
 ) -> np.ndarray:  # (m,) what each mesh would add
-    "How much a further mesh would say about the weights (D-optimal design, Fedorov 1972)."
+    """How much a further mesh would say about the weights (D-optimal design, Fedorov
+    1972)."""
     M = (
         np.eye(A.shape[2])
         + sum((A[i].T @ A[i] for i in taken), np.zeros((A.shape[2],) * 2)) / sigma**2
@@ -69,9 +70,8 @@ def information_gain(
 def turned_distance(
     A: np.ndarray,  # (m, 3, n) centred
     i: int,
-) -> (
-    np.ndarray
-):  # (m,) root mean square distance from mesh i after the best rotation, m
+    # (m,) root mean square distance from mesh i after the best rotation, m
+) -> np.ndarray:
     "How different the other meshes are from one, however they are turned."
     U, s, Wt = np.linalg.svd(np.einsum("mcn,dn->mcd", A, A[i]))
     s[:, 2] *= np.sign(np.linalg.det(U @ Wt))
@@ -81,8 +81,8 @@ def turned_distance(
 # %% ../../nbs/3_keypoints/05_regressor_study.ipynb #a2504088
 def suggest_poses(
     vertices: Array,  # (m, v, 3) the meshes to choose from
-    near: Array
-    | None = None,  # (v,) booleans: the vertices around the keypoint; all if None
+    # (v,) booleans: the vertices around the keypoint; all if None
+    near: Array | None = None,
     count: int = 5,  # how many meshes are wanted in the end
     taken: Sequence[int] = (),  # meshes that are marked already
     how: str = "D-optimal",  # or "farthest"
@@ -144,9 +144,8 @@ def compare_rows(
 
 def gap_table(
     gaps: pd.DataFrame,  # of `compare_rows`
-) -> (
-    pd.DataFrame
-):  # mean gap in mm, a row a pose, a column a build, with the means over both
+    # mean gap in mm, a row a pose, a column a build, with the means over both
+) -> pd.DataFrame:
     "The gap by pose and build."
     return gaps.pivot_table(
         "gap_mm", "pose", "shape", margins=True, margins_name="all", sort=False

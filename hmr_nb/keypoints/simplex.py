@@ -29,7 +29,8 @@ def stack_meshes(
 def nearest_in_hull(
     P: np.ndarray,  # (r, n) points of a hull, one a column
 ) -> np.ndarray:  # (n,) weights >= 0 that sum to one
-    "Weights of the point of a convex hull that is nearest to the origin, exactly, by one NNLS (Lawson and Hanson 1974, ch. 23)."
+    """Weights of the point of a convex hull that is nearest to the origin, exactly, by
+    one NNLS (Lawson and Hanson 1974, ch. 23)."""
     c = np.median(np.linalg.norm(P, axis=0)) or 1.0
     A = np.vstack([P, np.full(P.shape[1], c)])
     u, _ = nnls(A, np.r_[np.zeros(len(P)), c], maxiter=30 * sum(A.shape))
@@ -40,7 +41,8 @@ def hull_gap(
     P: np.ndarray,  # (r, n) points of a hull
     w: np.ndarray,  # (n,) weights of one of its points
 ) -> float:  # no better point is further away than this, in the unit of P
-    "Proof of optimality: how far the best point of the hull can be from this one (Wolfe 1976)."
+    """Proof of optimality: how far the best point of the hull can be from this one
+    (Wolfe 1976)."""
     x = P @ w
     return float(np.sqrt(max(0.0, x @ x - (x @ P).min())))
 
@@ -78,7 +80,8 @@ def with_prior(
     Q: sparse.csc_array | None,  # (q, n) rows of a prior, if any
     columns: Array,  # which candidates
 ) -> np.ndarray:  # (r + …, len(columns)) the problem over these alone
-    "Some columns of a problem with its prior; rows of the prior that are empty there are dropped."
+    """Some columns of a problem with its prior; rows of the prior that are empty there
+    are dropped."""
     if Q is None:
         return P[:, columns]
     part = Q[:, columns].tocsr()
@@ -94,7 +97,8 @@ def best_mix(
     tol: float = 1e-9,  # stop at this distance from the target, m
     Q: sparse.csc_array | None = None,  # (q, n) rows of a prior
 ) -> np.ndarray:  # (n,) weights >= 0, sum one
-    "The nearest mix over many candidates: solve over a few, let in those that improve it, until none does."
+    """The nearest mix over many candidates: solve over a few, let in those that improve
+    it, until none does."""
     size = np.linalg.norm(P, axis=0)
     inside = np.argsort(size, kind="stable")[: 2 * len(P)] if first is None else first
     w = np.zeros(P.shape[1])
@@ -118,8 +122,8 @@ def best_mix(
 def thin_out(
     P: np.ndarray,  # (r, n) offsets
     w: np.ndarray,  # (n,) weights to begin with
-    most: int
-    | None,  # how many weights may stay above zero; None: as many as there are
+    # how many weights may stay above zero; None: as many as there are
+    most: int | None,
     Q: sparse.csc_array | None = None,  # (q, n) rows of a prior
 ) -> np.ndarray:  # (n,) weights, at most `most` above zero, refitted
     "Fewer vertices: drop the lightest quarter and refit, until few enough are left."
@@ -133,9 +137,11 @@ def thin_out(
 def break_ties(
     P: np.ndarray,  # (r, n) offsets
     w: np.ndarray,  # (n,) weights of a best mix
-    tol: float = 1e-8,  # off the target by more than this, m: the mix is unique, and stays
+    # off the target by more than this, m: the mix is unique, and stays
+    tol: float = 1e-8,
 ) -> np.ndarray:  # (n,) weights that fit as well, near and spread out
-    "Among the mixes that reach the target, the one that suffers least from vertices that stray."
+    """Among the mixes that reach the target, the one that suffers least from vertices
+    that stray."""
     size = np.linalg.norm(P, axis=0)
     reached = np.linalg.norm(P @ w)
     if (
@@ -183,8 +189,8 @@ def solve_mix(
 def held_out_errors(
     P: np.ndarray,  # (3m, n) offsets of m meshes
     w: np.ndarray,  # (n,) the fit to all of them: where each refit starts
-    groups: Sequence
-    | None = None,  # (m,) meshes with equal labels are left out together; each alone if None
+    # (m,) meshes with equal labels are left out together; each alone if None
+    groups: Sequence | None = None,
     folds: int = 30,  # with more groups than this, several are left out at once
     smooth: sparse.csc_array | None = None,  # as in `solve_mix`
     **wishes: Any,  # most, share of `solve_mix`

@@ -38,10 +38,10 @@ def ray_through(
     F: Array,  # (f, 3)
     origin: Array,  # (3,) outside the limb, m
     direction: Array,  # (3,) any length
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # (2,) faces where the ray goes in and out; (2, 3) the points
-    "Where a ray enters a mesh and leaves it again (Möller and Trumbore 1997): a limb, seen from outside."
+    # (2,) faces where the ray goes in and out; (2, 3) the points
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where a ray enters a mesh and leaves it again (Möller and Trumbore 1997): a limb,
+    seen from outside."""
     A, B, C = np.asarray(V, float)[np.asarray(F)].transpose(1, 0, 2)
     o, d = (
         np.asarray(origin, float),
@@ -49,18 +49,16 @@ def ray_through(
     )
     h = np.cross(d, C - A)
     det = np.einsum("fc,fc->f", B - A, h)
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # faces that the ray only grazes
+    # faces that the ray only grazes
+    with np.errstate(divide="ignore", invalid="ignore"):
         u = np.einsum("fc,fc->f", o - A, h) / det
         q = np.cross(o - A, B - A)
         s, far = q @ d / det, np.einsum("fc,fc->f", C - A, q) / det
         hit = np.flatnonzero(
             (det != 0) & (u >= 0) & (s >= 0) & (u + s <= 1) & (far > 1e-9)
         )
-    ways = [
-        hit[(np.sign(det[hit]) == side)] for side in (1, -1)
-    ]  # a face that looks at us is the way in
+    # a face that looks at us is the way in
+    ways = [hit[(np.sign(det[hit]) == side)] for side in (1, -1)]
     ins = ways[0][np.argsort(far[ways[0]])]
     outs = [
         f
@@ -82,8 +80,8 @@ def target_of(
     mark: Mapping[str, Any],  # one of KINDS and what it needs
     V: np.ndarray,  # (v, 3) the mesh that was marked
     F: np.ndarray,  # (f, 3)
-    rows: Mapping[str, Array]
-    | None = None,  # {name: (v,)} regressors that a mark may name
+    # {name: (v,)} regressors that a mark may name
+    rows: Mapping[str, Array] | None = None,
 ) -> np.ndarray:  # (3,) m
     "Where a mark puts the keypoint."
     patch = [
@@ -137,7 +135,8 @@ def surface_links(
     V: np.ndarray,  # (v, 3)
     F: np.ndarray,  # (f, 3)
 ) -> csr_array:  # (v, v) lengths, m: edges, and straight ways across one edge
-    "Which vertices can be reached from which in one step on the surface, and how far that is."
+    """Which vertices can be reached from which in one step on the surface, and how far
+    that is."""
     a, b, c = np.concatenate(
         [F, F[:, [1, 2, 0]], F[:, [2, 0, 1]]]
     ).T  # each edge ab with the tip c of its face
@@ -157,9 +156,8 @@ def surface_links(
     crossing = along[0] + (along[1] - along[0]) * high[0] / np.maximum(
         high[0] + high[1], 1e-12
     )
-    ok = (crossing >= 0) & (
-        crossing <= length
-    )  # the straight way stays within the two triangles
+    # the straight way stays within the two triangles
+    ok = (crossing >= 0) & (crossing <= length)
     across = np.hypot(along[0] - along[1], high[0] + high[1])[ok]
     i, j = (
         np.r_[a, b, c[twin][ok], c[twin + 1][ok]],
@@ -182,9 +180,8 @@ def surface_near(
 ) -> np.ndarray:  # (v,) booleans
     "The vertices within a walk over the surface: candidates, or what a brush paints."
     V, F, start = np.asarray(V, float), np.asarray(F), np.unique(start).astype(int)
-    ball = (
-        KDTree(V[start]).query(V)[0] <= radius
-    )  # no walk is shorter than the straight line
+    # no walk is shorter than the straight line
+    ball = KDTree(V[start]).query(V)[0] <= radius
     used, local = np.unique(F[ball[F].any(1)], return_inverse=True)
     found, begin = (
         np.isin(np.arange(len(V)), start),

@@ -24,7 +24,8 @@ from hmr_nb.making.skin import (
 from .surface import area_vectors, neighbour_mean, sum_on_vertices
 
 # %% ../../nbs/6_making/04_body_shapes.ipynb #a93c2693
-# one row a direction: name, bone scales (joints, (x, y, z) change per unit), bumps (centre, radii, mm along the normal)
+# one row a direction: name, bone scales (joints, (x, y, z) change per unit), bumps
+# (centre, radii, mm along the normal)
 TRUNK = "pelvis spine1 spine2 spine3"
 LEGS, ARMS = "left_hip left_knee", "left_shoulder left_elbow"
 FEET, HANDS = "left_ankle left_foot", "left_wrist left_hand"
@@ -207,9 +208,8 @@ def shape_directions(
             height = mm / 1000 * np.exp(-(((Q - centre) / radii) ** 2).sum(1))
             D[..., k] += height[:, None] * N
     D = (D + D[mirror] * np.array([-1, 1, 1])[:, None]) / 2
-    between = (
-        np.clip((Q[:, 0] - 0.002) / 0.045, 0, 1) ** 2
-    )  # thighs stay on their own side
+    # thighs stay on their own side
+    between = np.clip((Q[:, 0] - 0.002) / 0.045, 0, 1) ** 2
     D[:, 0] *= np.where(Q[:, 1] < 0.84, between, 1)[:, None]
     return D, DJ
 
@@ -220,7 +220,8 @@ def smooth_normals(
     mirror: np.ndarray,  # (v,) vertex permutation
     rounds: int = 12,  # averaging over neighbours
 ) -> np.ndarray:  # (v, 3) shorter than one where the skin is folded
-    "Blurred normals: growth along them does not run into itself between fingers or thighs."
+    """Blurred normals: growth along them does not run into itself between fingers or
+    thighs."""
     n = len(V)
     N = sum_on_vertices(F, area_vectors(V, F), n)
     N /= np.linalg.norm(N, axis=1, keepdims=True)
@@ -237,7 +238,8 @@ def fit_row(
     target: np.ndarray,  # (e, 3) where the wanted point is
     even: float = 0.004,  # pull towards equal weights, m
 ) -> np.ndarray:  # (n,) non-negative, sums to one
-    "Non-negative least squares: one set of weights that hits the target in every example."
+    """Non-negative least squares: one set of weights that hits the target in every
+    example."""
     n = points.shape[1]
     A = np.vstack(
         [
@@ -298,7 +300,8 @@ def joint_rows(
     return rows
 
 # %% ../../nbs/6_making/04_body_shapes.ipynb #e0434308
-# points inside the body that annotators click: bone they ride on, place (left half, floor at y = 0)
+# points inside the body that annotators click: bone they ride on, place (left half,
+# floor at y = 0)
 INSIDE = {
     "ankle_l": ("left_ankle", (0.106, 0.088, -0.020)),
     "knee_l": ("left_knee", (0.102, 0.490, 0.002)),
@@ -309,7 +312,8 @@ INSIDE = {
     "neck": ("neck", (0, 1.490, -0.025)),
     "thorax": ("spine3", (0, 1.415, -0.030)),
     "pelvis": ("pelvis", (0, 0.920, -0.015)),
-    # where single data sets put them: LSP's and COCO's annotators click higher and further out than the joint
+    # where single data sets put them: LSP's and COCO's annotators click higher and
+    # further out than the joint
     "lsp_hip_l": ("left_hip", (0.112, 0.930, 0.010)),
     "coco_hip_l": ("left_hip", (0.104, 0.915, 0.005)),
     "h36m_hip_l": ("left_hip", (0.088, 0.905, -0.006)),
@@ -336,7 +340,8 @@ def _example_poses(count, seed=0):
 
 
 def _halfway(R, j):
-    "World rotation midway between bone j and its parent: where flesh around the joint goes."
+    """World rotation midway between bone j and its parent: where flesh around the joint
+    goes."""
     G, _ = bone_transforms(R, np.zeros((24, 3)))
     half = Rotation.from_rotvec(Rotation.from_matrix(R[j]).as_rotvec() / 2).as_matrix()
     return G[SMPL_PARENTS[j]] @ half if j else G[0]
@@ -377,7 +382,8 @@ def keypoint_rows(
     DJ: np.ndarray,  # (24, 3, s) how the joints move with shape
     mirror: np.ndarray,  # (v,) vertex permutation
 ) -> dict:  # name -> (v,)
-    "Regressor rows for annotated points, fitted on shapes and on poses; right rows mirror left ones."
+    """Regressor rows for annotated points, fitted on shapes and on poses; right rows
+    mirror left ones."""
     J, rows, none = table_joints(), {}, np.zeros((1, 3))
     poses = _example_poses(12)
     for name, (bone, at) in INSIDE.items():

@@ -30,9 +30,7 @@ class Fit(NamedTuple):
     front: float  # z of the trunk's middle
 
 
-def measure(
-    body: BodyData,
-) -> Fit:
+def measure(body: BodyData) -> Fit:
     "Where sleeves and trousers may end on a body."
     joint = dict(zip(body.joint_names, body.joints_rest()))
     eye = body.keypoint_regressors.get("eye_l")
@@ -131,11 +129,13 @@ def pattern_of(
         (x - fit.shoulder) / (fit.wrist - fit.shoulder),
         0.55 * fit.neck + 0.45 * fit.waist,
     )
-    down = np.where(
-        along > 0, x, y
-    )  # sleeves go on where the trunk's stripes leave off
+    # sleeves go on where the trunk's stripes leave off
+    down = np.where(along > 0, x, y)
     step = 0.05 + 0.08 * (look.seed % 1)
-    stripe = lambda v, wide=0.5: (v / step) % 1 < wide
+
+    def stripe(v, wide=0.5):
+        return (v / step) % 1 < wide
+
     if look.pattern == "print":
         return ((z > 0.02) & (np.hypot(x / 1.2, y - chest) < 0.05 + step / 2)).astype(
             np.float32
@@ -267,7 +267,10 @@ def paint_head(
     c[hair] *= (1 + 0.12 * waves(rest[hair] * (1, 0.3, 1), look.seed, 0.03, 3))[:, None]
     if look.hairdo == "cap":
         c[on_head & (up > 0.035 - 0.02 * back)] = look.second
-    spot = lambda dx, dy, w, h: front & (((x - dx) / w) ** 2 + ((up - dy) / h) ** 2 < 1)
+
+    def spot(dx, dy, w, h):
+        return front & (((x - dx) / w) ** 2 + ((up - dy) / h) ** 2 < 1)
+
     c[spot(fit.eye[0], 0, 0.017, 0.010)] = (0.95, 0.95, 0.95)
     c[spot(fit.eye[0], 0, 0.009, 0.010)] = (0.08, 0.07, 0.07)
     c[spot(fit.eye[0], 0.022, 0.02, 0.006)] = np.array(look.hair) * 0.7

@@ -20,7 +20,8 @@ def dual_quaternion_skin(
     R: np.ndarray,  # (24, 3, 3) local rotations
     J: np.ndarray,  # (24, 3) rest joints
 ) -> np.ndarray:  # (v, 3) posed
-    "Blend rigid motions, not matrices, so that flesh does not collapse (Kavan et al. 2008)."
+    """Blend rigid motions, not matrices, so that flesh does not collapse (Kavan et al.
+    2008)."""
     G, t = bone_transforms(R, J)
     q = Rotation.from_matrix(G).as_quat()
     for j in range(1, 24):
@@ -57,9 +58,8 @@ LIMITS = {
 
 def own_side(
     V: np.ndarray,  # (v, 3)
-) -> (
-    np.ndarray
-):  # (v,) 1 on the left, 0 on the right, smooth over a few centimetres at the middle
+    # (v,) 1 on the left, 0 on the right, smooth over a few centimetres at the middle
+) -> np.ndarray:
     "What the left hip may move."
     t = np.clip((V[:, 0] + 0.010) / 0.040, 0, 1)
     return t * t * (3 - 2 * t)
@@ -94,7 +94,8 @@ def good_pose(
     J: np.ndarray,  # (24, 3) rest joints
     mask: np.ndarray,  # (v,) where flesh may be moved
 ) -> np.ndarray:  # (v, 3) posed, of the same volume as the rest pose
-    "What a bent joint should look like: dual quaternions, then pushed in or out until no flesh is lost or won."
+    """What a bent joint should look like: dual quaternions, then pushed in or out until
+    no flesh is lost or won."""
     near = mask > 0
     X = linear_skin(V, W, R, J)
     X[near] += mask[near, None] ** 0.25 * (
@@ -119,10 +120,10 @@ def fit_correctives(
     name: str,  # a joint in LIMITS
     count: int = 60,  # poses to learn from
     seed: int = 0,  # of the poses
-) -> (
-    tuple
-):  # C (v, 3, 9) displacement for each entry of R - 1; rms before and after, mm
-    "Least squares: which displacement of the rest body makes linear skinning look like `good_pose`?"
+    # C (v, 3, 9) displacement for each entry of R - 1; rms before and after, mm
+) -> tuple:
+    """Least squares: which displacement of the rest body makes linear skinning look
+    like `good_pose`?"""
     j = SMPL_JOINTS.index(name)
     lo, hi = np.radians(LIMITS[name]).T
     angles = lo + (hi - lo) * np.random.default_rng(seed).beta(0.8, 0.8, (count, 3))
@@ -157,7 +158,8 @@ def all_correctives(
     mirror: np.ndarray,  # (v,) vertex permutation
     progress: bool = False,  # print the error of each joint
 ) -> np.ndarray:  # (v, 3, 207) posedirs
-    "Correctives of every joint: fitted on the left and in the middle, mirrored to the right."
+    """Correctives of every joint: fitted on the left and in the middle, mirrored to the
+    right."""
     sign = np.array([-1.0, 1.0, 1.0])
     P, flip = np.zeros((len(V), 3, 24, 9)), np.outer(sign, sign).ravel()
     for name in LIMITS:

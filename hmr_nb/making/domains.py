@@ -84,11 +84,11 @@ class Domain:
     name: str
     places: tuple[str, ...]  # kinds of `make_place`
     poses: str = "everyday"  # kind of `open_poses`
-    cameras: tuple = ()  # fixed ones: height over the floor m, distance from the middle of the room m, focal length px of a photograph 1,000 px wide
-    pitch: tuple[float, float] = (
-        5.0,
-        11.0,
-    )  # degrees, how far a free camera looks down: mean, spread
+    # fixed ones: height over the floor m, distance from the middle of the room m, focal
+    # length px of a photograph 1,000 px wide
+    cameras: tuple = ()
+    # degrees, how far a free camera looks down: mean, spread
+    pitch: tuple[float, float] = (5.0, 11.0)
     steep: float = 0.0  # share of free cameras that look from high above
     roll: float = 1.0  # degrees, spread
     distance: tuple[float, float] = (4.0, 5.0)  # m, of a free camera
@@ -100,7 +100,9 @@ class Domain:
     motion: float = 0.0  # how often the person moves while the shutter is open
 
     @property
-    def key(self) -> int:  # the same number for the same name, on every machine
+    def key(
+        self,  # the same number for the same name, on every machine
+    ) -> int:
         return zlib.crc32(self.name.encode())
 
 
@@ -128,14 +130,12 @@ class Scene(NamedTuple):
     domain: str
     seed: int
     index: int
-    pose: (
-        np.ndarray
-    )  # (24, 3) axis-angle, rad; the root turns the rest pose into the camera frame
+    # (24, 3) axis-angle, rad; the root turns the rest pose into the camera frame
+    pose: np.ndarray
     betas: np.ndarray  # (10,)
     up: np.ndarray  # (3,) the world's up in the camera frame
-    foot: (
-        np.ndarray
-    )  # (3,) m, the spot of the floor over which the body stands, camera frame
+    # (3,) m, the spot of the floor over which the body stands, camera frame
+    foot: np.ndarray
     focal: float  # px, of the photograph
     subject: int  # whose body, skin and hair; -1: drawn anew
     camera: int  # which of the fixed cameras; -1: a free one
@@ -154,11 +154,9 @@ class Camera(NamedTuple):
     number: int = -1
 
 
-def place_camera(
-    domain: Domain,
-    rng: np.random.Generator,
-) -> Camera:
-    "A fixed camera and somebody near the middle of the room, or a free camera that somebody points at a person."
+def place_camera(domain: Domain, rng: np.random.Generator) -> Camera:
+    """A fixed camera and somebody near the middle of the room, or a free camera that
+    somebody points at a person."""
     if domain.cameras:
         n = int(rng.integers(len(domain.cameras)))
         height, distance, focal = domain.cameras[n]
@@ -270,7 +268,8 @@ def put_down(
     V: np.ndarray,  # (v, 3) m, posed, anywhere
     scene: Scene,
 ) -> np.ndarray:  # (3,) m: add it to V
-    "The translation that puts a body over its spot, on the floor or in the air above it."
+    """The translation that puts a body over its spot, on the floor or in the air above
+    it."""
     up = scene.up
     domain, rng = (
         find_domain(scene.domain),
@@ -295,7 +294,10 @@ def seat_for(
     "A stool or a crate under a person who sits."
     A = level_axes(scene.up)
     P = dict(zip(SMPL_JOINTS, (joints - scene.foot) @ A.T))
-    drop = lambda a, b: P[a][1] - P[b][1]
+
+    def drop(a, b):
+        return P[a][1] - P[b][1]
+
     sits = (
         all(
             abs(drop(f"{s}_hip", f"{s}_knee")) < 0.2
@@ -324,9 +326,8 @@ NAMES = tuple(
         + [n for s in _SETS for n in keypoint_set(s).names]
     )
 )
-COCO = [
-    NAMES.index(n) for n in keypoint_set("cocoplus19").names
-]  # by these the person's box is drawn
+# by these the person's box is drawn
+COCO = [NAMES.index(n) for n in keypoint_set("cocoplus19").names]
 
 
 class Wardrobe(NamedTuple):
@@ -406,9 +407,7 @@ def wardrobe_of(
     return w._replace(crowd=np.stack(pictures))
 
 
-def find_look(
-    scene: Scene,
-) -> Look:
+def find_look(scene: Scene) -> Look:
     "The clothes of a scene, new in every picture; skin and hair are the subject's."
     domain = find_domain(scene.domain)
     outfit = np.random.default_rng([domain.key, scene.seed, scene.index, 2])
@@ -426,8 +425,7 @@ def find_look(
 
 # %% ../../nbs/6_making/09_domains.ipynb #b58103c0
 def stand_before(
-    scene: Scene,
-    rng: np.random.Generator,
+    scene: Scene, rng: np.random.Generator
 ) -> tuple[list[Box], list[Cutout]]:
     "Something between the camera and the person."
     far = np.linalg.norm(scene.foot - scene.foot @ scene.up * scene.up)
@@ -483,7 +481,8 @@ def limb_motion(
     V: np.ndarray,  # (v, 3) m
     joints: np.ndarray,  # (24, 3) m
     weights: np.ndarray,  # (v, 24)
-    spin: np.ndarray,  # (24, 3) rad, turn of each joint against its parent during the exposure
+    # (24, 3) rad, turn of each joint against its parent during the exposure
+    spin: np.ndarray,
     drift: np.ndarray,  # (3,) m, of the whole body
 ) -> np.ndarray:  # (v, 3) m, how far each vertex goes
     "First-order motion of a skinned body."
@@ -536,9 +535,8 @@ def cut_edges(
     edges = np.array([-np.inf, -np.inf, np.inf, np.inf])
     if rng.random() >= share:
         return edges
-    side = rng.choice(
-        4, p=[0.2, 0.12, 0.2, 0.48]
-    )  # left, top, right, bottom: legs are cut most often
+    # left, top, right, bottom: legs are cut most often
+    side = rng.choice(4, p=[0.2, 0.12, 0.2, 0.48])
     part = rng.uniform(0.08, 0.42 if side == 3 else 0.25)
     edges[side] = (x + part * w, y + part * h, x + w - part * w, y + h - part * h)[side]
     inside = (points >= edges[:2]).all(1) & (points <= edges[2:]).all(1)
@@ -652,12 +650,13 @@ def surroundings(
     )
     if share_hidden(V, view, frame.focal, frame.center) < 0.55:
         return view
+    # nothing before the person
     return look(
         place._replace(
             boxes=tuple(b for b in place.boxes if b.middle[1] > 0.3 or max(b.size) > 9),
             cutouts=(),
         )
-    )  # nothing before the person
+    )
 
 # %% ../../nbs/6_making/09_domains.ipynb #015ca27c
 def shadow_map(
@@ -670,9 +669,8 @@ def shadow_map(
 ) -> np.ndarray:  # (h, w) 0…1 how much light is left
     "The body's shadow on its surroundings, near the body."
     points, size = view.points[::2, ::2], view.depth.shape
-    near = (
-        np.abs(view.depth[::2, ::2] - points[..., 2]) < 0.01
-    )  # not on leaves, nor in the sky
+    # not on leaves, nor in the sky
+    near = np.abs(view.depth[::2, ::2] - points[..., 2]) < 0.01
     reach = 1.6 * float(np.abs(V - V.mean(0)).max())
     near[near] = ((points[near] - V.mean(0)) ** 2).sum(-1) < reach**2
     shadow = np.ones(near.shape, np.float32)
@@ -710,7 +708,10 @@ def photograph(
     )
     back *= shadow_map(scene, V, rays, view, lamps, rng)[..., None]
     look = find_look(scene)
-    colors = lambda hits: dress(hits, wardrobe.faces, wardrobe.rest, look, wardrobe.fit)
+
+    def colors(hits):
+        return dress(hits, wardrobe.faces, wardrobe.rest, look, wardrobe.fit)
+
     person = render(V, wardrobe.faces, frame.focal, frame.center, (size, size), colors, (np.clip(back, 0, 1) * 255).astype(np.uint8),
                     lamps.lights, lamps.ambient, supersample=2, shadows=True, scene=rays)  # fmt: skip
     image = person.image.astype(np.float32) / 255
@@ -744,12 +745,10 @@ class Rendered(NamedTuple):
     "A picture with all its truth."
 
     example: Example
-    mask: (
-        np.ndarray | None
-    )  # (size, size) int, the part of the body that each pixel shows, -1: not the person
-    depth: (
-        np.ndarray | None
-    )  # (size, size) float32 m, of the person; NaN: not the person
+    # (size, size) int, the part of the body that each pixel shows, -1: not the person
+    mask: np.ndarray | None
+    # (size, size) float32 m, of the person; NaN: not the person
+    depth: np.ndarray | None
 
 
 def pixels_of(
@@ -822,8 +821,8 @@ def render_example(
     want: Sequence[str] = ("mask", "depth"),
     body: BodyData | None = None,  # None: the open body
     smpl: Any = None,  # from `smpl_layer`, if it is made already
-    wardrobe: Wardrobe
-    | None = None,  # from `wardrobe_of(body, smpl)`, if it is made already
+    # from `wardrobe_of(body, smpl)`, if it is made already
+    wardrobe: Wardrobe | None = None,
 ) -> Rendered:
     "One picture of a domain, with part mask and depth on request."
     unknown = set(want) - {"mask", "depth"}
@@ -887,8 +886,8 @@ def scene_tasks(
 
 # %% ../../nbs/6_making/09_domains.ipynb #443d92b1
 def fingerprint(
-    body: BodyData,
-) -> str:  # eight hexadecimal digits
+    body: BodyData,  # eight hexadecimal digits
+) -> str:
     "A short name for a body's numbers, blind to rounding in a file."
     arrays = [
         np.asarray(x, float).ravel()
@@ -915,9 +914,8 @@ def render_domain(
     seed: int = 0,  # another seed: other people, poses and views
     size: int = 128,  # px, side of a picture
     body: BodyData | None = None,  # None: the open body
-    workers: int
-    | str
-    | None = None,  # processes; None: one for each core; or "dask://host:port"
+    # processes; None: one for each core; or "dask://host:port"
+    workers: int | str | None = None,
     progress: bool = True,  # a bar with pictures a second
     split: str = "train",  # "train", "val", "test"
     resume: bool = False,  # go on with an interrupted run
@@ -986,7 +984,8 @@ def make_samples(
     seed: int = 7,
     smpl: Any = None,  # from `smpl_layer`, if it is made already
 ) -> None:
-    "Write the sample pictures, truth.npz beside them, and a small record set of each domain; what was there before must be gone."
+    """Write the sample pictures, truth.npz beside them, and a small record set of each
+    domain; what was there before must be gone."""
     out, quiet = (
         Path(out),
         {

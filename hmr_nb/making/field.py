@@ -53,7 +53,8 @@ def rod(
     return np.linalg.norm(P - a - t[:, None] * (b - a), axis=1) - (ra + (rb - ra) * t)
 
 # %% ../../nbs/6_making/01_field.ipynb #56c4cd7a
-# y or x, centre, half width, front, back, exponent -- metres, left half of a person who stands on y = 0
+# y or x, centre, half width, front, back, exponent -- metres, left half of a person who
+# stands on y = 0
 LOFTS = {
     "torso": (
         1,
@@ -173,7 +174,8 @@ def loft(
     P: np.ndarray,  # (n, 3) points
     name: str,  # which table of sections
 ) -> np.ndarray:  # (n,) signed distance, negative inside
-    "Tube of superellipse sections: |u/a|^n + |v/b|^n = 1, interpolated between table rows."
+    """Tube of superellipse sections: |u/a|^n + |v/b|^n = 1, interpolated between table
+    rows."""
     axis, rows = LOFTS[name]
     rows = np.array(rows, float)
     lo, hi = rows[0, 0], rows[-1, 0]
@@ -191,8 +193,10 @@ def loft(
     return np.where(beyond > 0, np.hypot(np.maximum(d, 0), beyond), d)
 
 # %% ../../nbs/6_making/01_field.ipynb #34839190
-# one row a solid: kind, blend radius, numbers; "dent" cuts, "part" refers to another list, "floor" cuts off below;
+# one row a solid: kind, blend radius, numbers; "dent" cuts, "part" refers to another
+# list, "floor" cuts off below;
 # "swell": mm that the skin rises along a line (a furrow if negative), from, to, width
+# between the buttocks
 BACK = [
     ("loft", 0, "torso"),
     ("ball", 0.032, (0.076, 1.312, 0.062), (0.072, 0.056, 0.042), ("z", 14)),  # chest
@@ -203,7 +207,8 @@ BACK = [
         (0.100, 1.280, -0.056),
         (0.058, 0.150, 0.046),
         ("z", -9),
-    ),  # back muscle
+        # back muscle
+    ),
     (
         "rod",
         0.060,
@@ -211,7 +216,8 @@ BACK = [
         (0.165, 1.418, -0.035),
         0.024,
         0.036,
-    ),  # trapezius
+        # trapezius
+    ),
     ("rod", 0.060, (0, 1.440, -0.075), (0, 1.300, -0.075), 0.030, 0.030),  # nape
     ("loft", 0.045, "neck"),
     (
@@ -220,7 +226,8 @@ BACK = [
         (0.090, 1.375, -0.107),
         (0.075, 1.275, -0.109),
         0.030,
-    ),  # shoulder blade
+        # shoulder blade
+    ),
     ("swell", 4, (0.070, 1.385, -0.108), (0.150, 1.426, -0.087), 0.016),  # its ridge
     (
         "swell",
@@ -228,14 +235,16 @@ BACK = [
         (0.050, 1.370, -0.113),
         (0.055, 1.271, -0.108),
         0.012,
-    ),  # its inner edge
+        # its inner edge
+    ),
     (
         "swell",
         4,
         (0.034, 1.220, -0.096),
         (0.036, 1.010, -0.086),
         0.022,
-    ),  # beside the spine
+        # beside the spine
+    ),
     ("swell", -6, (0, 1.400, -0.118), (0, 1.029, -0.082), 0.013),  # furrow of the spine
     (
         "swell",
@@ -243,11 +252,13 @@ BACK = [
         (0.036, 0.986, -0.095),
         (0.036, 0.988, -0.094),
         0.012,
-    ),  # dimple above the buttock
+        # dimple above the buttock
+    ),
     ("swell", -10, (0, 0.949, -0.106), (0, 0.854, -0.102), 0.016),
-]  # between the buttocks
+]
 
 # %% ../../nbs/6_making/01_field.ipynb #aa020001
+# navel
 FRONT = [
     ("swell", 7, (0.018, 1.427, 0.037), (0.059, 1.429, 0.026), 0.010),  # collar bone
     ("swell", 7, (0.059, 1.429, 0.026), (0.111, 1.435, 0.000), 0.010),
@@ -258,14 +269,16 @@ FRONT = [
         (0, 1.444, 0.027),
         (0, 1.444, 0.027),
         0.014,
-    ),  # notch above the breast bone
+        # notch above the breast bone
+    ),
     (
         "swell",
         -7,
         (0.051, 1.453, 0.009),
         (0.100, 1.460, -0.007),
         0.014,
-    ),  # hollow above the collar bone
+        # hollow above the collar bone
+    ),
     ("swell", -4, (0.100, 1.418, 0.020), (0.130, 1.410, 0.019), 0.018),  # and below it
     (
         "swell",
@@ -273,7 +286,8 @@ FRONT = [
         (0.058, 1.560, -0.015),
         (0.035, 1.500, 0.017),
         0.012,
-    ),  # from ear to breast bone
+        # from ear to breast bone
+    ),
     ("swell", 7, (0.035, 1.500, 0.017), (0.014, 1.440, 0.028), 0.011),
     ("swell", 4, (0, 1.493, 0.027), (0, 1.485, 0.025), 0.011),  # voice box
     ("swell", -5, (0, 1.399, 0.063), (0, 1.240, 0.100), 0.013),  # breast bone
@@ -284,7 +298,8 @@ FRONT = [
         (0.035, 1.263, 0.101),
         (0.117, 1.275, 0.085),
         0.014,
-    ),  # below the chest
+        # below the chest
+    ),
     ("swell", -3, (0, 1.230, 0.099), (0, 1.080, 0.092), 0.010),  # midline
     ("swell", 3, (0.034, 1.225, 0.097), (0.034, 1.020, 0.097), 0.022),  # belly muscle
     (
@@ -293,18 +308,20 @@ FRONT = [
         (0.016, 1.238, 0.099),
         (0.095, 1.140, 0.070),
         0.014,
-    ),  # edge of the ribs
+        # edge of the ribs
+    ),
     (
         "swell",
         -3,
         (0.070, 1.140, 0.081),
         (0.078, 1.010, 0.089),
         0.016,
-    ),  # edge of the belly muscle
+        # edge of the belly muscle
+    ),
     ("swell", 5, (0.131, 1.002, 0.063), (0.151, 1.014, 0.023), 0.020),  # hip bone
     ("swell", 4, (0, 1.010, 0.099), (0, 0.990, 0.099), 0.050),  # lower belly
     ("swell", -9, (0, 1.062, 0.094), (0, 1.059, 0.094), 0.0095),
-]  # navel
+]
 
 # %% ../../nbs/6_making/01_field.ipynb #aa020002
 TRUNK_SOLIDS = {
@@ -320,14 +337,16 @@ TRUNK_SOLIDS = {
             (0.131, 0.960, 0.070),
             (0.033, 0.859, 0.079),
             0.017,
-        ),  # crease of the groin
+            # crease of the groin
+        ),
         (
             "swell",
             -4,
             (0.049, 0.820, -0.093),
             (0.095, 0.819, -0.097),
             0.018,
-        ),  # below the buttock
+            # below the buttock
+        ),
         ("part", 0.030, "foot"),
         ("floor", 0.010, 0.004),
         ("part", 0.028, "head"),
@@ -344,20 +363,23 @@ ARM_SOLIDS = {
             0.026,
             (0.500, 1.403, -0.012),
             (0.062, 0.027, 0.027),
-        ),  # forearm, thumb side
+            # forearm, thumb side
+        ),
         (
             "ball",
             0.026,
             (0.510, 1.395, -0.040),
             (0.070, 0.027, 0.024),
-        ),  # forearm, other side
+            # forearm, other side
+        ),
         (
             "swell",
             -2.5,
             (0.258, 1.411, 0.027),
             (0.250, 1.365, 0.016),
             0.017,
-        ),  # end of the deltoid
+            # end of the deltoid
+        ),
         ("swell", 4, (0.440, 1.398, -0.061), (0.446, 1.398, -0.061), 0.012),  # elbow
         (
             "swell",
@@ -365,9 +387,11 @@ ARM_SOLIDS = {
             (0.440, 1.400, 0.017),
             (0.446, 1.400, 0.018),
             0.016,
-        ),  # crook of the arm
+            # crook of the arm
+        ),
         ("swell", 3.5, (0.676, 1.416, -0.033), (0.680, 1.416, -0.033), 0.008),
-    ],  # end of the ulna
+        # end of the ulna
+    ]
 }
 
 # %% ../../nbs/6_making/01_field.ipynb #09b98bcf
@@ -471,21 +495,24 @@ HAND_SOLIDS = {
             (0.722, 1.389, 0.010),
             (0.028, 0.011, 0.018),
             ("y", 35),
-        ),  # ball of the thumb
+            # ball of the thumb
+        ),
         (
             "swell",
             3,
             (0.710, 1.384, -0.036),
             (0.740, 1.386, -0.040),
             0.012,
-        ),  # ball of the little finger
+            # ball of the little finger
+        ),
         (
             "swell",
             -3,
             (0.735, 1.381, -0.013),
             (0.740, 1.382, -0.013),
             0.013,
-        ),  # hollow of the hand
+            # hollow of the hand
+        ),
         ("swell", 2, (0.759, 1.411, 0.014), (0.762, 1.411, 0.014), 0.0065),  # knuckles
         ("swell", 2, (0.763, 1.413, -0.005), (0.766, 1.412, -0.005), 0.0065),
         ("swell", 2, (0.760, 1.412, -0.025), (0.763, 1.412, -0.025), 0.0065),
@@ -503,7 +530,8 @@ LEG_SOLIDS = {
             (0.124, 0.620, 0.032),
             (0.030, 0.095, 0.030),
             ("z", -6),
-        ),  # thigh, outer front
+            # thigh, outer front
+        ),
         ("ball", 0.030, (0.098, 0.690, 0.040), (0.038, 0.140, 0.042)),  # thigh, front
         ("ball", 0.036, (0.086, 0.350, -0.040), (0.030, 0.082, 0.033)),  # calf, inner
         ("ball", 0.036, (0.122, 0.370, -0.036), (0.028, 0.078, 0.032)),  # calf, outer
@@ -515,7 +543,8 @@ LEG_SOLIDS = {
             (0.059, 0.499, 0.035),
             (0.073, 0.525, 0.050),
             0.015,
-        ),  # beside it
+            # beside it
+        ),
         ("swell", -2.5, (0.145, 0.500, 0.033), (0.133, 0.524, 0.049), 0.015),
         ("swell", 3, (0.103, 0.439, 0.046), (0.103, 0.426, 0.044), 0.016),  # below it
         (
@@ -524,21 +553,24 @@ LEG_SOLIDS = {
             (0.066, 0.553, 0.050),
             (0.078, 0.535, 0.054),
             0.020,
-        ),  # thigh, inner front
+            # thigh, inner front
+        ),
         (
             "swell",
             -4,
             (0.100, 0.520, -0.052),
             (0.100, 0.460, -0.051),
             0.018,
-        ),  # hollow of the knee
+            # hollow of the knee
+        ),
         (
             "swell",
             2.5,
             (0.069, 0.559, -0.048),
             (0.073, 0.480, -0.042),
             0.016,
-        ),  # tendons behind it
+            # tendons behind it
+        ),
         ("swell", 2.5, (0.132, 0.559, -0.049), (0.133, 0.480, -0.040), 0.016),
         (
             "swell",
@@ -546,24 +578,28 @@ LEG_SOLIDS = {
             (0.104, 0.381, -0.074),
             (0.104, 0.300, -0.072),
             0.014,
-        ),  # between the calves
+            # between the calves
+        ),
         (
             "swell",
             3,
             (0.106, 0.240, -0.061),
             (0.106, 0.101, -0.055),
             0.012,
-        ),  # Achilles' tendon
+            # Achilles' tendon
+        ),
         (
             "swell",
             -3,
             (0.083, 0.130, -0.041),
             (0.080, 0.096, -0.045),
             0.014,
-        ),  # beside it
+            # beside it
+        ),
         ("swell", -3, (0.128, 0.130, -0.040), (0.131, 0.096, -0.046), 0.014),
         ("swell", 2, (0.098, 0.380, 0.039), (0.100, 0.200, 0.020), 0.014),
-    ],  # shin
+        # shin
+    ]
 }
 
 # %% ../../nbs/6_making/01_field.ipynb #aa020007
@@ -629,7 +665,8 @@ FOOT_SOLIDS = {
             (0.107, 0.032, -0.058),
             0.031,
             0.034,
-        ),  # heel
+            # heel
+        ),
         (
             "rod",
             0.045,
@@ -637,7 +674,8 @@ FOOT_SOLIDS = {
             (0.110, 0.044, 0.066),
             0.034,
             0.025,
-        ),  # instep
+            # instep
+        ),
         (
             "rod",
             0.040,
@@ -645,14 +683,16 @@ FOOT_SOLIDS = {
             (0.144, 0.023, 0.080),
             0.027,
             0.022,
-        ),  # outer edge
+            # outer edge
+        ),
         (
             "ball",
             0.036,
             (0.124, 0.022, 0.092),
             (0.043, 0.022, 0.045),
             ("y", 12),
-        ),  # ball of the foot
+            # ball of the foot
+        ),
         ("ball", 0.022, (0.091, 0.025, 0.096), (0.018, 0.021, 0.026)),
         ("dent", 0.030, (0.068, 0.012, 0.010), (0.022, 0.020, 0.045)),  # arch
         (
@@ -661,7 +701,8 @@ FOOT_SOLIDS = {
             (0.069, 0.089, -0.018),
             (0.069, 0.085, -0.018),
             0.013,
-        ),  # ankle bones
+            # ankle bones
+        ),
         ("swell", 5, (0.145, 0.078, -0.022), (0.145, 0.074, -0.022), 0.013),
         ("part", 0.008, "toes"),
     ],
@@ -689,7 +730,8 @@ FACE_SOLIDS = {
             (0.0250, 1.6165, 0.0835),
             0.0026,
             0.0034,
-        ),  # upper lid
+            # upper lid
+        ),
         (
             "rod",
             0.0015,
@@ -713,7 +755,8 @@ FACE_SOLIDS = {
             (0.0300, 1.6032, 0.0812),
             0.0024,
             0.0028,
-        ),  # lower lid
+            # lower lid
+        ),
         (
             "rod",
             0.0015,
@@ -729,7 +772,8 @@ FACE_SOLIDS = {
         ("rod", 0.006, (0, 1.5960, 0.1000), (0, 1.5790, 0.1090), 0.0075, 0.0088),
         ("ball", 0.005, (0.0105, 1.5740, 0.0970), (0.0070, 0.0065, 0.0095)),  # wing
         ("rod", 0.004, (0, 1.5740, 0.1070), (0, 1.5690, 0.0900), 0.0050, 0.0055),
-    ],  # between the nostrils
+        # between the nostrils
+    ],
     "mouth": [
         (
             "rod",
@@ -738,7 +782,8 @@ FACE_SOLIDS = {
             (0.0130, 1.5525, 0.0880),
             0.0045,
             0.0042,
-        ),  # upper lip
+            # upper lip
+        ),
         (
             "rod",
             0.002,
@@ -754,7 +799,8 @@ FACE_SOLIDS = {
             (0.0120, 1.5435, 0.0865),
             0.0050,
             0.0046,
-        ),  # lower lip
+            # lower lip
+        ),
         (
             "rod",
             0.002,
@@ -786,7 +832,8 @@ HEAD_SOLIDS = {
             (0.0130, 1.5185, 0.0720),
             0.0100,
             0.0125,
-        ),  # jaw
+            # jaw
+        ),
         ("ball", 0.020, (0, 1.5240, 0.035), (0.0340, 0.0120, 0.0450)),  # under the jaw
         ("ball", 0.016, (0, 1.5160, 0.0740), (0.0200, 0.0125, 0.0155)),  # chin
         (
@@ -795,7 +842,8 @@ HEAD_SOLIDS = {
             (0.046, 1.595, 0.047),
             (0.0220, 0.0140, 0.024),
             ("y", 25),
-        ),  # cheek bone
+            # cheek bone
+        ),
         ("ball", 0.025, (0.032, 1.566, 0.052), (0.028, 0.032, 0.030)),  # cheek
         ("ball", 0.020, (0, 1.550, 0.0700), (0.0270, 0.0220, 0.0185)),  # mouth region
         ("part", 0.010, "brow"),
@@ -811,7 +859,8 @@ HEAD_SOLIDS = {
         ("dent", 0.006, (0.030, 1.590, 0.092), (0.0360, 0.0900, 0.080)),
         ("dent", 0.006, (0, 1.540, 0.095), (0.150, 0.106, 0.085)),  # cheeks
         ("dent", 0.006, (0, 1.460, 0.030), (0.300, 0.120, 0.160)),
-    ],  # nape
+        # nape
+    ],
     "ear": [
         (
             "ball",
@@ -837,7 +886,8 @@ PARTS = (
 )
 
 # %% ../../nbs/6_making/01_field.ipynb #a9c41ada
-# where a part can matter: axis, from, to; and how far |x| is rounded near the middle plane
+# where a part can matter: axis, from, to; and how far |x| is rounded near the middle
+# plane
 REACH = {"hand": (0, 0.62, 9), "foot": (1, -9, 0.22), "head": (1, 1.46, 9)}
 ROUNDED = {
     "torso": 0.010,

@@ -25,7 +25,8 @@ from .skin import part_labels, skin_weights, spread_weights, table_joints
 from .surface import crossing_faces, half_surface, mirror_half, remesh
 
 # %% ../../nbs/6_making/06_open_body.ipynb #1077626f
-# SMPL's origin lies a hand above the pelvis; ours too, so that code which confuses the two is found out
+# SMPL's origin lies a hand above the pelvis; ours too, so that code which confuses the
+# two is found out
 ORIGIN = np.array([0, 1.165, -0.040])
 REGIONS = (
     "hips",
@@ -49,7 +50,8 @@ REGIONS = (
 def region_labels(
     V: np.ndarray,  # (v, 3) floor at y = 0
 ) -> np.ndarray:  # (v,) int, index into REGIONS
-    "Coarser parts, to dress a body: what a shirt, trousers, a shoe or hair would cover."
+    """Coarser parts, to dress a body: what a shirt, trousers, a shoe or hair would
+    cover."""
     of = {
         "pelvis": 0,
         "spine1": 1,
@@ -103,9 +105,8 @@ def save_open_body(
         if value.dtype == np.float64:
             arrays[key] = value.astype(np.float32)
     for key in ("shapedirs", "posedirs"):
-        arrays[key] = arrays[key].astype(np.float16) + np.float16(
-            0
-        )  # no negative zeros: the same bytes everywhere
+        # no negative zeros: the same bytes everywhere
+        arrays[key] = arrays[key].astype(np.float16) + np.float16(0)
     return write_whole(path, lambda part: np.savez_compressed(part, **arrays))
 
 # %% ../../nbs/6_making/06_open_body.ipynb #c70b0683

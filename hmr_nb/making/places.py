@@ -23,12 +23,13 @@ from ..basics.shapes import Array
 def view_rotation(
     pitch: float,  # rad, how far the camera looks down
     roll: float = 0.0,  # rad, how far it leans to its right
-) -> np.ndarray:  # (3, 3) world (y up, person at yaw 0 facing the camera) -> camera (y down, z forward)
+    # (3, 3) world (y up, person at yaw 0 facing the camera) -> camera (y down, z
+    # forward)
+) -> np.ndarray:
     "The rotation from a room into the camera that stands in it."
     s, c = math.sin(pitch), math.cos(pitch)
-    level = np.array(
-        [[1.0, 0, 0], [0, -c, s], [0, -s, -c]]
-    )  # rows: right, down, forward
+    # rows: right, down, forward
+    level = np.array([[1.0, 0, 0], [0, -c, s], [0, -s, -c]])
     return Rotation.from_rotvec([0, 0, -roll]).as_matrix() @ level
 
 # %% ../../nbs/6_making/08_places.ipynb #e3d59679
@@ -66,9 +67,10 @@ class Box(NamedTuple):
 _CORNERS = np.array(
     [[x, y, z] for x in (-0.5, 0.5) for y in (0.0, 1) for z in (-0.5, 0.5)]
 )
+# -x, x, -y, y, -z, z
 _QUADS = np.array(
     [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
-)  # -x, x, -y, y, -z, z
+)
 _BOX_FACES = np.concatenate([_QUADS[:, [0, 1, 2]], _QUADS[:, [0, 2, 3]]], 1).reshape(
     -1, 3
 )
@@ -130,9 +132,8 @@ def cloud(
 
 
 _GRAIN = cloud(np.random.default_rng(0), (256, 256), 16, 4) - 0.5
-_GRAIN = np.block(
-    [[_GRAIN, _GRAIN[:, ::-1]], [_GRAIN[::-1], _GRAIN[::-1, ::-1]]]
-)  # its own mirror: no seams
+# its own mirror: no seams
+_GRAIN = np.block([[_GRAIN, _GRAIN[:, ::-1]], [_GRAIN[::-1], _GRAIN[::-1, ::-1]]])
 
 
 def grain(
@@ -235,7 +236,8 @@ def _cells(s: Surface, u: Array, v: Array) -> np.ndarray:
 
 # %% ../../nbs/6_making/08_places.ipynb #afd220cd
 class Cutout(NamedTuple):
-    "A bush, a tree's crown or somebody: a flat picture that stands upright and faces the camera."
+    """A bush, a tree's crown or somebody: a flat picture that stands upright and faces
+    the camera."""
 
     middle: tuple  # x, z m
     width: float  # m
@@ -252,10 +254,8 @@ class Place(NamedTuple):
     ground: Surface
     boxes: tuple  # of Box
     cutouts: tuple = ()  # of Cutout
-    sky: tuple = (
-        (0.75, 0.82, 0.92),
-        (0.35, 0.52, 0.80),
-    )  # colour at the horizon and high up
+    # colour at the horizon and high up
+    sky: tuple = ((0.75, 0.82, 0.92), (0.35, 0.52, 0.80))
     indoors: bool = False
     haze: float = 0.01  # share of the sky's colour for each metre
     lines: tuple = ()  # of a pitch: (x, z, along x, along z) m, white on the ground
@@ -312,7 +312,9 @@ def _parts(x: float, z: float, turn: float, parts: Sequence[tuple]) -> list[Box]
 
 
 def make_thing(
-    kind: str,  # "car", "bench", "table", "chair", "sofa", "shelf", "crate", "pole", "bin", "fence", "wall", "bed", "barrier"
+    # "car", "bench", "table", "chair", "sofa", "shelf", "crate", "pole", "bin",
+    # "fence", "wall", "bed", "barrier"
+    kind: str,
     x: float,  # m
     z: float,
     turn: float,  # rad
@@ -327,11 +329,14 @@ def make_thing(
         Surface("plain", (0.06, 0.06, 0.07)),
         Surface("plain", (0.25, 0.30, 0.35)),
     )
-    legs = lambda w, d, h: [
-        (a * w, b * d, 0.0, (0.06, h, 0.06), two)
-        for a in (-0.45, 0.45)
-        for b in (-0.45, 0.45)
-    ]
+
+    def legs(w, d, h):
+        return [
+            (a * w, b * d, 0.0, (0.06, h, 0.06), two)
+            for a in (-0.45, 0.45)
+            for b in (-0.45, 0.45)
+        ]
+
     w, h = rng.uniform(0.7, 1.3), rng.uniform(0.8, 1.2)
     parts = {
         "car": [(0, 0, .3, (4.2, .6, 1.7), two), (-.2, 0, .85, (2.2, .5, 1.5), glass), *((a, b, 0., (.6, .6, .2), dark) for a in (-1.3, 1.3) for b in (-.78, .78))],
@@ -769,9 +774,8 @@ def _pitch(rng: np.random.Generator) -> Place:
         ),
     ]
     if rng.random() < 0.3:
-        lines = [
-            (x, 0.0, 0.06, 90.0) for x in np.arange(-8, 9, 1.22)
-        ]  # a running track
+        # a running track
+        lines = [(x, 0.0, 0.06, 90.0) for x in np.arange(-8, 9, 1.22)]
     boxes, cutouts = (
         _stands(rng, z) if rng.random() < 0.7 else make_thing("pole", 6.0, z, 0.0, rng),
         [
@@ -780,13 +784,14 @@ def _pitch(rng: np.random.Generator) -> Place:
         ],
     )
     if rng.random() < 0.35:
+        # a net
         boxes += [
             Box(
                 (0, rng.uniform(2, 5)),
                 (14, 1.0, 0.03),
                 Surface("chequer", (0.12, 0.12, 0.13), (0.3, 0.3, 0.32), 0.08),
             )
-        ]  # a net
+        ]
     for what in rng.choice(
         "bench crate barrier pole fence".split(), rng.integers(0, 4)
     ):
@@ -837,9 +842,10 @@ def _gym(rng: np.random.Generator) -> Place:
     ):
         boxes += make_thing(str(kind), *around(rng, 2.0, back - 0.5), rng)
     if rng.random() < 0.4:
+        # a mat
         boxes.append(
             Box((0.0, 0.3), (6.0, 0.04, 3.0), Surface("plain", _near(rng, _GOODS)))
-        )  # a mat
+        )
     lines = tuple(
         (
             rng.uniform(-4, 4),
@@ -909,7 +915,8 @@ def hang_lamps(
     colored: float = 0.0,  # how far the light may be from white
     casting: int = 1,  # how many lamps throw a shadow, at most
 ) -> Lamps:
-    "A lamp above, to the left or right, before or behind; light from the ceiling; some from everywhere."
+    """A lamp above, to the left or right, before or behind; light from the ceiling;
+    some from everywhere."""
 
     def level():
         way = np.cross(up, rng.normal(size=3))
@@ -917,9 +924,12 @@ def hang_lamps(
         return way if way[2] < 0.3 else -way  # mostly from the camera's side
 
     warm = colored * rng.normal() * np.array([1.0, 0, -1])
-    tint = lambda: tuple(
-        np.clip(1 + warm + 0.3 * colored * rng.normal(size=3), 0.6, 1.4).tolist()
-    )
+
+    def tint():
+        return tuple(
+            np.clip(1 + warm + 0.3 * colored * rng.normal(size=3), 0.6, 1.4).tolist()
+        )
+
     key, number = level(), int(rng.integers(1, casting + 1))
     strength = rng.uniform(0.45, 0.7)
     lights = [
@@ -953,7 +963,10 @@ def cast_shadows(
     strength: float = 0.55,  # of the lamps against all light
 ) -> np.ndarray:  # (n,) 0…1 how much light is left
     "The shadows that a body casts, soft at their edges."
-    unit = lambda axis: np.asarray(axis) / np.linalg.norm(axis)
+
+    def unit(axis):
+        return np.asarray(axis) / np.linalg.norm(axis)
+
     jitter = rng.normal(size=(len(points), 3)).astype(np.float32)
     dark = np.zeros(len(points), np.float32)
     for light in lamps.lights[: lamps.casting]:
@@ -983,7 +996,9 @@ class View(NamedTuple):
 
     image: np.ndarray  # (h, w, 3) colours, 0…1
     depth: np.ndarray  # (h, w) m along z, infinite in the sky
-    points: np.ndarray  # (h, w, 3) m of the ground and the boxes, camera frame; anything where the depth is infinite
+    # (h, w, 3) m of the ground and the boxes, camera frame; anything where the depth is
+    # infinite
+    points: np.ndarray
 
 
 def _hit_boxes(place: Place, D: Array, eye: Array) -> tuple:
@@ -1111,8 +1126,7 @@ _LEAVES = _leaf_maps()
 
 
 def leaf_picture(
-    seed: int,
-    color: tuple,
+    seed: int, color: tuple
 ) -> np.ndarray:  # (64, 64, 4) colour times cover, and cover, 0…1
     "Leaves."
     bright, cover = np.moveaxis(
@@ -1130,7 +1144,8 @@ def _stick(
     depth: float,
     light: float,
 ) -> None:
-    "Put a flat picture between two points of the image (middle of its lower and upper edge), where nothing nearer stands."
+    """Put a flat picture between two points of the image (middle of its lower and upper
+    edge), where nothing nearer stands."""
     h, w = view.depth.shape
     rise = high - low
     side = np.array([-rise[1], rise[0]]) / max(np.linalg.norm(rise), 1e-6) * width / 2
@@ -1165,7 +1180,9 @@ def add_cutouts(
     center: Array,  # (2,) px
     up: Array,  # (3,)
     foot: Array,  # (3,) m
-    crowd: Array,  # (n, h, w, 4) float32 pictures of people, colour times cover, and cover, 0…1; may be empty
+    # (n, h, w, 4) float32 pictures of people, colour times cover, and cover, 0…1; may
+    # be empty
+    crowd: Array,
     light: float = 1.0,  # brightness
 ) -> None:
     "Bushes, crowns of trees and other people."

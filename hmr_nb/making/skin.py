@@ -16,7 +16,8 @@ from ..basics.keypoints import SMPL_JOINTS, SMPL_PARENTS
 from .surface import area_vectors, sum_on_vertices
 
 # %% ../../nbs/6_making/03_skin.ipynb #c19806f3
-# rest joints in the frame of the field (floor at y = 0), left half; spread of the skin weights at each, m
+# rest joints in the frame of the field (floor at y = 0), left half; spread of the skin
+# weights at each, m
 JOINTS = {
     "pelvis": ((0, 0.945, -0.015), 0.060),
     "spine1": ((0, 1.060, -0.020), 0.055),
@@ -52,7 +53,8 @@ def table_joints() -> np.ndarray:  # (24, 3) metres, floor at y = 0
     return np.array([JOINTS[n][0] for n in names]) * sign
 
 # %% ../../nbs/6_making/03_skin.ipynb #7b255c9e
-# cut planes: part, then conditions (cx, cy, cz, c): cx |x| + cy y + cz z + c > 0; later rows win
+# cut planes: part, then conditions (cx, cy, cz, c): cx |x| + cy y + cz z + c > 0; later
+# rows win
 CUTS = [
     ("spine1", (0, 1, 0, -1.06)),
     ("spine2", (0, 1, 0, -1.185)),
@@ -86,9 +88,8 @@ def diffusion(
     V: np.ndarray,  # (v, 3)
     F: np.ndarray,  # (f, 3)
     sigma: np.ndarray,  # (v,) how far heat flows at each vertex, m
-) -> (
-    tuple
-):  # M (v, v) vertex areas, L (v, v) cotangent Laplacian with conductance sigma^2
+    # M (v, v) vertex areas, L (v, v) cotangent Laplacian with conductance sigma^2
+) -> tuple:
     "The two matrices of heat flow along the skin."
     n, rows, cols, values = len(V), [], [], []
     area = np.linalg.norm(area_vectors(V, F), axis=1)
@@ -113,7 +114,8 @@ def spread_weights(
     mirror: np.ndarray,  # (v,) vertex permutation
     spread: float = 0.8,  # multiplies the spreads of JOINTS
 ) -> np.ndarray:  # (v, 24) sums to one, dense
-    "Hard labels, blurred along the surface by three implicit heat steps, wider at the hip than at a finger."
+    """Hard labels, blurred along the surface by three implicit heat steps, wider at the
+    hip than at a finger."""
     label, seam = part_labels(V), V[:, 0] == 0
     W = np.eye(24)[label]
     W[seam] = (W[seam] + W[seam][:, JOINT_MIRROR]) / 2
@@ -142,7 +144,8 @@ def skin_weights(
     mirror: np.ndarray,  # (v,) vertex permutation
     most: int = 4,  # joints a vertex may follow
 ) -> np.ndarray:  # (v, 24) sums to one, at most `most` above zero in a row
-    "Keep the strongest joints of each vertex; on the seam a left joint goes together with its right twin."
+    """Keep the strongest joints of each vertex; on the seam a left joint goes together
+    with its right twin."""
     W = W.copy()
     for v in np.flatnonzero((W > 0).sum(1) > most):
         if mirror[v] == v:
@@ -169,7 +172,9 @@ def turned(
 def bone_transforms(
     R: np.ndarray,  # (24, 3, 3) local rotations
     J: np.ndarray,  # (24, 3) rest joints
-) -> tuple:  # G (24, 3, 3) world rotations, t (24, 3) offsets: a point x of bone j goes to G[j] x + t[j]
+    # G (24, 3, 3) world rotations, t (24, 3) offsets: a point x of bone j goes to G[j]
+    # x + t[j]
+) -> tuple:
     "World motion of each bone."
     G, at = R.copy(), J.copy()
     for j in range(1, 24):
@@ -185,6 +190,7 @@ def linear_skin(
     R: np.ndarray,  # (24, 3, 3) local rotations
     J: np.ndarray,  # (24, 3) rest joints
 ) -> np.ndarray:  # (v, 3) posed
-    "Linear blend skinning: each vertex moves by the weighted mean of its bones' motions."
+    """Linear blend skinning: each vertex moves by the weighted mean of its bones'
+    motions."""
     G, t = bone_transforms(R, J)
     return np.einsum("vab,vb->va", np.tensordot(W, G, 1), V) + W @ t

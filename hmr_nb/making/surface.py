@@ -34,7 +34,8 @@ def sample_field(
 
 
 def _between(values):
-    "Linear interpolation of a coarse grid (k, l, m) onto one of four times the resolution."
+    """Linear interpolation of a coarse grid (k, l, m) onto one of four times the
+    resolution."""
     for axis in range(3):
         values = np.moveaxis(values, axis, 0)
         k, r = np.divmod(np.arange(4 * (len(values) - 1) + 1), 4)
@@ -95,20 +96,23 @@ def half_surface(
     return V[used], F.reshape(-1, 3)
 
 # %% ../../nbs/6_making/02_surface.ipynb #594ef5d9
-# wanted edge length in mm, strength; ramps (axis, 0 at, 1 at); bump (centre, radii) or None
+# wanted edge length in mm, strength; ramps (axis, 0 at, 1 at); bump (centre, radii) or
+# None
 SIZES = [
     (
         19,
         0.8,
         ((2, 0.02, 0.06), (1, 0.84, 0.90)),
         ((0, 1.15, 0.10), (0.20, 0.30, 0.12)),
-    ),  # belly and chest
+        # belly and chest
+    ),
     (
         20,
         0.8,
         ((2, -0.04, -0.08), (1, 0.84, 0.90)),
         ((0, 1.15, -0.10), (0.20, 0.32, 0.12)),
-    ),  # back
+        # back
+    ),
     (17, 0.7, (), ((0.44, 1.40, -0.02), (0.07, 0.07, 0.07))),  # elbow
     (16, 0.8, (), ((0.103, 0.49, 0), (0.09, 0.09, 0.09))),  # knee
     (17, 0.7, (), ((0.17, 1.38, -0.02), (0.09, 0.09, 0.09))),  # shoulder
@@ -119,7 +123,8 @@ SIZES = [
         0.8,
         ((2, -0.05, -0.01),),
         ((0.025, 1.48, 0.01), (0.045, 0.045, 0.05)),
-    ),  # throat
+        # throat
+    ),
     (8, 0.9, (), ((0, 1.062, 0.10), (0.022, 0.022, 0.05))),  # navel
     (14.5, 1, ((1, 1.47, 1.54),), None),  # head
     (7.5, 1, ((1, 1.485, 1.515), (1, 1.71, 1.685), (2, 0.01, 0.05)), None),  # face
@@ -129,7 +134,8 @@ SIZES = [
         1,
         ((2, 0.05, 0.065),),
         ((0.032, 1.6105, 0.085), (0.023, 0.014, 0.05)),
-    ),  # eyes
+        # eyes
+    ),
     (3.8, 1, ((2, 0.05, 0.075),), ((0, 1.575, 0.10), (0.021, 0.018, 0.05))),  # nose
     (3.3, 1, ((2, 0.05, 0.070),), ((0, 1.548, 0.09), (0.033, 0.014, 0.05))),  # mouth
     (
@@ -137,7 +143,8 @@ SIZES = [
         1,
         ((0, 0.068, 0.075), (1, 1.55, 1.57), (1, 1.65, 1.635), (0, 0.15, 0.12)),
         None,
-    ),  # ears
+        # ears
+    ),
     (11, 1, ((0, 0.60, 0.70),), None),  # wrist
     (6.8, 1, ((0, 0.735, 0.775),), None),  # fingers
     (7.2, 1, ((0, 0.68, 0.71), (2, 0.010, 0.030)), None),  # thumb
@@ -150,7 +157,8 @@ def edge_size(
     P: np.ndarray,  # (n, 3) points of the left half
     largest: float = 0.028,  # edge length where nothing asks for less, m
 ) -> np.ndarray:  # (n,) wanted edge length, m
-    "How long edges should be at each point: the rows of `SIZES`, mixed one after the other."
+    """How long edges should be at each point: the rows of `SIZES`, mixed one after the
+    other."""
     logs = np.full(len(P), np.log(largest))
     for mm, strength, ramps, bump in SIZES:
         w = np.full(len(P), strength)
@@ -164,7 +172,8 @@ def edge_size(
 
 # %% ../../nbs/6_making/02_surface.ipynb #1d13db99
 class EditMesh:
-    "Triangles that can be split, collapsed and flipped; vertices with x = 0 are the seam."
+    """Triangles that can be split, collapsed and flipped; vertices with x = 0 are the
+    seam."""
 
     def __init__(self, V: np.ndarray, F: np.ndarray):
         self.V = [tuple(v) for v in np.asarray(V, float).tolist()]
@@ -248,7 +257,8 @@ def collapse_edge(
     b: int,  # vertex
     longest: float | None = None,  # refuse if an edge longer than this would arise, m
 ) -> bool:  # False: refused, nothing changed
-    "Merge the ends of edge ab if the surface stays a surface and no face turns by 60 degrees."
+    """Merge the ends of edge ab if the surface stays a surface and no face turns by 60
+    degrees."""
     faces = m.around[a] & m.around[b]
     if m.seam[b] and not m.seam[a]:
         a, b = b, a
@@ -261,9 +271,9 @@ def collapse_edge(
         or len(ra | rb) - 2 > 9
     ):
         return False
-    if m.seam[
-        a
-    ]:  # never leave an inner edge with both ends on the seam: it would be doubled by the mirror
+    # never leave an inner edge with both ends on the seam: it would be doubled by the
+    # mirror
+    if m.seam[a]:
         for c in rb - {a}:
             if m.seam[c] and (
                 len(m.around[b] & m.around[c]) != 1 if both else c not in ra
@@ -297,7 +307,8 @@ def flip_edge(
     a: int,  # vertex
     b: int,  # vertex
 ) -> bool:  # False: refused or no gain
-    "Replace the diagonal ab of two triangles by the other one if that makes them rounder."
+    """Replace the diagonal ab of two triangles by the other one if that makes them
+    rounder."""
     faces = sorted(m.around[a] & m.around[b])
     if len(faces) != 2:
         return False
@@ -359,9 +370,8 @@ def sum_on_vertices(
 def neighbour_mean(
     F: np.ndarray,  # (f, 3)
     n: int,  # number of vertices
-) -> (
-    sp.spmatrix
-):  # (n, n); times values (n, ...) gives the mean of each vertex's neighbours
+    # (n, n); times values (n, ...) gives the mean of each vertex's neighbours
+) -> sp.spmatrix:
     "Averaging over the neighbours of each vertex, as a matrix."
     E = np.concatenate([F[:, [0, 1]], F[:, [1, 2]], F[:, [2, 0]]])
     A = sp.csr_matrix(
@@ -419,7 +429,8 @@ def remesh_round(
     onto=to_surface,  # projection onto the skin
     first: bool = False,  # the first round may make long edges
 ) -> EditMesh:  # after
-    "One round of isotropic remeshing (Botsch & Kobbelt 2004): split long, collapse short, flip, relax."
+    """One round of isotropic remeshing (Botsch & Kobbelt 2004): split long, collapse
+    short, flip, relax."""
     E, length, _ = _by_length(m, size, scale)
     for e in np.argsort(-length, kind="stable")[: (length > 1.35).sum()]:
         split_edge(m, int(E[e, 0]), int(E[e, 1]))
@@ -486,7 +497,8 @@ def mirror_half(
     V: np.ndarray,  # (v, 3) left half, rim on x = 0
     F: np.ndarray,  # (f, 3)
 ) -> tuple:  # V (2v - rim, 3), F (2f, 3), mirror (2v - rim,)
-    "Sew the half to its mirror image along the seam; `mirror` sends a vertex to its twin."
+    """Sew the half to its mirror image along the seam; `mirror` sends a vertex to its
+    twin."""
     other = np.flatnonzero(V[:, 0] != 0)
     twin = np.arange(len(V))
     twin[other] = len(V) + np.arange(len(other))
@@ -547,10 +559,10 @@ def close_faces(
 def crossing_faces(
     V: np.ndarray,  # (v, 3)
     F: np.ndarray,  # (f, 3)
-) -> (
-    np.ndarray
-):  # (p, 2) pairs of faces that cut through each other; none in a sound rest pose
-    "Where does the skin run into itself? An edge of one triangle pierces another (Möller & Trumbore 1997)."
+    # (p, 2) pairs of faces that cut through each other; none in a sound rest pose
+) -> np.ndarray:
+    """Where does the skin run into itself? An edge of one triangle pierces another
+    (Möller & Trumbore 1997)."""
     pairs = close_faces(V, F)
     cut = np.zeros(len(pairs), bool)
     for one, other in (pairs.T, pairs.T[::-1]):

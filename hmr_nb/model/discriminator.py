@@ -29,7 +29,8 @@ def _through(layers, x):
 # %% ../../nbs/4_model/04_discriminator.ipynb #a4020707
 @keras.saving.register_keras_serializable("hmr_nb")
 class Discriminator(keras.layers.Layer):
-    "The factorised adversarial prior: each joint, all joints, shape (Kanazawa et al. 2018, section 3.3)."
+    """The factorised adversarial prior: each joint, all joints, shape (Kanazawa et al.
+    2018, section 3.3)."""
 
     def __init__(
         self,
@@ -72,9 +73,10 @@ class Discriminator(keras.layers.Layer):
     ) -> Array:  # (b, j, 3, 3) with the root, (b, s) -> (b, j + 1)
         check_shape(rotations, "b j 3 3", "rotations", j=self.joints)
         check_shape(betas, "b s", "betas", s=self.betas)
+        # the root is not judged
         x = _through(
             self.common, ops.reshape(rotations[:, 1:], (-1, self.joints - 1, 9))
-        )  # the root is not judged
+        )
         each = ops.sum(x * self.joint_kernel, axis=-1) + self.joint_bias
         x = _through(self.together, ops.reshape(x, (-1, 32 * (self.joints - 1))))
         return ops.concatenate([each, x, _through(self.shape_judge, betas)], axis=-1)

@@ -20,17 +20,15 @@ from ..basics.keypoints import SMPL_JOINTS
 from ..basics.shapes import Array, check_shape
 
 # %% ../../nbs/4_model/02_encoder.ipynb #df7bae6d
-# zero rows before the first pooling, its padding, and what the statistics of the normalisation keep at each step of training
+# zero rows before the first pooling, its padding, and what the statistics of the
+# normalisation keep at each step of training
 POOL1 = {
     "keras": (1, "valid", 0.99),
     "tf1": (0, "same", 0.997),
     "hmr2": (1, "same", 0.997),
 }
-WHOLE = (
-    "joints",
-    "features",
-    "as_float32",
-)  # layers that keep full precision: places need it
+# layers that keep full precision: places need it
+WHOLE = ("joints", "features", "as_float32")
 
 
 def rebuild(
@@ -69,11 +67,15 @@ def rebuild(
 # %% ../../nbs/4_model/02_encoder.ipynb #5d2aef7d
 @keras.saving.register_keras_serializable("hmr_nb")
 class SoftArgmax(layers.Layer):
-    "Places, depths and looks of joints from heat maps: means weighted by the softmax of each map (Sun et al. 2018)."
+    """Places, depths and looks of joints from heat maps: means weighted by the softmax
+    of each map (Sun et al. 2018)."""
 
     def call(self, heat, depth, looks):
         n, joints = heat.shape[1], heat.shape[-1]
-        flat = lambda x: ops.reshape(ops.cast(x, "float32"), (-1, n * n, x.shape[-1]))
+
+        def flat(x):
+            return ops.reshape(ops.cast(x, "float32"), (-1, n * n, x.shape[-1]))
+
         centre = (2 * np.arange(n) + 1) / n - 1
         grid = np.stack(np.meshgrid(centre, centre), axis=-1).reshape(n * n, 2)
         weight = ops.softmax(flat(heat), axis=1)
@@ -120,7 +122,8 @@ def _merge(deep, fine, name, channels):
 # %% ../../nbs/4_model/02_encoder.ipynb #79659ed7
 @keras.saving.register_keras_serializable("hmr_nb")
 class Resize(layers.Layer):
-    "Pictures of any size to one size, smoothed where they shrink; pictures that fit pass untouched."
+    """Pictures of any size to one size, smoothed where they shrink; pictures that fit
+    pass untouched."""
 
     def __init__(self, side: int, **kwargs):
         super().__init__(**kwargs)
@@ -183,7 +186,8 @@ def joint_hints(
 
 # %% ../../nbs/4_model/02_encoder.ipynb #4e228b62
 def _steady_names(net: keras.Model) -> keras.Model:
-    "The same network, named as in a fresh session: Keras counts layers that have no name of their own through the whole session."
+    """The same network, named as in a fresh session: Keras counts layers that have no
+    name of their own through the whole session."""
     numbers = {}
     for layer in net.layers:
         kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", layer.name).groups()
@@ -207,7 +211,8 @@ def _steady_names(net: keras.Model) -> keras.Model:
 
 
 def _published(name, size, weights):
-    "A network of keras.applications with the mean of its last map as features, fed with pictures in -1..1."
+    """A network of keras.applications with the mean of its last map as features, fed
+    with pictures in -1..1."""
     known = {n.lower(): n for n in dir(keras.applications) if n[0].isupper()}
     if name.lower() not in known:
         raise ValueError(
@@ -233,15 +238,16 @@ def _published(name, size, weights):
 # %% ../../nbs/4_model/02_encoder.ipynb #38f72153
 def build_encoder(
     name: str,  # "small", or a network of keras.applications such as "resnet50v2"
-    input_size: int
-    | None = None,  # side of the pictures; None: any for small, 224 for the others
-    pool1: str = "keras",  # ResNet V2 as in "keras", "tf1" (original HMR) or "hmr2" (hmr2.0)
-    weights: str
-    | Path
-    | None = None,  # "imagenet", a weights file of the same network, or None
-    dtype: str
-    | None = None,  # "mixed_bfloat16": the encoder alone computes in half precision
-    synchronized: bool = False,  # normalise over the batches of all devices that share one
+    # side of the pictures; None: any for small, 224 for the others
+    input_size: int | None = None,
+    # ResNet V2 as in "keras", "tf1" (original HMR) or "hmr2" (hmr2.0)
+    pool1: str = "keras",
+    # "imagenet", a weights file of the same network, or None
+    weights: str | Path | None = None,
+    # "mixed_bfloat16": the encoder alone computes in half precision
+    dtype: str | None = None,
+    # normalise over the batches of all devices that share one
+    synchronized: bool = False,
 ) -> keras.Model:  # images (b, h, w, 3) in -1..1 -> features (b, d)
     "An encoder by name."
     if pool1 not in POOL1:
@@ -317,10 +323,10 @@ def _gpus() -> list[tuple[int, int]]:
 
 
 def fast_precision(
-    flags: str
-    | None = None,  # of the processor, as in /proc/cpuinfo; None: of this one
-    gpus: Sequence[tuple[int, int]]
-    | None = None,  # compute capability of each graphics card; None: of those here
+    # of the processor, as in /proc/cpuinfo; None: of this one
+    flags: str | None = None,
+    # compute capability of each graphics card; None: of those here
+    gpus: Sequence[tuple[int, int]] | None = None,
 ) -> str:  # "mixed_bfloat16" or "float32"
     "The precision in which this machine runs a large encoder fastest."
     gpus = _gpus() if gpus is None else gpus

@@ -30,11 +30,11 @@ from .regressor import Regressor, mean_state, pose_rotations, split_state
 
 # %% ../../nbs/4_model/06_hmr.ipynb #da7b00c0
 class HMROutput(NamedTuple):
-    "One guess for a batch of people, in the camera's axes: x right, y down, z forward; metres, radians."
+    """One guess for a batch of people, in the camera's axes: x right, y down, z
+    forward; metres, radians."""
 
-    vertices: (
-        Array | None
-    )  # (b, v, 3) mesh around the body's own origin; None if not asked for
+    # (b, v, 3) mesh around the body's own origin; None if not asked for
+    vertices: Array | None
     keypoints: Array  # (b, k, 3)
     keypoints2d: Array  # (b, k, 2) ndc: -1..1 over the crop
     pose: Array  # (b, j, 3) axis-angle
@@ -42,9 +42,8 @@ class HMROutput(NamedTuple):
     cam: Array  # (b, 3) scale, tx, ty
     rotations: Array  # (b, j, 3, 3)
     joints: Array  # (b, j, 3) joints of the body
-    hints: (
-        Array | None
-    )  # (b, j, 3) where the small encoder sees the joints: ndc x, y and relative depth
+    # (b, j, 3) where the small encoder sees the joints: ndc x, y and relative depth
+    hints: Array | None
 
 # %% ../../nbs/4_model/06_hmr.ipynb #7a6e1cf3
 def decode(
@@ -127,12 +126,13 @@ class _Asked(keras.Model):
 
 # %% ../../nbs/4_model/06_hmr.ipynb #5f06ca51
 class HMR(_Asked):
-    "Image to body (Kanazawa et al. 2018): encoder, three corrections, body model, weak-perspective camera."
+    """Image to body (Kanazawa et al. 2018): encoder, three corrections, body model,
+    weak-perspective camera."""
 
     def __init__(
         self,
-        encoder: str
-        | keras.Model = "resnet50v2",  # name for `build_encoder`, or a model from images to features
+        # name for `build_encoder`, or a model from images to features
+        encoder: str | keras.Model = "resnet50v2",
         body: BodyData | None = None,  # None: the open body
         keypoints: KeypointSet | str = "cocoplus19",  # what to report and train on
         iterations: int = 3,  # corrections
@@ -196,7 +196,8 @@ KIND, VERSION = "hmr_nb weights", 1
 
 
 def _layer_and_weight(paths: list[str]) -> list[str]:
-    "Names that survive a clone and another session, where they are different; else the whole paths."
+    """Names that survive a clone and another session, where they are different; else
+    the whole paths."""
     short = [
         re.sub(r"/variable_\d+$", "/variable", "/".join(path.split("/")[-2:]))
         for path in paths
@@ -225,10 +226,11 @@ def save_weights_file(
     path: str | Path,  # .h5 to write
     half: bool = True,  # store tables in half precision
     training: dict | None = None,  # what to remember of the training, plain json
-    arrays: dict[str, np.ndarray]
-    | None = None,  # what a run needs to go on: critic, optimizers' memory; see `training_arrays`
+    # what a run needs to go on: critic, optimizers' memory; see `training_arrays`
+    arrays: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    "Write the weights by name and what rebuilds the model, rows of points of your own included; never anything of the body."
+    """Write the weights by name and what rebuilds the model, rows of points of your own
+    included; never anything of the body."""
     about = {
         "kind": KIND,
         "version": VERSION,
@@ -332,9 +334,8 @@ def load_weights_file(
 ) -> HMR:  # the same model
     "Copy weights by name; all names and shapes must agree."
     named, stored = named_weights(model), _stored(path, training=False)
-    old = [
-        k for k in stored if k.startswith("encoder/")
-    ]  # files of 0.2.0 have whole paths
+    # files of 0.2.0 have whole paths
+    old = [k for k in stored if k.startswith("encoder/")]
     stored |= {
         f"encoder/{new}": stored.pop(k)
         for k, new in zip(

@@ -17,7 +17,8 @@ from ..basics.shapes import Array, check_shape
 
 # %% ../../nbs/4_model/05_losses.ipynb #f31170d9
 def replicas() -> int:
-    "How many devices share a batch (TensorFlow's `tf.distribute`); 1 on the other backends."
+    """How many devices share a batch (TensorFlow's `tf.distribute`); 1 on the other
+    backends."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -54,7 +55,8 @@ def known_difference(
     true: Array,  # (...) same shape; anything, also NaN, where the mask is 0
     mask: Array,  # same shape, or one that broadcasts: 1 known, 0 not
 ) -> Array:  # (...) true − pred where known, 0 elsewhere
-    "The difference where there is something to compare with; safe to bend, square and derive."
+    """The difference where there is something to compare with; safe to bend, square and
+    derive."""
     gap = ops.convert_to_tensor(true) - pred
     known = ops.broadcast_to(ops.cast(mask, gap.dtype), ops.shape(gap)) > 0
     return ops.where(known, gap, ops.zeros_like(gap))
@@ -65,7 +67,8 @@ def keypoint_loss(
     true: Array,  # (b, k, 2) labelled keypoints, ndc; anything where not visible
     visible: Array,  # (b, k) 1 where it counts
 ) -> Array:  # ()
-    "Mean absolute error of the visible keypoints (Kanazawa et al. 2018, equation 2; weight 60 in both codes)."
+    """Mean absolute error of the visible keypoints (Kanazawa et al. 2018, equation 2;
+    weight 60 in both codes)."""
     sizes = check_shape(pred, "b k 2", "pred")
     check_shape(true, "b k 2", "true", k=sizes["k"])
     check_shape(visible, "b k", "visible", k=sizes["k"])
@@ -100,7 +103,8 @@ def joint_loss(
     mask: Array,  # (b,) 1 if the person has 3D, or (b, k) 1 if the point has
     hips: tuple[int, int],  # from `hip_indices`
 ) -> Array:  # ()
-    "Half the mean squared 3D error after pelvis alignment (Kanazawa et al. 2018, equation 3; weight 60 in both codes)."
+    """Half the mean squared 3D error after pelvis alignment (Kanazawa et al. 2018,
+    equation 3; weight 60 in both codes)."""
     sizes = check_shape(pred, "b k 3", "pred")
     check_shape(true, "b k 3", "true", k=sizes["k"])
     mask = mask[:, None, None] if len(mask.shape) == 1 else mask[..., None]
@@ -115,7 +119,8 @@ def pose_shape_loss(
     true_betas: Array,  # (b, s)
     mask: Array,  # (b,) 1 if pose and shape are known
 ) -> Array:  # ()
-    "Half the mean squared error over all rotation entries and betas together (Kanazawa et al. 2018, equation 4; weight 60)."
+    """Half the mean squared error over all rotation entries and betas together
+    (Kanazawa et al. 2018, equation 4; weight 60)."""
     sizes = check_shape(rotations, "b j 3 3", "rotations")
     n = 9 * sizes["j"]
     pred = ops.concatenate([ops.reshape(rotations, (-1, n)), betas], axis=-1)
@@ -152,7 +157,8 @@ def critic_loss(
     real: Array,  # (b, 25) verdicts on real people
     fake: Array,  # (b', 25) verdicts on guesses
 ) -> tuple[Array, Array]:  # cost of the real, cost of the fake
-    "What the critic pays: real people are 1, guesses are 0 (Kanazawa et al. 2018, equation 6)."
+    """What the critic pays: real people are 1, guesses are 0 (Kanazawa et al. 2018,
+    equation 6)."""
     return ops.mean(ops.sum(ops.square(real - 1), axis=-1)), ops.mean(
         ops.sum(ops.square(fake), axis=-1)
     )
@@ -161,5 +167,6 @@ def critic_loss(
 def generator_loss(
     fake: Array,  # (b, 25) verdicts on guesses, all iterations
 ) -> Array:  # ()
-    "What the generator pays: its guesses should be called 1 (Kanazawa et al. 2018, equation 5)."
+    """What the generator pays: its guesses should be called 1 (Kanazawa et al. 2018,
+    equation 5)."""
     return ops.mean(ops.sum(ops.square(fake - 1), axis=-1))

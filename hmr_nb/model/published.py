@@ -166,10 +166,11 @@ TOES = {0: "toes_r", 7: "toes_l"}  # where hmr2.0 inserted its own two keypoints
 
 def row_names(
     count: int,  # columns of a checkpoint's keypoint regressor
-    custom: dict[int, str]
-    | None = None,  # {column: name} of custom joints; hmr2.0's toes for 21 columns
+    # {column: name} of custom joints; hmr2.0's toes for 21 columns
+    custom: dict[int, str] | None = None,
 ) -> tuple[str, ...]:  # a name a column
-    "What the columns of a published keypoint regressor are: cocoplus19, custom joints inserted."
+    """What the columns of a published keypoint regressor are: cocoplus19, custom joints
+    inserted."""
     names = list(keypoint_set("cocoplus19").names)
     custom = (
         TOES if custom is None and count == len(names) + len(TOES) else custom or {}
@@ -189,7 +190,8 @@ def body_with_rows(
     body: BodyData,  # perhaps without keypoint rows, as SMPL's own file
     custom: dict[int, str] | None = None,  # {column: name}, see `row_names`
 ) -> BodyData:  # with the rows that were missing
-    "The body, with keypoints from the checkpoint where it has none of its own and the vertices agree."
+    """The body, with keypoints from the checkpoint where it has none of its own and the
+    vertices agree."""
     rows = read_checkpoint(
         checkpoint, {"rows": ROWS[kind]}, "the keypoint rows of a published model"
     )["rows"]
@@ -216,7 +218,8 @@ PUBLISHED = {
 
 
 def _points(kind, path, body, custom):
-    "Keypoints of a published model: cocoplus, and custom joints whose rows the body got."
+    """Keypoints of a published model: cocoplus, and custom joints whose rows the body
+    got."""
     reader = read_checkpoint(
         path, {"rows": ROWS[kind]}, "the keypoint rows of a published model"
     )
@@ -260,8 +263,8 @@ def _load(kind, path, body, keypoints, custom=None):
 # %% ../../nbs/4_model/08_published.ipynb #835aad73
 def load_hmr_tf1(
     checkpoint_prefix: str | Path,  # such as models/model.ckpt-667589
-    body: BodyData
-    | None = None,  # SMPL, from `load_body`; None: the open body, whose pose means nearly the same
+    # SMPL, from `load_body`; None: the open body, whose pose means nearly the same
+    body: BodyData | None = None,
     keypoints: KeypointSet | str | None = None,  # None: cocoplus19
 ) -> HMR:
     "The original HMR with its published weights and graph (akanazawa/hmr)."
@@ -271,11 +274,10 @@ def load_hmr_tf1(
 def load_hmr2(
     checkpoint_prefix: str | Path,  # such as logs/base_model/ckpt-95
     body: BodyData | None = None,  # SMPL, from `load_body`; None: the open body
-    keypoints: KeypointSet
-    | str
-    | None = None,  # None: cocoplus19, and the custom joints of the checkpoint
-    custom: dict[int, str]
-    | None = None,  # {column: name} of custom joints; hmr2.0's toes where it has 21 keypoints
+    # None: cocoplus19, and the custom joints of the checkpoint
+    keypoints: KeypointSet | str | None = None,
+    # {column: name} of custom joints; hmr2.0's toes where it has 21 keypoints
+    custom: dict[int, str] | None = None,
 ) -> HMR:
     "hmr2.0 with its published weights and graph (russoale/hmr2.0)."
     return _load("hmr2", checkpoint_prefix, body, keypoints, custom)
@@ -298,7 +300,8 @@ def _part(layer: str, weight: str) -> str:
 def critic_names(
     kind: str,  # "hmr-tf1" or "hmr2"
 ) -> dict[str, list[str]]:  # {our weight: theirs}; 23 for the judges of single joints
-    "Names of the critic's weights in a checkpoint, in the order in which hmr2.0 trains them."
+    """Names of the critic's weights in a checkpoint, in the order in which hmr2.0
+    trains them."""
     tf1 = kind == "hmr-tf1"
     root, words, end = (
         ("D/", ("weights", "biases"), "")
@@ -330,9 +333,8 @@ def moment_names(
     theirs: list[str],  # hmr2.0's names of trained weights, in order
     optimizer: str,  # "generator_opt" or "discriminator_opt"
     numbered: bool,  # as Adam of TensorFlow 2.11 and later writes them
-) -> list[
-    tuple[str, str]
-]:  # for each weight its means of the gradient and of its square
+    # for each weight its means of the gradient and of its square
+) -> list[tuple[str, str]]:
     "Where a checkpoint of hmr2.0 keeps what Adam remembers."
     end = "/.ATTRIBUTES/VARIABLE_VALUE"
     if numbered:
@@ -343,16 +345,18 @@ def moment_names(
             )
             for i in range(len(theirs))
         ]
-    slot = lambda name, letter: (
-        f"{name.removesuffix(end)}/.OPTIMIZER_SLOT/{optimizer}/{letter}{end}"
-    )
+
+    def slot(name, letter):
+        return f"{name.removesuffix(end)}/.OPTIMIZER_SLOT/{optimizer}/{letter}{end}"
+
     return [(slot(name, "m"), slot(name, "v")) for name in theirs]
 
 # %% ../../nbs/4_model/08_published.ipynb #dc526eb5
 def _joined(
     names: dict[str, list[str]], values: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    "Weights of the critic in our shapes: convolutions of one pixel are matrices, 23 judges are one table."
+    """Weights of the critic in our shapes: convolutions of one pixel are matrices, 23
+    judges are one table."""
     critic = Discriminator()
     critic.build((None, 24, 3, 3), (None, 10))
     shapes = {k: tuple(w.shape) for k, w in critic_weights(critic).items()}
@@ -364,8 +368,8 @@ def _joined(
 
 def read_critic(
     kind: str,  # "hmr-tf1" or "hmr2"
-    checkpoint: str
-    | Path,  # prefix; the original HMR's files for inference have no critic
+    # prefix; the original HMR's files for inference have no critic
+    checkpoint: str | Path,
 ) -> dict[str, np.ndarray]:  # {name of `critic_weights`: value}
     "The critic of a published training run."
     names = critic_names(kind)
@@ -380,23 +384,21 @@ class PublishedTraining(NamedTuple):
     "What a checkpoint of hmr2.0 knows beyond the model, by our names."
 
     critic: dict[str, np.ndarray]  # weights
-    moments: dict[
-        str, tuple[np.ndarray, np.ndarray]
-    ]  # {weight of `named_weights`: Adam's means of gradient and square}
-    critic_moments: dict[
-        str, tuple[np.ndarray, np.ndarray]
-    ]  # {weight of `critic_weights`: the same}
+    # {weight of `named_weights`: Adam's means of gradient and square}
+    moments: dict[str, tuple[np.ndarray, np.ndarray]]
+    # {weight of `critic_weights`: the same}
+    critic_moments: dict[str, tuple[np.ndarray, np.ndarray]]
     step: int  # steps that the model was trained
     critic_step: int
-    saves: int  # checkpoints written so far; hmr2.0 writes one every five epochs and one at the end
+    # checkpoints written so far; hmr2.0 writes one every five epochs and one at the end
+    saves: int
 
 
 def _moments(
     get: Callable[[str], np.ndarray],  # a variable of the checkpoint by its name
     numbered: bool,  # see `moment_names`
-) -> list[
-    dict
-]:  # of the model, of the critic: {our weight: means of gradient and square}
+    # of the model, of the critic: {our weight: means of gradient and square}
+) -> list[dict]:
     "What both optimizers remember, by our names."
     model, names = (
         {k: v for k, v in hmr2_names().items() if "moving_" not in k},
@@ -454,7 +456,8 @@ def _check_table(
     checkpoint: str | Path,
     out: Path,  # as written
 ) -> pd.DataFrame:
-    "A row a part: how many weights, how many numbers, and the largest difference between file and checkpoint."
+    """A row a part: how many weights, how many numbers, and the largest difference
+    between file and checkpoint."""
     names, written = PUBLISHED[kind][0](), named_weights(load_hmr(out))
     values, rows = read_checkpoint(checkpoint, names, kind), []
     for part in ("encoder", "regressor/fc", "regressor/mean"):
@@ -478,9 +481,13 @@ def import_weights(
     kind: str,  # "hmr-tf1" or "hmr2"
     checkpoint: str | Path,  # prefix of the published checkpoint
     out: str | Path,  # .h5 to write
-    training: bool = False,  # hmr2 only: also the critic and what the optimizers remember
-) -> pd.DataFrame:  # a row a part of the network: number of weights, largest difference to the checkpoint
-    "A published checkpoint as a weights file of this package, without any array of the body."
+    # hmr2 only: also the critic and what the optimizers remember
+    training: bool = False,
+    # a row a part of the network: number of weights, largest difference to the
+    # checkpoint
+) -> pd.DataFrame:
+    """A published checkpoint as a weights file of this package, without any array of
+    the body."""
     if kind not in PUBLISHED:
         raise ValueError(f"kind: expected one of {', '.join(PUBLISHED)}, got {kind!r}")
     if training and kind != "hmr2":

@@ -40,7 +40,8 @@ def split_state(
     rotation: str = "axis_angle",  # "axis_angle" (r = 3) or "6d" (r = 6)
     joints: int = 24,  # joints of the body
 ) -> tuple[Array, Array, Array]:  # cam (b, 3), pose (b, j, r), betas (b, s)
-    "Cut a state into camera, pose and shape; HMR's order (Kanazawa et al. 2018, section 3)."
+    """Cut a state into camera, pose and shape; HMR's order (Kanazawa et al. 2018,
+    section 3)."""
     r = ROTATION_SIZE[rotation]
     end = 3 + r * joints
     return (
@@ -72,7 +73,8 @@ def pose_rotations(
 
 # %% ../../nbs/4_model/03_regressor.ipynb #b1ea6cd5
 def standing_pose() -> np.ndarray:  # (24, 3) axis-angle, rad
-    "A plain standing pose, root upside down as a camera sees it (x right, y down): π about x."
+    """A plain standing pose, root upside down as a camera sees it (x right, y down): π
+    about x."""
     degrees = {
         "pelvis": (180, 0, 0),
         "left_shoulder": (0, 0, -65),
@@ -90,16 +92,16 @@ def standing_pose() -> np.ndarray:  # (24, 3) axis-angle, rad
 
 # %% ../../nbs/4_model/03_regressor.ipynb #80cd073e
 def mean_state(
-    path: str
-    | Path
-    | None = None,  # HMR's neutral_smpl_mean_params.h5; None: our standing pose
-    pose: Array
-    | None = None,  # (j, 3) axis-angle instead, root turned by π if it is upright for a camera
+    # HMR's neutral_smpl_mean_params.h5; None: our standing pose
+    path: str | Path | None = None,
+    # (j, 3) axis-angle instead, root turned by π if it is upright for a camera
+    pose: Array | None = None,
     rotation: str = "axis_angle",  # how the state writes a rotation
     betas: int = 10,  # shape coefficients
     scale: float = 0.9,  # camera scale
 ) -> np.ndarray:  # (n,) the state to begin with
-    "The first guess (Kanazawa et al. 2018, section 3.2): mean pose and shape, scale 0.9, root turned by π."
+    """The first guess (Kanazawa et al. 2018, section 3.2): mean pose and shape, scale
+    0.9, root turned by π."""
     shape = np.zeros(betas)
     if path is not None:
         pose, shape = _read_mean_file(path)
@@ -133,7 +135,8 @@ def _read_mean_file(path):
 # %% ../../nbs/4_model/03_regressor.ipynb #37bddb2b
 @keras.saving.register_keras_serializable("hmr_nb")
 class Regressor(keras.layers.Layer):
-    "Iterative error feedback: the same small network corrects the state again and again (Kanazawa et al. 2018, section 3.2)."
+    """Iterative error feedback: the same small network corrects the state again and
+    again (Kanazawa et al. 2018, section 3.2)."""
 
     def __init__(
         self,
@@ -170,10 +173,8 @@ class Regressor(keras.layers.Layer):
     def call(
         self, features: Array, training: bool = False
     ) -> list[Array]:  # (b, d) -> states (b, n), one a correction
-        state, states = (
-            ops.zeros_like(features[:, :1]) + self.mean,
-            [],
-        )  # the mean, once for each row
+        # the mean, once for each row
+        state, states = (ops.zeros_like(features[:, :1]) + self.mean, [])
         for _ in range(self.iterations):
             x = self.drop(
                 self.fc1(ops.concatenate([features, state], axis=-1)), training=training

@@ -19,7 +19,9 @@ from .records import STORED_MARGIN
 
 # %% ../../nbs/5_records/06_augment.ipynb #fe151caa
 def view_window(
-    box: Any,  # (4,) tensor: person's x, y, w, h in the stored image, px; NaN or zeros where unknown
+    # (4,) tensor: person's x, y, w, h in the stored image, px; NaN or zeros where
+    # unknown
+    box: Any,
     height: Any,  # of the stored image, px
     width: Any,
     shift: Any = (0.0, 0.0),  # (2,) of the person in the view, in sides of the view
@@ -49,7 +51,8 @@ def view_affine(
     size: int,  # side of the view, px
     flip: Any = False,  # () bool: mirrored
 ) -> Any:  # (2, 3) float32: stored px -> view px
-    "The one map: it says where points go, and `view_pixels` does the same to the pixels."
+    """The one map: it says where points go, and `view_pixels` does the same to the
+    pixels."""
     s = size / tf.cast(side, tf.float32)
     offset = (0.5 - tf.cast(corner, tf.float32)) * s - 0.5
     sign = tf.where(flip, -1.0, 1.0)
@@ -72,9 +75,8 @@ def view_pixels(
     low = tf.clip_by_value(corner, 0, limit - 1)
     high = tf.clip_by_value(corner + side, low + 1, limit)
     w, h = tf.unstack(high - low)
-    more = (
-        tf.minimum(high + 2, limit) - low
-    )  # two pixels more: JPEG mixes the colours of neighbours
+    # two pixels more: JPEG mixes the colours of neighbours
+    more = tf.minimum(high + 2, limit) - low
     window = tf.stack([low[1], low[0], more[1], more[0]])
     image = tf.io.decode_and_crop_jpeg(
         jpeg, window, channels=3, dct_method="INTEGER_ACCURATE"
@@ -107,7 +109,8 @@ def mirror_person(
     pose: Any,  # (24, 3) axis-angle, rad
     flip: Any,  # (K,) partner of each point
 ) -> tuple[Any, Any, Any]:  # the same, mirrored
-    "A person in a mirror: sides exchanged, x and the y and z parts of rotations with the other sign."
+    """A person in a mirror: sides exchanged, x and the y and z parts of rotations with
+    the other sign."""
     x = tf.constant([-1.0, 1.0, 1.0])
     return (
         tf.gather(kp3d, flip) * x,
@@ -120,16 +123,14 @@ def turn_picture(
     image: Any,  # (s, s, 3) float
     angle: Any,  # () rad, clockwise as seen
     size: int,  # side of the result, px
-) -> tuple[
-    Any, Any
-]:  # (size, size, 3); (2, 3) float32 px of the picture -> px of the result
+    # (size, size, 3); (2, 3) float32 px of the picture -> px of the result
+) -> tuple[Any, Any]:
     "The middle of a picture, turned; beyond the border its edge is repeated."
     cos, sin = tf.cos(angle), tf.sin(angle)
     R = tf.stack([tf.stack([cos, -sin]), tf.stack([sin, cos])])
     was, now = (tf.cast(tf.shape(image)[:1], tf.float32) - 1) / 2, (size - 1) / 2
-    back = was - tf.linalg.matvec(
-        R, tf.fill((2,), now), transpose_a=True
-    )  # from the result to the picture
+    # from the result to the picture
+    back = was - tf.linalg.matvec(R, tf.fill((2,), now), transpose_a=True)
     transform = tf.stack([cos, sin, back[0], -sin, cos, back[1], 0.0, 0.0])
     turned = tf.raw_ops.ImageProjectiveTransformV3(images=image[None], transforms=transform[None], output_shape=[size, size], interpolation="BILINEAR",
                                                    fill_mode="NEAREST", fill_value=0.0)[0]  # fmt: skip
@@ -159,7 +160,8 @@ def _view(
     scale: Any = 1.0,
     flip: Any = False,  # () bool
     angle: Any = None,  # () rad; None: not turned
-    reach: float = 1.0,  # side of the square that is read, over the view's: above 1 where it is turned
+    # side of the square that is read, over the view's: above 1 where it is turned
+    reach: float = 1.0,
 ) -> dict:  # one person as the network sees them
     "A view of a stored person: pixels, points and pose through one map."
     shape = tf.image.extract_jpeg_shape(item["image_jpeg"])
@@ -202,8 +204,11 @@ def test_view(
     dataset: Any,  # from record_dataset
     size: int,  # side of the view, px
     keypoints: KeypointSet,  # the same as for record_dataset
-) -> Any:  # tf.data.Dataset of dicts: image, kp2d, kp3d, mask_3d, has_3d, pose, betas, has_smpl, affine, and state, source, …
-    "People as the network sees them in test and use: in the middle, at the scale of crop_for_box."
+    # tf.data.Dataset of dicts: image, kp2d, kp3d, mask_3d, has_3d, pose, betas,
+    # has_smpl, affine, and state, source, …
+) -> Any:
+    """People as the network sees them in test and use: in the middle, at the scale of
+    crop_for_box."""
     used = ("image_jpeg", "box", "key")
 
     def view(item):
@@ -253,8 +258,11 @@ def augment(
     seed: int = 0,
     occlusion: float = 0.0,  # how many of them have a rectangle covered, 0..1
     rotation: float = 0.0,  # largest turn, degrees
-) -> Any:  # tf.data.Dataset of dicts: image (size, size, 3), kp2d (K, 3), kp3d, mask_3d, has_3d, pose, betas, has_smpl, affine
-    "People as the network sees them in training (Kanazawa et al. 2018: the ranges of its published code)."
+    # tf.data.Dataset of dicts: image (size, size, 3), kp2d (K, 3), kp3d, mask_3d,
+    # has_3d, pose, betas, has_smpl, affine
+) -> Any:
+    """People as the network sees them in training (Kanazawa et al. 2018: the ranges of
+    its published code)."""
     if not 0 < scale[0] <= scale[1]:
         raise ValueError(
             f"scale: expected two positive numbers, the smaller first, got {scale}"

@@ -34,7 +34,9 @@ def card_table(
     )
 
 # %% ../../nbs/5_records/04_card.ipynb #255088e2
-_FRAME = (  # right hip, left hip, right shoulder, left shoulder: the words of the vocabulary, or SMPL's joints
+# right hip, left hip, right shoulder, left shoulder: the words of the vocabulary, or
+# SMPL's joints
+_FRAME = (
     ("hip_r", "hip_l", "shoulder_r", "shoulder_l"),
     ("smpl_right_hip", "smpl_left_hip", "smpl_right_shoulder", "smpl_left_shoulder"),
 )
@@ -43,9 +45,8 @@ _FRAME = (  # right hip, left hip, right shoulder, left shoulder: the words of t
 def body_axes(
     names: Sequence[str],  # (k,)
     kp: np.ndarray,  # (k, d) points, 2D or 3D
-) -> (
-    tuple[np.ndarray, np.ndarray] | None
-):  # (d,) right to left, (d,) up: not scaled; None if hips or shoulders are missing
+    # (d,) right to left, (d,) up: not scaled; None if hips or shoulders are missing
+) -> tuple[np.ndarray, np.ndarray] | None:
     "How a body lies in space or in the picture."
     for frame in _FRAME:
         if set(frame) <= set(names):
@@ -67,9 +68,9 @@ def body_axes(
 
 def seen_from(
     example: Example,
-) -> tuple[
-    float, float
-]:  # azimuth and elevation of the camera, degrees; 0, 0 is straight from the front; NaN if unknown
+    # azimuth and elevation of the camera, degrees; 0, 0 is straight from the front; NaN
+    # if unknown
+) -> tuple[float, float]:
     "The viewpoint of a person, from its pose or its 3D points."
     if example.pose is not None and np.isfinite(example.pose[0]).all():
         azimuth, elevation = viewpoint(example.pose[:1])
@@ -91,7 +92,9 @@ def seen_from(
 def people_table(
     folder: str | Path,  # a directory of records
     split: str | None = None,
-) -> pd.DataFrame:  # a row a person: source, split, sizes in px, scale, labelled, occluded, azimuth, elevation, body_m
+    # a row a person: source, split, sizes in px, scale, labelled, occluded, azimuth,
+    # elevation, body_m
+) -> pd.DataFrame:
     "What each person of a set is like; no picture is decoded."
     rows = []
     for e in examples(folder, split, pictures=False):
@@ -134,7 +137,10 @@ def _signs(
 ) -> dict[str, float]:  # above 0 speaks for, below 0 against; NaN if it says nothing
     "Signs of left and right being right."
     at = {n: e.kp2d[i].astype(float) for i, n in enumerate(e.names)}
-    point = lambda n: at.get(n, np.full(2, np.nan))  # noqa: E731
+
+    def point(n):
+        return at.get(n, np.full(2, np.nan))
+
     signs = {
         "same_way": float(
             (point("shoulder_l") - point("shoulder_r"))

@@ -34,13 +34,12 @@ class Mocap(NamedTuple):
     "Recorded motion as SMPL poses: one recording, or a converted set of many."
 
     poses: np.ndarray  # (n, 24, 3) axis-angle, rad; the root as recorded (often z up)
-    betas: (
-        np.ndarray | None
-    )  # (10,) SMPL shape; None where the file's shape belongs to another model, and for a set
+    # (10,) SMPL shape; None where the file's shape belongs to another model, and for a
+    # set
+    betas: np.ndarray | None
     trans: np.ndarray | None  # (n, 3) m
-    fps: (
-        float | None
-    )  # frames a second of `poses`; None if unknown, or not the same for all of a set
+    # frames a second of `poses`; None if unknown, or not the same for all of a set
+    fps: float | None
     source: str  # file name
     model: str = "smpl"  # what was recorded: smpl, smplh or smplx
     gender: str = ""  # of its body, where the file says
@@ -50,7 +49,8 @@ def smpl_rotations(
     rows: np.ndarray,  # (n, 72) SMPL, (n, 156) SMPL-H or (n, 165) SMPL-X
     name: str = "poses",  # for the error
 ) -> np.ndarray:  # (n, 24, 3)
-    "Rows of numbers to the rotations of SMPL's 24 joints; hands of SMPL-H and SMPL-X are left at rest."
+    """Rows of numbers to the rotations of SMPL's 24 joints; hands of SMPL-H and SMPL-X
+    are left at rest."""
     rows = np.asarray(rows)
     if (
         rows.ndim != 2
@@ -108,7 +108,8 @@ def _read_motion(path: Path) -> dict:
 
 
 def _rate(data: dict) -> float | None:
-    "Frames a second, under either name; None if the file does not say, or says nonsense."
+    """Frames a second, under either name; None if the file does not say, or says
+    nonsense."""
     rates = [
         float(np.ravel(data[k])[0])
         for k in ("mocap_framerate", "mocap_frame_rate")
@@ -196,8 +197,8 @@ class Source(NamedTuple):
 
 
 def read_recording(
-    source: Source,
-) -> list[Recording]:  # one
+    source: Source,  # one
+) -> list[Recording]:
     "A file of a folder; without poses, but with a reason, if it cannot be used."
     facts = {
         "file": source.name,
@@ -210,13 +211,16 @@ def read_recording(
         "gender": "",
         "reason": "",
     }
-    nothing = lambda reason: [
-        Recording(
-            np.zeros((0, 72), np.float32),
-            np.full(10, np.nan, np.float32),
-            facts | {"reason": reason},
-        )
-    ]
+
+    def nothing(reason):
+        return [
+            Recording(
+                np.zeros((0, 72), np.float32),
+                np.full(10, np.nan, np.float32),
+                facts | {"reason": reason},
+            )
+        ]
+
     if set(source.name.split("/")[:-1]) & set(source.exclude):
         return nothing("folder excluded")
     try:
@@ -251,7 +255,8 @@ class PoseWriter:
     def __init__(
         self,
         out: str | Path,  # directory of the set; made if need be
-        plan: dict,  # dataset, software, options, sources: a resumed run must have the same
+        # dataset, software, options, sources: a resumed run must have the same
+        plan: dict,
         resume: bool = False,
     ):
         self.out, self.plan, self.complete, self.place = Path(out), plan, False, (0, 0)
@@ -358,9 +363,10 @@ def finish_set(
         if writer.open:
             writer.close_part()
         arrays, table = _set_arrays(writer)
-        put = lambda name, text: write_whole(
-            writer.out / name, lambda part: part.write_text(text)
-        )
+
+        def put(name, text):
+            return write_whole(writer.out / name, lambda part: part.write_text(text))
+
         if not len(arrays["poses"]):
             why = "; ".join(
                 f"{n} {reason}" for reason, n in Counter(table["reason"]).items()
@@ -401,11 +407,12 @@ def motion_files(
         for p in data.rglob("*")
         if p.suffix in (".pkl", ".npz") and p.is_file()
     ]
+    # earlier sets, not recordings
     found = [
         (p, name)
         for p, name in found
         if p.name != SET_FILE and p.parent.name != "unfinished"
-    ]  # earlier sets, not recordings
+    ]
     if not found:
         held = (
             ", ".join(sorted(p.name for p in data.glob("*"))[:8]) or "nothing"
@@ -419,22 +426,20 @@ def motion_files(
 
 
 def convert_mocap(
-    data: str
-    | Path,  # folder with .npz (AMASS) and .pkl (neutrMosh) files, or one file
+    # folder with .npz (AMASS) and .pkl (neutrMosh) files, or one file
+    data: str | Path,
     out: str | Path,  # directory for the set
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     fps: float | None = 10.0,  # keep about this many poses a second; all if None
     assumed_fps: float = ASSUMED_FPS,  # of files that do not say
-    exclude: tuple[str, ...] = (
-        "S9",
-        "S11",
-    ),  # names of folders to leave out: Human3.6M's test people
+    # names of folders to leave out: Human3.6M's test people
+    exclude: tuple[str, ...] = ("S9", "S11"),
 ) -> dict:  # the card
-    "Motion capture to one set of SMPL poses: AMASS (Mahmood and others, ICCV 2019), neutrMosh."
+    """Motion capture to one set of SMPL poses: AMASS (Mahmood and others, ICCV 2019),
+    neutrMosh."""
     files, exclude = motion_files(data), tuple(exclude)
     every_nth(assumed_fps, fps), every_nth(fps, assumed_fps)  # both must be above 0
     listing = hashlib.sha256(
@@ -482,8 +487,9 @@ def _load_set(path: Path, fps: float | None) -> Mocap:
 
 
 def load_mocap(
-    path: str
-    | os.PathLike,  # .pkl (neutrMosh), .npz (AMASS), or what convert_mocap made: its folder, or the mocap_set.npz in it
+    # .pkl (neutrMosh), .npz (AMASS), or what convert_mocap made: its folder, or the
+    # mocap_set.npz in it
+    path: str | os.PathLike,
     fps: float | None = None,  # keep about this many frames a second; all if None
 ) -> Mocap:
     "Recorded motion as SMPL poses."

@@ -17,7 +17,9 @@ from ..basics.shapes import check_shape
 
 # %% ../../nbs/5_records/09_open_poses.ipynb #267e1651
 REST_JOINTS = np.array(
-    [  # (24, 3) m: an adult's joints in the rest pose, pelvis at the origin; the open body's, rounded
+    # (24, 3) m: an adult's joints in the rest pose, pelvis at the origin; the open
+    # body's, rounded
+    [
         (0, 0, 0),
         (0.084, -0.06, 0.007),
         (-0.084, -0.06, 0.007),
@@ -64,23 +66,13 @@ def place_joints(
     return np.stack(J, 1)
 
 # %% ../../nbs/5_records/09_open_poses.ipynb #9f970237
-# raise: 0 hangs, 90 level, 180 up; plane: 0 to the side, 90 forward, below 0 backward; twist: forearm turns up; elbow: bend; roll: forearm about itself
+# raise: 0 hangs, 90 level, 180 up; plane: 0 to the side, 90 forward, below 0 backward;
+# twist: forearm turns up; elbow: bend; roll: forearm about itself
 ARM = ("raise", "plane", "twist", "elbow", "roll")
-LEG = (
-    "flex",
-    "abduct",
-    "turn",
-    "knee",
-    "ankle",
-)  # thigh forward, outward, toes outward; shin back; toes up
-TRUNK = (
-    "bow",
-    "lean",
-    "twist",
-    "nod",
-    "tilt",
-    "look",
-)  # back forward, to the left, turned left; the same for the head
+# thigh forward, outward, toes outward; shin back; toes up
+LEG = ("flex", "abduct", "turn", "knee", "ankle")
+# back forward, to the left, turned left; the same for the head
+TRUNK = ("bow", "lean", "twist", "nod", "tilt", "look")
 ROOT = ("pitch", "roll")  # pelvis forward, to the left
 ANGLES = tuple(
     f"{limb}_{a}"
@@ -112,7 +104,8 @@ def _turn(axis: tuple[float, float, float], degrees: np.ndarray) -> Rotation:
 def arm_rotations(
     arm: np.ndarray,  # (n, 5) raise, plane, twist, elbow, roll of a left arm, degrees
 ) -> dict[str, Rotation]:  # joint name without its side -> n rotations of the left arm
-    "From the angles of a left arm to rotations of its joints; the rest pose stretches the arm along +x."
+    """From the angles of a left arm to rotations of its joints; the rest pose stretches
+    the arm along +x."""
     lift, plane = np.radians(arm[:, 0]), np.radians(arm[:, 1])
     d = np.stack(
         [np.sin(lift) * np.cos(plane), -np.cos(lift), np.sin(lift) * np.sin(plane)], -1
@@ -120,9 +113,8 @@ def arm_rotations(
     axis = np.stack([0 * lift, -d[:, 2], d[:, 1]], -1)  # x cross d
     length = np.linalg.norm(axis, axis=1, keepdims=True)
     swing = axis / np.maximum(length, 1e-9) * np.arctan2(length, d[:, :1])
-    collar = (
-        0.12 * swing * np.clip((arm[:, :1] - 25) / 90, 0, 1.3)
-    )  # the shoulder blade takes its share of high arms
+    # the shoulder blade takes its share of high arms
+    collar = 0.12 * swing * np.clip((arm[:, :1] - 25) / 90, 0, 1.3)
     roll = _turn((1, 0, 0), 0.5 * arm[:, 4])
     C = Rotation.from_rotvec(collar)
     return {
@@ -138,10 +130,10 @@ def arm_rotations(
 def leg_rotations(
     leg: np.ndarray,  # (n, 5) flex, abduct, turn, knee, ankle of a left leg, degrees
 ) -> dict[str, Rotation]:  # joint name without its side -> n rotations of the left leg
-    "From the angles of a left leg to rotations of its joints; the rest pose stretches the leg along -y."
-    level = np.clip(
-        (leg[:, 0] - 30) / 50, 0, 1
-    )  # a lifted thigh spreads about the vertical
+    """From the angles of a left leg to rotations of its joints; the rest pose stretches
+    the leg along -y."""
+    # a lifted thigh spreads about the vertical
+    level = np.clip((leg[:, 0] - 30) / 50, 0, 1)
     hip = (
         _turn((0, 1, 0), leg[:, 1] * level)
         * _turn((0, 0, 1), leg[:, 1] * (1 - level))
@@ -163,7 +155,8 @@ def _spine(bow: np.ndarray, lean: np.ndarray, twist: np.ndarray) -> Rotation:
 def angles_to_pose(
     angles: np.ndarray,  # (n, 28) anatomical angles, degrees, named in ANGLES
 ) -> np.ndarray:  # (n, 24, 3) axis-angle of SMPL's joints, rad
-    "Anatomical angles to SMPL's joint rotations. The right side is the left side in the mirror."
+    """Anatomical angles to SMPL's joint rotations. The right side is the left side in
+    the mirror."""
     angles = np.asarray(angles, float)
     check_shape(angles, "n 28", "angles")
     pose = np.zeros((len(angles), 24, 3))
@@ -193,7 +186,8 @@ _DOWN, _SIDE, _LEG0, _T0 = (
     (0, 4, 6, 4, 0),
     (0, 0, 0, 0, 0, 0),
 )
-# name: left arm, right arm, left leg, right leg, trunk, root, weight everyday, weight sports
+# name: left arm, right arm, left leg, right leg, trunk, root, weight everyday, weight
+# sports
 _PROTOTYPES = {
     "stand": (_DOWN, _DOWN, _LEG0, _LEG0, _T0, (0, 0), 1.2, 0.4),
     "at_ease": (
@@ -607,11 +601,8 @@ _PROTOTYPES |= {
     ),
 }
 _USUAL = len(_PROTOTYPES)  # those whose arms may be exchanged
-_CYCLES = {
-    "walk": (2.2, 0.5),
-    "run": (1.2, 2.0),
-    "free": (2.6, 2.6),
-}  # made by rule below; weight everyday, weight sports
+# made by rule below; weight everyday, weight sports
+_CYCLES = {"walk": (2.2, 0.5), "run": (1.2, 2.0), "free": (2.6, 2.6)}
 
 # %% ../../nbs/5_records/09_open_poses.ipynb #b31f0a02
 _OVER = (172, 40, 0, 6, 0)
@@ -868,7 +859,8 @@ def cycle_angles(
     amplitude: np.ndarray,  # (n,) 1 is usual
     run: np.ndarray,  # (n,) True to run, False to walk
 ) -> np.ndarray:  # (n, 28) degrees
-    "Walking and running: legs swing against each other, arms against legs, shoulders against hips."
+    """Walking and running: legs swing against each other, arms against legs, shoulders
+    against hips."""
     out, s = np.zeros((len(phase), 28)), np.sin(phase)
     for limb, sign in (("left", 1), ("right", -1)):
         swing, arm = sign * s * amplitude, -sign * s * amplitude * np.where(run, 42, 28)
@@ -940,18 +932,14 @@ def clip_angles(
 ) -> np.ndarray:  # (n, 28) degrees, inside the joint limits
     "Bring anatomical angles inside the limits of an adult's joints."
     out = np.clip(angles, _LOW, _HIGH)
-    for arm in (
-        "left_arm",
-        "right_arm",
-    ):  # a raised arm cannot point backward as far as a hanging one
+    # a raised arm cannot point backward as far as a hanging one
+    for arm in ("left_arm", "right_arm"):
         raise_, plane = _PARTS[arm].start, _PARTS[arm].start + 1
         out[:, plane] = np.maximum(
             out[:, plane], np.interp(out[:, raise_], [45, 90], [-80, -40])
         )
-    for leg in (
-        "left_leg",
-        "right_leg",
-    ):  # a straight knee holds the thigh back (hamstrings)
+    # a straight knee holds the thigh back (hamstrings)
+    for leg in ("left_leg", "right_leg"):
         flex, knee = _PARTS[leg].start, _PARTS[leg].start + 3
         out[:, knee] = np.maximum(out[:, knee], 0.8 * (out[:, flex] - 85))
     return out
@@ -1009,7 +997,8 @@ def tumble(
     which: np.ndarray,  # (n,) prototype, position in `prototype_names()`
     mirrored: np.ndarray,  # (n,) bool: whose sides were swapped, and so the roll
 ) -> np.ndarray:  # (n, 28) degrees
-    "Turn those who stand on their hands, dive or roll: the pelvis of a gymnast knows no limits."
+    """Turn those who stand on their hands, dive or roll: the pelvis of a gymnast knows
+    no limits."""
     out, names, u = angles.copy(), prototype_names(), rng.random((2, len(angles)))
     for name, ranges in _TUMBLE.items():
         these = which == names.index(name)
@@ -1023,10 +1012,10 @@ def random_angles(
     rng: np.random.Generator,  # randomness
     n: int,  # how many
     kind: str = "everyday",  # "everyday" or "sports": which prototypes are frequent
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # (n, 28) degrees; (n,) prototype, position in `prototype_names()`
-    "Prototypes drawn by weight, arms sometimes exchanged between them, noise that is shared within a body, half mirrored."
+    # (n, 28) degrees; (n,) prototype, position in `prototype_names()`
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prototypes drawn by weight, arms sometimes exchanged between them, noise that is
+    shared within a body, half mirrored."""
     column = {"everyday": 0, "sports": 1}[kind]
     weights = np.array(
         [p[6 + column] for p in _PROTOTYPES.values()]
@@ -1042,9 +1031,8 @@ def random_angles(
     exchange = (rng.random(n) < 0.25) & ((which < _USUAL) | (which == len(fixed)))
     angles[exchange, :10] = fixed[rng.integers(0, _USUAL, n)][exchange, :10]
     spread = rng.uniform(0.5, 1.4, (n, 1)) * (1.15 if kind == "sports" else 1.0)
-    shared = np.repeat(
-        rng.normal(0, 1, (n, 2)), [10, 18], axis=1
-    )  # both arms, and legs with trunk, move partly together
+    # both arms, and legs with trunk, move partly together
+    shared = np.repeat(rng.normal(0, 1, (n, 2)), [10, 18], axis=1)
     angles = angles + spread * _NOISE * (
         0.4 * shared + 0.92 * rng.normal(0, 1, (n, 28))
     )
@@ -1057,7 +1045,8 @@ def segment_distance(
     a: np.ndarray,  # (..., 2, 3) ends of a segment
     b: np.ndarray,  # (..., 2, 3) ends of another
 ) -> np.ndarray:  # (...,) shortest distance
-    "Shortest distance between two segments (Ericson, Real-Time Collision Detection, section 5.1.9)."
+    """Shortest distance between two segments (Ericson, Real-Time Collision Detection,
+    section 5.1.9)."""
     u, v, w = (
         a[..., 1, :] - a[..., 0, :],
         b[..., 1, :] - b[..., 0, :],
@@ -1072,7 +1061,8 @@ def segment_distance(
     return np.linalg.norm(w + s[..., None] * u - t[..., None] * v, axis=-1)
 
 # %% ../../nbs/5_records/09_open_poses.ipynb #d66abe31
-# name: from joint, to joint, start and end along the bone (0..1, may overshoot), radius in m
+# name: from joint, to joint, start and end along the bone (0..1, may overshoot), radius
+# in m
 _CAPSULES = {
     "belly": ("pelvis", "spine3", 0.0, 0.8, 0.105),
     "chest": ("spine2", "neck", 0.3, 0.9, 0.105),
@@ -1113,9 +1103,8 @@ _PAIRS += [(f"{s}_upper_arm", "head") for s in ("left", "right")]
 
 def self_contact(
     joints: np.ndarray,  # (n, 24, 3) posed joints, m
-) -> (
-    np.ndarray
-):  # (n,) how deep two parts of the body lie in each other, m; below 0 they are apart
+    # (n,) how deep two parts of the body lie in each other, m; below 0 they are apart
+) -> np.ndarray:
     "The deepest overlap of limbs, trunk and head, as capsules around the bones."
     where = {n: i for i, n in enumerate(SMPL_JOINTS)}
     ends = {}
@@ -1131,11 +1120,15 @@ def self_contact(
 # %% ../../nbs/5_records/09_open_poses.ipynb #4bfeacd0
 def open_poses(
     n: int,  # how many
-    seed: int = 0,  # the same seed gives the same poses; a longer list begins with the shorter one
+    # the same seed gives the same poses; a longer list begins with the shorter one
+    seed: int = 0,
     kind: str = "everyday",  # "everyday" or "sports"
     max_contact: float = 0.03,  # reject a pose whose parts lie deeper in each other, m
-) -> np.ndarray:  # (n, 24, 3) axis-angle of SMPL's joints, rad; the root leans but does not turn (no yaw)
-    "Plausible human poses, from named prototypes with noise inside the joint limits; self-intersecting ones are rejected."
+    # (n, 24, 3) axis-angle of SMPL's joints, rad; the root leans but does not turn (no
+    # yaw)
+) -> np.ndarray:
+    """Plausible human poses, from named prototypes with noise inside the joint limits;
+    self-intersecting ones are rejected."""
     if kind not in ("everyday", "sports"):
         raise ValueError(f"kind: expected 'everyday' or 'sports', got {kind!r}")
     kept, chunk = [np.zeros((0, 24, 3))], 0
@@ -1147,6 +1140,7 @@ def open_poses(
     return np.concatenate(kept)[:n].astype(np.float32)
 
 # %% ../../nbs/5_records/09_open_poses.ipynb #694f116d
+# largest rotation of each joint, degrees
 _MOST = {
     "hip": 140,
     "knee": 160,
@@ -1162,13 +1156,14 @@ _MOST = {
     "elbow": 165,
     "wrist": 95,
     "hand": 60,
-}  # largest rotation of each joint, degrees
+}
 
 
 def within_limits(
     pose: np.ndarray,  # (n, 24, 3) axis-angle, rad
 ) -> np.ndarray:  # (n,) bool
-    "Is each pose humanly possible? Coarse: amounts of rotation, and the way that knees and elbows bend."
+    """Is each pose humanly possible? Coarse: amounts of rotation, and the way that
+    knees and elbows bend."""
     check_shape(pose, "n 24 3", "pose")
     turn = np.degrees(np.linalg.norm(pose, axis=-1))
     turn = np.minimum(turn % 360, 360 - turn % 360)

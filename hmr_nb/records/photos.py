@@ -29,10 +29,10 @@ class Person(NamedTuple):
     kp: np.ndarray  # (k, 2) px, NaN = missing
     state: np.ndarray  # (k,) 0 missing, 1 occluded, 2 visible
     why_not: str = ""  # a reason, known from the labels, to leave this person out
-    box: tuple[float, float, float, float] | None = (
-        None  # where the labels are no 2D points: x, y, width, height, px
-    )
-    more: dict = {}  # further fields of the record: kp3d, pose, betas, gender, subject  # noqa: RUF012
+    # where the labels are no 2D points: x, y, width, height, px
+    box: tuple[float, float, float, float] | None = None
+    # further fields of the record: kp3d, pose, betas, gender, subject  # noqa: RUF012
+    more: dict = {}
 
 
 class Photo(NamedTuple):
@@ -54,9 +54,9 @@ MIN_INSIDE = 6  # labelled points inside the photograph
 
 
 def unfit(
-    photo: Photo,
+    photo: Photo,  # empty if nothing speaks against it
     person: Person,
-) -> str:  # empty if nothing speaks against it
+) -> str:
     "Why a person is left out, as far as the labels tell."
     labelled = (person.state > 0) & np.isfinite(person.kp).all(1)
     if person.why_not:
@@ -155,9 +155,8 @@ def convert_photos(
     dataset: str,  # its name on the card
     photos: Sequence[Photo],  # with their files
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     options: dict | None = None,  # of the converter; they go on the card

@@ -43,19 +43,18 @@ STORED_SIDE = 300  # px, at most
 def stored_crop(
     box: Sequence[float],  # x, y, width, height in the source, px
     side: int = STORED_SIDE,  # largest side, px
-) -> tuple[
-    np.ndarray, int
-]:  # (2, 3) source px -> stored px; side of the stored square, px
-    "What is cut out and stored of a picture: a square around the person, never enlarged."
+    # (2, 3) source px -> stored px; side of the stored square, px
+) -> tuple[np.ndarray, int]:
+    """What is cut out and stored of a picture: a square around the person, never
+    enlarged."""
     x, y, w, h = (float(v) for v in box)
     if not (np.isfinite([x, y, w, h]).all() and max(w, h) > 0):
         raise ValueError(
             f"box: expected x, y, width, height with a positive size, got {tuple(box)}"
         )
     full = STORED_MARGIN * max(w, h)
-    block = max(
-        r for r in (1, 2, 4, 8) if r == 1 or r * side <= full
-    )  # pixels that may be decoded as one
+    # pixels that may be decoded as one
+    block = max(r for r in (1, 2, 4, 8) if r == 1 or r * side <= full)
     cut = block * max(int(np.ceil(full / block)), 1)
     corner = block * np.floor(
         (np.array([x + w / 2, y + h / 2]) - (cut - 1) / 2) / block
@@ -104,7 +103,8 @@ def _window(
     corner: np.ndarray,  # (2,) int x, y, px
     side: int,
 ) -> np.ndarray:  # (side, side, 3)
-    "A square of whole pixels, the border repeated where it reaches beyond: like `warp_image`, by copying."
+    """A square of whole pixels, the border repeated where it reaches beyond: like
+    `warp_image`, by copying."""
     h, w = image.shape[:2]
     (x, y), limit = (int(c) for c in corner), (w, h)
     left, top = (min(max(c, 0), n - 1) for c, n in zip((x, y), limit))
@@ -115,10 +115,11 @@ def _window(
         (max(-x, 0), max(-y, 0)),
         (max(x + side - w, 0), max(y + side - h, 0)),
     )
+    # wholly outside
     if (
         right - left + before[0] + after[0] != side
         or bottom - top + before[1] + after[1] != side
-    ):  # wholly outside
+    ):
         return image[np.clip(np.arange(y, y + side), 0, h - 1)][
             :, np.clip(np.arange(x, x + side), 0, w - 1)
         ]
@@ -133,7 +134,8 @@ def _window(
 
 # %% ../../nbs/5_records/01_records.ipynb #5c29c604
 def _cut(
-    image: np.ndarray,  # (h, w, 3) the picture, or that picture decoded at 1 / reduce of its size
+    # (h, w, 3) the picture, or that picture decoded at 1 / reduce of its size
+    image: np.ndarray,
     A: np.ndarray,  # (2, 3) source px -> stored px, of stored_crop
     side: int,  # of the stored square, px
     reduce: int = 1,
@@ -154,7 +156,8 @@ def _cut(
 
 
 def _square_of(A: np.ndarray, side: int) -> tuple[np.ndarray, int]:
-    "Corner and side, whole source px, of the square that a map of stored_crop brings to the stored picture."
+    """Corner and side, whole source px, of the square that a map of stored_crop brings
+    to the stored picture."""
     return np.round(0.5 - (A[:, 2] + 0.5) / A[0, 0]).astype(int), round(side / A[0, 0])
 
 
@@ -172,9 +175,8 @@ def cut_frame(
     image: np.ndarray,  # (h, w, 3) uint8 RGB, such as a frame of a video
     box: Sequence[float],  # person's x, y, width, height, source px
     name: str = "frame",  # for the error
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # (side, side, 3) uint8; (2, 3) source px -> stored px
+    # (side, side, 3) uint8; (2, 3) source px -> stored px
+) -> tuple[np.ndarray, np.ndarray]:
     "The square that is stored of a decoded picture."
     if not (
         isinstance(image, np.ndarray)
@@ -192,9 +194,9 @@ def cut_frame(
 # %% ../../nbs/5_records/01_records.ipynb #22db9d52
 def jpeg_size(
     data: bytes,
-) -> (
-    tuple[int, int] | None
-):  # height and width, px; None if this is no plain JPEG (other formats, progressive, four colours)
+    # height and width, px; None if this is no plain JPEG (other formats, progressive,
+    # four colours)
+) -> tuple[int, int] | None:
     "The size of a JPEG from its header, nothing decoded."
     at = 2
     while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
@@ -253,9 +255,8 @@ def cut_person(
     data: bytes,  # the photograph, JPEG or PNG
     box: Sequence[float],  # person's x, y, width, height, source px
     name: str = "image",  # for the error
-) -> tuple[
-    np.ndarray, np.ndarray, tuple[int, int]
-]:  # (h, w, 3) uint8; (2, 3) source px -> stored px; height and width of the source, px
+    # (h, w, 3) uint8; (2, 3) source px -> stored px; height and width of the source, px
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     "Decode a photograph, no larger than needed, and cut out the square that is stored."
     image, A, size = _cut_photo(data, box, name)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), A, size
@@ -268,10 +269,10 @@ def stored_jpeg(
     data: bytes,  # the photograph, JPEG or PNG
     box: Sequence[float],  # person's x, y, width, height, source px
     name: str = "image",  # for the error
-) -> tuple[
-    bytes, np.ndarray, tuple[int, int]
-]:  # JPEG; (2, 3) source px -> stored px; height and width of the source, px
-    "What is stored of a photograph: its own bytes where it is small, else the square around the person, encoded."
+    # JPEG; (2, 3) source px -> stored px; height and width of the source, px
+) -> tuple[bytes, np.ndarray, tuple[int, int]]:
+    """What is stored of a photograph: its own bytes where it is small, else the square
+    around the person, encoded."""
     (A, side), size = stored_crop(box), jpeg_size(data)
     if size and A[0, 0] == 1 and size[0] * size[1] <= KEPT_AREA * side * side:
         _decode(data, name, 8)  # it must be whole
@@ -357,13 +358,13 @@ SCHEMA = {  # feature: (kind, shape, in every record?, meaning)
 # %% ../../nbs/5_records/01_records.ipynb #353d3d79
 @dataclass(eq=False)
 class Example:
-    "One person in one picture, with what the source knows about it; (0, 0) px is the middle of the first pixel."
+    """One person in one picture, with what the source knows about it; (0, 0) px is the
+    middle of the first pixel."""
 
     names: Sequence[str]  # (k,) the source's points
     kp2d: np.ndarray  # (k, 2) px in the stored image, NaN = missing
-    state: np.ndarray | None = (
-        None  # (k,) 0 missing, 1 occluded, 2 visible; from the NaNs if None
-    )
+    # (k,) 0 missing, 1 occluded, 2 visible; from the NaNs if None
+    state: np.ndarray | None = None
     image: np.ndarray | None = None  # (h, w, 3) uint8 RGB; or give `jpeg`
     jpeg: bytes | None = None  # the same, encoded
     crop: np.ndarray | None = None  # (2, 3) source px -> stored px; identity if None
@@ -374,9 +375,8 @@ class Example:
     trans: np.ndarray | None = None  # (3,) m
     focal: float | None = None  # px of the stored image
     center: np.ndarray | None = None  # (2,) px of the stored image
-    intrinsics: np.ndarray | None = (
-        None  # (4,) fx, fy, cx, cy, px of the source; sets focal and center too
-    )
+    # (4,) fx, fy, cx, cy, px of the source; sets focal and center too
+    intrinsics: np.ndarray | None = None
     distortion: np.ndarray | None = None  # (5,) k1, k2, p1, p2, k3
     gender: str = ""  # of the body model: neutral, male, female
     source: str = ""  # file in the dataset
@@ -448,8 +448,8 @@ def _tidy(
 
 # %% ../../nbs/5_records/01_records.ipynb #779833f6
 def encode_example(
-    example: Example,
-) -> bytes:  # a serialized tf.train.Example
+    example: Example,  # a serialized tf.train.Example
+) -> bytes:
     "An example as the bytes of one record; equal examples give equal bytes."
     import tensorflow as tf
 
@@ -527,7 +527,8 @@ def _put(
     path: Path,  # where
     data: bytes,
 ) -> None:
-    "Write a file under a temporary name, then rename it; a full or read-only disk is named."
+    """Write a file under a temporary name, then rename it; a full or read-only disk is
+    named."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.write_bytes(data)
@@ -545,8 +546,8 @@ def _json(facts: dict) -> bytes:
 
 # %% ../../nbs/5_records/01_records.ipynb #c34e7b17
 def file_digest(
-    path: str | Path,
-) -> str:  # 64 characters
+    path: str | Path,  # 64 characters
+) -> str:
     "The SHA-256 of a file."
     with open(path, "rb") as file:
         return (
@@ -628,19 +629,21 @@ def _digests(
 
 # %% ../../nbs/5_records/01_records.ipynb #dcf20bf0
 class RecordWriter:
-    "Writes a directory of records: `with RecordWriter(out, 'lsp') as writer: writer.write(example)`."
+    """Writes a directory of records: `with RecordWriter(out, 'lsp') as writer:
+    writer.write(example)`."""
 
     def __init__(
         self,
         out: str | Path,  # the directory; made if need be
         dataset: str,  # its name
         shard_size: int = 1000,  # items (written or dropped) a shard
-        resume: bool = False,  # keep the whole shards of an earlier run with the same plan
+        # keep the whole shards of an earlier run with the same plan
+        resume: bool = False,
         options: dict | None = None,  # of the converter; they go on the card
-        sources: Sequence[
-            str | Path
-        ] = (),  # files with the labels: their checksums go on the card
-        shard_bytes: int = 100_000_000,  # pictures of this size make a shard, however few
+        # files with the labels: their checksums go on the card
+        sources: Sequence[str | Path] = (),
+        # pictures of this size make a shard, however few
+        shard_bytes: int = 100_000_000,
     ):
         self.out, self.shard_size, self.resume = Path(out), shard_size, resume
         self.plan = {
@@ -658,17 +661,18 @@ class RecordWriter:
             [],
             False,
         )
-        self.size, self.place = (
-            0,
-            (0, 0),
-        )  # bytes of the open shard; convert_items' next item, and result of it
+        # bytes of the open shard; convert_items' next item, and result of it
+        self.size, self.place = (0, (0, 0))
 
     @property
     def kept(self) -> int:
         "How many items are done: where a resumed conversion goes on."
         return sum(s["read"] for s in self.shards)
 
-    def write(self, item: Example | Dropped) -> None:  # the next item, in order
+    def write(
+        self,  # the next item, in order
+        item: Example | Dropped,
+    ) -> None:
         "Add an example, or note that one was left out."
         if self.items and (
             item.split != self.items[0].split
@@ -865,11 +869,9 @@ def examples(
 Results = Example | Dropped | Sequence[Example | Dropped]  # what one item may become
 
 
-def _finish(
-    convert: Callable[[Any], Results],
-    item: Any,
-) -> list[Example | Dropped]:
-    "One item to its people, their pictures encoded: this much is done in the worker process."
+def _finish(convert: Callable[[Any], Results], item: Any) -> list[Example | Dropped]:
+    """One item to its people, their pictures encoded: this much is done in the worker
+    process."""
     cv2.setNumThreads(1)  # pictures in parallel, not parts of a picture
     results = convert(item)
     results = [results] if isinstance(results, Example | Dropped) else list(results)
@@ -937,7 +939,8 @@ def _try_workers(
     address: str,  # dask://host:port
     function: Callable,  # what they will be asked for
 ) -> None:
-    "An error where there are no workers, or one cannot load the function: joblib would wait for ever."
+    """An error where there are no workers, or one cannot load the function: joblib
+    would wait for ever."""
     import cloudpickle
 
     try:
@@ -955,14 +958,13 @@ def _try_workers(
 # %% ../../nbs/5_records/01_records.ipynb #e73a7c17
 def convert_items(
     writer: RecordWriter,  # inside its `with` block
-    convert: Callable[
-        [Any], Results
-    ],  # one item to one person, or to a list of several; at the top level of a module
+    # one item to one person, or to a list of several; at the top level of a module
+    convert: Callable[[Any], Results],
     items: Sequence[Any],  # all of them, picklable, in a fixed order, sorted by split
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
-    progress: bool = True,  # show a bar with images/s (or what the writer says it counts) and the time left
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
+    # show a bar with images/s (or what the writer says it counts) and the time left
+    progress: bool = True,
 ) -> None:
     "Convert items in parallel, in order, from where the writer stands."
     if writer.complete:

@@ -85,9 +85,9 @@ def epoch_order(
     folder_of: np.ndarray,  # (n,) which directory each record lies in
     seed: int | None,  # None: the order written
     epoch: int = 0,
-    weights: Sequence[float]
-    | str
-    | None = None,  # how often each directory is drawn; "datasets": equally; "frames" or None: by its size
+    # how often each directory is drawn; "datasets": equally; "frames" or None: by its
+    # size
+    weights: Sequence[float] | str | None = None,
 ) -> np.ndarray:  # (n,) int64 numbers of records
     "Which record comes when: a function of seed and epoch alone."
     n = len(folder_of)
@@ -124,7 +124,8 @@ def epoch_order(
 
 # %% ../../nbs/5_records/03_stream.ipynb #c1d3d0cf
 def _spec(meta: bool) -> dict:
-    "How TensorFlow parses a record: lists whose length depends on the source stay lists."
+    """How TensorFlow parses a record: lists whose length depends on the source stay
+    lists."""
     import tensorflow as tf
 
     spec = {}
@@ -155,9 +156,8 @@ def _parse(
 
     f = tf.io.parse_single_example(record, _spec(meta))
     k, nan = tf.size(f["state"]), tf.constant(np.nan)
-    order = tf.where(
-        order < 0, k, order
-    )  # one more row, of NaN, stands for all that is missing
+    # one more row, of NaN, stands for all that is missing
+    order = tf.where(order < 0, k, order)
     kp2d = tf.gather(
         tf.concat([tf.reshape(f.pop("kp2d"), (-1, 2)), tf.fill((1, 2), nan)], 0), order
     )
@@ -169,14 +169,18 @@ def _parse(
     known = tf.reduce_all(tf.math.is_finite(kp3d), -1)
     pose, betas = f.pop("pose"), f.pop("betas")
     has_smpl = tf.math.is_finite(pose[0, 0]) & tf.math.is_finite(betas[0])
-    zero = lambda x: tf.where(tf.math.is_finite(x), x, 0.0)  # noqa: E731
+
+    def zero(x):
+        return tf.where(tf.math.is_finite(x), x, 0.0)
+
     return {"image_jpeg": f.pop("image"), "kp2d": zero(kp2d), "state": tf.cast(tf.gather(tf.concat([f.pop("state"), [0]], 0), order), tf.int32),
             "kp3d": zero(kp3d), "mask_3d": tf.cast(known, tf.float32), "has_3d": tf.cast(has_3d, tf.float32),
             "pose": zero(pose), "betas": zero(betas), "has_smpl": tf.cast(has_smpl, tf.float32), **f}  # fmt: skip
 
 # %% ../../nbs/5_records/03_stream.ipynb #c817682a
 def _reader(index: RecordIndex) -> Callable[[np.ndarray], np.ndarray]:
-    "A function from numbers of records to their bytes; the operating system keeps the files in memory."
+    """A function from numbers of records to their bytes; the operating system keeps the
+    files in memory."""
     maps = []
     for path in index.files:
         with open(path, "rb") as file:
@@ -192,9 +196,7 @@ def _reader(index: RecordIndex) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _orders(
-    index: RecordIndex,
-    keypoints: KeypointSet,
-    rename: dict[str, str] | None,
+    index: RecordIndex, keypoints: KeypointSet, rename: dict[str, str] | None
 ) -> np.ndarray:  # (d, K)
     "Where each wanted point stands, in each directory."
     rows = []
@@ -212,27 +214,26 @@ def record_dataset(
     dirs: str | Path | Sequence[str | Path],  # directories of records
     keypoints: KeypointSet,  # the points wanted
     split: str | None = None,  # one split only
-    weights: Sequence[float]
-    | str
-    | None = None,  # how often each directory is drawn; "datasets": equally; "frames" or None: by its size
+    # how often each directory is drawn; "datasets": equally; "frames" or None: by its
+    # size
+    weights: Sequence[float] | str | None = None,
     seed: int | None = 0,  # of the order; None: as written
     epochs: int | None = 1,  # passes; None: without end
-    start: tuple[int, int] = (
-        0,
-        0,
-    ),  # (epoch, position in it) to begin at: for a resumed run
-    meta: bool = False,  # also source, dataset, split, subject, sequence, frame, crop, camera
+    # (epoch, position in it) to begin at: for a resumed run
+    start: tuple[int, int] = (0, 0),
+    # also source, dataset, split, subject, sequence, frame, crop, camera
+    meta: bool = False,
     rename: dict[str, str] | None = None,  # {source name: wanted name}
     skip_bad: bool = False,  # leave damaged shards out, with a warning
 ) -> Any:  # tf.data.Dataset of dicts, one person each
-    "Records as a `tf.data.Dataset`: image_jpeg, kp2d, state, kp3d, mask_3d, has_3d, pose, betas, has_smpl, box, key."
+    """Records as a `tf.data.Dataset`: image_jpeg, kp2d, state, kp3d, mask_3d, has_3d,
+    pose, betas, has_smpl, box, key."""
     import tensorflow as tf
 
     dirs = [dirs] if isinstance(dirs, str | Path) else list(dirs)
     index = index_records(dirs, split, skip_bad)
-    epoch_order(
-        index.rows[:, 0], seed, weights=weights
-    )  # an error in the weights shows here, not in the first batch
+    # an error in the weights shows here, not in the first batch
+    epoch_order(index.rows[:, 0], seed, weights=weights)
     orders, read, n = _orders(index, keypoints, rename), _reader(index), len(index.rows)
 
     def one_epoch(epoch):

@@ -30,7 +30,9 @@ _PLACES = {  # m from the pelvis: left (positive on the person's left), down, fo
 }  # fmt: skip
 
 
-def _place(name: str) -> np.ndarray:  # (3,) m
+def _place(
+    name: str,  # (3,) m
+) -> np.ndarray:
     "Where a named point of the standing figure is."
     word = (
         name.split("_", 1)[1] if name.split("_")[0] in ("mpi", "h36m", "tc") else name
@@ -61,12 +63,10 @@ def figure_motion(
         [w.split("_")[0] in ("elbow", "wrist", "hand", "thumb") for w in word]
     )
     leg = np.array([w.split("_")[0] in ("knee", "ankle", "foot", "toe") for w in word])
-    raised = np.where(
-        arm, side * (1 - np.cos(t + side)), 0.0
-    )  # 0 to 2 rad about the shoulder, in the picture's plane
-    swung = np.where(
-        leg, 0.4 * np.sin(t + side * np.pi / 2), 0.0
-    )  # about the hip, forward and back
+    # 0 to 2 rad about the shoulder, in the picture's plane
+    raised = np.where(arm, side * (1 - np.cos(t + side)), 0.0)
+    # about the hip, forward and back
+    swung = np.where(leg, 0.4 * np.sin(t + side * np.pi / 2), 0.0)
     pivot = np.where(
         arm[:, None],
         side[:, None] * _PLACES["shoulder"],
@@ -120,7 +120,10 @@ class Film(NamedTuple):
         "Is it a folder of pictures?"
         return "%" in Path(self.path).name
 
-    def picture(self, frame: int) -> Path:  # counted from 0
+    def picture(
+        self,  # counted from 0
+        frame: int,
+    ) -> Path:
         "The file of one picture of a pattern."
         path = Path(self.path)
         return path.with_name(path.name % (frame + self.first))
@@ -142,18 +145,16 @@ def find_film(
         if place.parent.is_dir() and next(
             place.parent.glob(f"{before}[0-9]*{after}"), None
         ):
-            return Film(
-                str(place), 1
-            )  # only some were unpacked, not the first: programs that unpack count from 1
+            # only some were unpacked, not the first: programs that unpack count from 1
+            return Film(str(place), 1)
     return None
 
 # %% ../../nbs/5_records/07_video.ipynb #765f4e06
 def film_frames(
     film: Film,
     frames: Sequence[int],  # wanted, rising, from 0
-) -> Iterator[
-    tuple[int, np.ndarray | bytes | None]
-]:  # number; (h, w, 3) RGB of a video, or a picture's file, or None if there is none
+    # number; (h, w, 3) RGB of a video, or a picture's file, or None if there is none
+) -> Iterator[tuple[int, np.ndarray | bytes | None]]:
     "The wanted pictures of a film, in order."
     if film.numbered:
         for n in frames:
@@ -162,9 +163,8 @@ def film_frames(
         return
     if not Path(film.path).is_file():
         raise FileNotFoundError(f"{film.path}: no such video")
-    video = cv2.VideoCapture(
-        film.path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]
-    )  # one thread: the workers share the cores
+    # one thread: the workers share the cores
+    video = cv2.VideoCapture(film.path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     if not video.isOpened():
         raise ValueError(
             f"{film.path}: expected a video, got {Path(film.path).stat().st_size} bytes that do not read as one; is the file complete?"
@@ -188,7 +188,10 @@ class RoomCamera(NamedTuple):
     distortion: np.ndarray | None = None  # (5,) k1, k2, p1, p2, k3
     size: tuple[int, int] | None = None  # height, width, px
 
-    def see(self, X: np.ndarray) -> np.ndarray:  # (..., 3) m, world -> camera frame
+    def see(
+        self,  # (..., 3) m, world -> camera frame
+        X: np.ndarray,
+    ) -> np.ndarray:
         "World to camera."
         return X @ self.R.T + self.t
 
@@ -206,9 +209,8 @@ class RoomCamera(NamedTuple):
 def fit_intrinsics(
     kp_px: np.ndarray,  # (n, k, 2) px, NaN = missing
     kp3d: np.ndarray,  # (n, k, 3) camera frame, m
-) -> tuple[
-    np.ndarray, float
-]:  # (3, 3) K; median distance between labels and projections, px
+    # (3, 3) K; median distance between labels and projections, px
+) -> tuple[np.ndarray, float]:
     "The pinhole camera that sees these points there, by least squares."
     check_shape(kp_px, "n k 2", "kp_px"), check_shape(kp3d, "n k 3", "kp3d")
     uv, X = (
@@ -244,9 +246,8 @@ class Clip(NamedTuple):
     split: str = "train"
     subject: str = ""
     sequence: str = ""
-    size: tuple[int, int] | None = (
-        None  # height and width that the labels belong to, px
-    )
+    # height and width that the labels belong to, px
+    size: tuple[int, int] | None = None
     min_inside: int = 0  # points inside the picture that a person must have
     why_not: str = ""  # leave all out, for this reason
 
@@ -258,7 +259,10 @@ def cut_clips(
     "The same in pieces that workers can share."
     n = len(clip.frames)
     most = max(most, -(-n // 4))
-    part = lambda x, i: None if x is None else x[i : i + most]  # noqa: E731
+
+    def part(x, i):
+        return None if x is None else x[i : i + most]
+
     return [
         clip._replace(
             frames=part(clip.frames, i), kp=part(clip.kp, i), kp3d=part(clip.kp3d, i)
@@ -267,9 +271,7 @@ def cut_clips(
     ]
 
 # %% ../../nbs/5_records/07_video.ipynb #50703095
-def labels_digest(
-    clips: Sequence[Clip],
-) -> str:
+def labels_digest(clips: Sequence[Clip]) -> str:
     "SHA-256 of the labels of all clips, in order."
     digest = hashlib.sha256()
     for clip in clips:
@@ -286,7 +288,7 @@ def _person(
     source: str,
 ) -> Example | Dropped:
     "One frame to a record."
-    kp, no = clip.kp[i], lambda reason: Dropped(source, reason, clip.split)  # noqa: E731
+    kp, no = clip.kp[i], lambda reason: Dropped(source, reason, clip.split)
     known = np.isfinite(kp).all(1)
     common = known & np.isin(clip.names, keypoint_set("lsp14").names)
     try:
@@ -315,11 +317,16 @@ def _person(
 
 # %% ../../nbs/5_records/07_video.ipynb #54a7f3ec
 def convert_clip(
-    clip: Clip,
-) -> list[Example | Dropped]:  # one a frame
+    clip: Clip,  # one a frame
+) -> list[Example | Dropped]:
     "The frames of a clip to records, or the reason why not, for each."
-    name = lambda n: f"{clip.source}#{n}"  # noqa: E731
-    none = lambda reason: [Dropped(name(n), reason, clip.split) for n in clip.frames]  # noqa: E731
+
+    def name(n):
+        return f"{clip.source}#{n}"
+
+    def none(reason):
+        return [Dropped(name(n), reason, clip.split) for n in clip.frames]
+
     if clip.why_not:
         return none(clip.why_not)
     if clip.film is None:

@@ -80,7 +80,8 @@ def one_line(
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    "Silence the notes that TensorFlow's C++ code prints while it loads; Python's own stderr goes on as before."
+    """Silence the notes that TensorFlow's C++ code prints while it loads; Python's own
+    stderr goes on as before."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     saved, null, python = os.dup(2), os.open(os.devnull, os.O_WRONLY), sys.stderr
     ours = (
@@ -156,12 +157,11 @@ def pictures_in(
 
 def boxes_for(
     pictures: list[Path],  # files
-    openpose: Path
-    | None,  # json of the one picture, or a folder of <stem>_keypoints.json
+    # json of the one picture, or a folder of <stem>_keypoints.json
+    openpose: Path | None,
     box: list[str] | None,  # "x,y,w,h" of people in the one picture
-) -> tuple[
-    dict[str, list], dict[str, str]
-]:  # {path: boxes}, {path: why there are none}
+    # {path: boxes}, {path: why there are none}
+) -> tuple[dict[str, list], dict[str, str]]:
     "Where people are, as the options say."
     from hmr_nb.inference.infer import boxes_from_openpose
 
@@ -208,9 +208,8 @@ def open_model(
     known = data is None or all(
         n in data.keypoint_regressors for n in keypoint_set("cocoplus19").names
     )
-    keypoints = (
-        None if known else keypoint_set("smpl24")
-    )  # a body file without surface points still has joints
+    # a body file without surface points still has joints
+    keypoints = None if known else keypoint_set("smpl24")
     return (
         load_hmr(weights, body=data, keypoints=keypoints)
         if weights
@@ -345,6 +344,7 @@ _WORDS = {
     },
     NoneType: {"none": None},
 }
+# options of the command itself
 COMMON = (
     "name",
     "data",
@@ -357,7 +357,7 @@ COMMON = (
     "split",
     "body",
     "smpl",
-)  # options of the command itself
+)
 
 
 def own_options(
@@ -379,9 +379,8 @@ def parse_value(
     "A value of the wanted type from its text; ValueError if it has none."
     kinds, origin = get_args(kind), get_origin(kind)
     if origin in (Union, UnionType):
-        for one in sorted(
-            kinds, key=lambda k: (k is not NoneType, k in (str, Path))
-        ):  # text is always text: last
+        # text is always text: last
+        for one in sorted(kinds, key=lambda k: (k is not NoneType, k in (str, Path))):
             with suppress(ValueError):
                 return parse_value(text, one)
         raise ValueError(text)
@@ -499,13 +498,14 @@ def convert(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep finished shards of an earlier run.")
     ] = False,
+    # noqa: B006
     settings: Annotated[
         list[str],
         typer.Option(
             "--set",
             help="name=value: an option of this dataset's converter; may be given several times.",
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     listed: Annotated[
         bool, typer.Option("--list", help="Show the datasets and the options of each.")
     ] = False,
@@ -578,9 +578,12 @@ def print_people(
     table: Any,  # of `dataset_card.people_table`
 ) -> None:
     "Sizes, scales and viewpoints in a few lines."
-    spread = lambda column: " / ".join(
-        f"{v:.4g}" for v in np.nanquantile(table[column], [0.05, 0.5, 0.95])
-    )  # noqa: E731
+
+    def spread(column):
+        return " / ".join(
+            f"{v:.4g}" for v in np.nanquantile(table[column], [0.05, 0.5, 0.95])
+        )
+
     print("  5 % / median / 95 %")
     for column, words in {
         "source_px": "person in the source, px",
@@ -1015,11 +1018,12 @@ def pick(
             "--Voila.ip=127.0.0.1",
             "--VoilaConfiguration.show_tracebacks=True",
         ]
+        # where the page's address is said
         raise typer.Exit(
             subprocess.call(
                 [*command, *([] if browser else ["--no-browser"])], stderr=sys.stderr
             )
-        )  # where the page's address is said
+        )
 
 
 def picker_page(

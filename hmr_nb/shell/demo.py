@@ -38,9 +38,9 @@ class Samples:
 
     paths: list[Path]  # n pictures
     images: list[np.ndarray]  # n times (h, w, 3) uint8
-    truth: dict[
-        str, np.ndarray
-    ]  # pose (n, 24, 3), betas (n, 10), trans (n, 3), focal (n,), center (n, 2), box (n, 4)
+    # pose (n, 24, 3), betas (n, 10), trans (n, 3), focal (n,), center (n, 2), box (n,
+    # 4)
+    truth: dict[str, np.ndarray]
 
 
 def load_samples() -> Samples:
@@ -85,7 +85,10 @@ def compare(
 ) -> dict[str, str | float]:  # a row of the table
     "MPJPE after laying the middle of the hips on each other, and PA-MPJPE."
     hips = [points.index("hip_l"), points.index("hip_r")]
-    centred = lambda x: x - x[:, hips].mean(1, keepdims=True)
+
+    def centred(x):
+        return x - x[:, hips].mean(1, keepdims=True)
+
     return {
         "": label,
         "MPJPE, mm": float(np.mean(mpjpe(centred(found), centred(truth)))),

@@ -31,10 +31,13 @@ def pose_features(
 # %% ../../nbs/9_study/03_distances.ipynb #66119edf
 def domain_table(
     examples: Iterable[Any],  # Examples as `records.examples` yields them
-    domain: str
-    | None = None,  # what to call this domain; the dataset's name where left out
-) -> pd.DataFrame:  # domain, subject, sequence, frame, azimuth, elevation (deg), person_px, seen (share of labelled points visible)
-    "Where each example was seen from and how large; NaN for the angles where no pose is known."
+    # what to call this domain; the dataset's name where left out
+    domain: str | None = None,
+    # domain, subject, sequence, frame, azimuth, elevation (deg), person_px, seen (share
+    # of labelled points visible)
+) -> pd.DataFrame:
+    """Where each example was seen from and how large; NaN for the angles where no pose
+    is known."""
     rows = []
     for e in examples:
         labelled = e.state > 0
@@ -66,8 +69,9 @@ def domain_table(
 # %% ../../nbs/9_study/03_distances.ipynb #787d5990
 def bootstrap_mean(
     values: Array,  # (n,) numbers; NaN are left out
-    groups: Array
-    | None = None,  # (n,) what was sampled together, such as the sequence; each value alone where left out
+    # (n,) what was sampled together, such as the sequence; each value alone where left
+    # out
+    groups: Array | None = None,
     repeats: int = 1000,  # how many times to draw
     seed: int = 0,  # of the draws
 ) -> dict[str, float]:  # mean, low, high (95 % interval), n values, groups, left_out
@@ -106,26 +110,32 @@ def bootstrap_mean(
 def energy_distance(
     x: Array,  # (n, d) one sample
     y: Array,  # (m, d) another
-) -> (
-    float
-):  # in the unit of the columns; about zero if both samples have one distribution
+    # in the unit of the columns; about zero if both samples have one distribution
+) -> float:
     "Energy distance of two samples, without the bias of comparing a point with itself."
     x, y = np.asarray(x, float), np.asarray(y, float)
     check_shape(y, "m d", "y", d=check_shape(x, "n d", "x")["d"])
-    within = lambda a: cdist(a, a).sum() / max(len(a) * (len(a) - 1), 1)
+
+    def within(a):
+        return cdist(a, a).sum() / max(len(a) * (len(a) - 1), 1)
+
     return float(2 * cdist(x, y).mean() - within(x) - within(y))
 
 # %% ../../nbs/9_study/03_distances.ipynb #e09df037
 def domain_distance(
     a: pd.DataFrame,  # a domain_table
     b: pd.DataFrame,  # another
-    poses: tuple[Array, Array]
-    | None = None,  # the two domains' poses (n, j, 3), (m, j, 3), rad
+    # the two domains' poses (n, j, 3), (m, j, 3), rad
+    poses: tuple[Array, Array] | None = None,
     repeats: int = 200,  # bootstrap draws for the interval
     seed: int = 0,  # of the draws
 ) -> pd.DataFrame:  # a row a quantity: distance, low, high (95 %), unit
-    "How far two domains are apart in viewpoint, size, visibility and, where given, pose."
-    circle = lambda t: np.stack([np.cos(np.radians(t)), np.sin(np.radians(t))], -1)
+    """How far two domains are apart in viewpoint, size, visibility and, where given,
+    pose."""
+
+    def circle(t):
+        return np.stack([np.cos(np.radians(t)), np.sin(np.radians(t))], -1)
+
     rows: list[tuple[str, str, np.ndarray, np.ndarray, Callable]] = [
         (
             "azimuth",
@@ -157,14 +167,16 @@ def domain_distance(
         )
         if len(x) < 2 or len(y) < 2:
             continue
-        draw = lambda s: s[rng.integers(len(s), size=len(s))]
+
+        def draw(s):
+            return s[rng.integers(len(s), size=len(s))]
+
         drawn, found = (
             np.array([distance(draw(x), draw(y)) for _ in range(repeats)]),
             distance(x, y),
         )
-        low, high = np.percentile(drawn, [2.5, 97.5]) - (
-            drawn.mean() - found
-        )  # points drawn twice push distances up: take that off
+        # points drawn twice push distances up: take that off
+        low, high = np.percentile(drawn, [2.5, 97.5]) - (drawn.mean() - found)
         result.append(
             {
                 "quantity": name,
@@ -182,11 +194,12 @@ FEWEST_SEQUENCES = 8  # an interval over fewer says nothing; then frames are dra
 
 def error_by(
     errors: pd.DataFrame,  # a table of `evaluate`
-    columns: list[str]
-    | str = "domain",  # what to group by, such as ["domain", "keypoint"]
+    # what to group by, such as ["domain", "keypoint"]
+    columns: list[str] | str = "domain",
     value: str = "err_mm",  # which error, such as "err_pa_mm"
 ) -> pd.DataFrame:  # the columns, mean, low, high (mm, 95 %), n, groups, left_out
-    "Mean error by group with a 95 % bootstrap interval; frames of one sequence are drawn together where there are enough sequences."
+    """Mean error by group with a 95 % bootstrap interval; frames of one sequence are
+    drawn together where there are enough sequences."""
     columns = [columns] if isinstance(columns, str) else list(columns)
     missing = [c for c in [*columns, value] if c not in errors]
     if missing:

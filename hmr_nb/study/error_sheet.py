@@ -30,10 +30,10 @@ PERCENTILES = (10, 25, 50, 75, 90, 95)
 def at_percentiles(
     table: pd.DataFrame,  # of `evaluate`
     percentiles: Sequence[float] = PERCENTILES,  # 0: the best guess … 100: the worst
-    measure: str = "err_pa_mm",  # a column of the table; a person's error is its mean over the points
-) -> (
-    pd.DataFrame
-):  # domain, percentile, sample, error; a row for each domain and percentile
+    # a column of the table; a person's error is its mean over the points
+    measure: str = "err_pa_mm",
+    # domain, percentile, sample, error; a row for each domain and percentile
+) -> pd.DataFrame:
     "People from good to bad in each domain, without anybody's choice."
     if measure not in table:
         raise ValueError(
@@ -73,10 +73,8 @@ def drawn_person(
     vertices: np.ndarray,  # (v, 3) m, as the model gives them
     cam: np.ndarray,  # (3,) its camera
     faces: np.ndarray,  # (f, 3)
-    beside: str
-    | tuple[
-        float, float
-    ] = "side",  # the other view: a name or (azimuth, elevation) in degrees
+    # the other view: a name or (azimuth, elevation) in degrees
+    beside: str | tuple[float, float] = "side",
 ) -> list[np.ndarray]:  # three of (s, s, 3) uint8
     "A view, the body over it, and the body from another side."
     size = len(view)
@@ -108,16 +106,16 @@ def _picked(
 
 def error_sheet(
     model: HMR,  # such as `small_hmr()`
-    data_dirs: str
-    | os.PathLike
-    | Sequence,  # folders of records, as they were evaluated
+    # folders of records, as they were evaluated
+    data_dirs: str | os.PathLike | Sequence,
     table: pd.DataFrame,  # of `evaluate` for the same model and folders
     percentiles: Sequence[float] = PERCENTILES,  # a column each
     measure: str = "err_pa_mm",  # a column of the table
     size: int = 160,  # side of a picture, px
     split: str | None = None,  # as for `evaluate`
 ) -> np.ndarray:  # (H, W, 3) uint8
-    "For each domain people from good to bad: what the model saw, the body over it, the body from the side."
+    """For each domain people from good to bad: what the model saw, the body over it,
+    the body from the side."""
     dirs = [
         str(d)
         for d in (

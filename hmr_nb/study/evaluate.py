@@ -54,10 +54,10 @@ def aligned_errors(
     pred: np.ndarray,  # (n, k, 3) m
     true: np.ndarray,  # (n, k, 3) m, NaN where missing
     points: KeypointSet,  # what the k points are
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # (n, k) mm with roots together; (n, k) mm after Procrustes alignment
-    "Errors of each point, both alignments taken from the root and from the protocol's points alone."
+    # (n, k) mm with roots together; (n, k) mm after Procrustes alignment
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of each point, both alignments taken from the root and from the protocol's
+    points alone."""
     by = [points.index(n) for n in protocol(points).names]
     scale, R, shift = similarity(pred[:, by], true[:, by])
     moved = scale[:, None, None] * (pred @ np.swapaxes(R, 1, 2)) + shift[:, None]
@@ -84,12 +84,12 @@ def shape_columns(
     known: np.ndarray,  # (b,) 1, or NaN where the truth is not known
 ) -> dict[str, np.ndarray]:  # (b,) mm each
     "Errors of rest meshes, of the guess and of the mean shape."
-    mesh = lambda betas: (
-        body.v_template
-        + np.tensordot(
+
+    def mesh(betas):
+        return body.v_template + np.tensordot(
             np.asarray(betas, float), body.shapedirs[:, :, : betas.shape[1]], (1, 2)
         )
-    )
+
     truth = mesh(true)
     return {
         "pve_t_sc_mm": pve_t_sc(mesh(guess), truth) * known,
@@ -101,17 +101,23 @@ def person_columns(
     batch: dict,  # of `test_view`, as arrays
     guess: Guess,  # the answer
     size: int,  # side of the views, px
-    body: BodyData
-    | None = None,  # whose shapes the betas are; None: no errors of rest meshes
+    # whose shapes the betas are; None: no errors of rest meshes
+    body: BodyData | None = None,
 ) -> dict[str, np.ndarray]:  # (b,) each
     "What the table says about a person as a whole."
-    text = lambda key: np.array([v.decode() for v in batch[key]])
+
+    def text(key):
+        return np.array([v.decode() for v in batch[key]])
+
     smpl = np.where(batch["has_smpl"] > 0, 1.0, np.nan)
     azimuth, elevation = (angle * smpl for angle in viewpoint(batch["pose"][:, 0]))
     turn = Rotation.from_rotvec(batch["pose"][:, 0]).inv() * Rotation.from_rotvec(
         guess.pose[:, 0]
     )
-    rms = lambda x: np.sqrt((x**2).mean(1)) * smpl
+
+    def rms(x):
+        return np.sqrt((x**2).mean(1)) * smpl
+
     s = min(guess.betas.shape[1], batch["betas"].shape[1])
     known, kp_px = (
         batch["state"][..., None] > 0,
@@ -207,8 +213,8 @@ def measure(
     batch: int = 32,  # people at a time
     split: str | None = None,  # one split only
     progress: bool = True,  # show a bar
-    body: BodyData
-    | None = None,  # whose shapes the betas are; None: no errors of rest meshes
+    # whose shapes the betas are; None: no errors of rest meshes
+    body: BodyData | None = None,
 ) -> pd.DataFrame:  # a row for each person and keypoint
     "Anybody's answers over folders of records: the tidy table."
     dirs = (
@@ -231,9 +237,10 @@ def measure(
     ) as bar:
         for item in test_view(data, size, points).batch(batch).as_numpy_iterator():
             n = len(item["image"])
+            # one shape: compiled once
             images = np.concatenate(
                 [item["image"], np.repeat(item["image"][-1:], batch - n, 0)]
-            )  # one shape: compiled once
+            )
             tables.append(
                 rows_of(
                     item,
@@ -256,12 +263,15 @@ def measure(
 def evaluate(
     model: HMR,  # such as `small_hmr()`
     data_dirs: str | os.PathLike | Sequence,  # folders of records
-    keypoints: KeypointSet
-    | None = None,  # what to measure; None: the 14 points of papers if the model has them, else all of its points
+    # what to measure; None: the 14 points of papers if the model has them, else all of
+    # its points
+    keypoints: KeypointSet | None = None,
     batch: int = 32,  # people at a time
     split: str | None = None,  # one split only
     progress: bool = True,  # show a bar
-) -> pd.DataFrame:  # sample, domain, split, subject, sequence, frame, source, keypoint, err_mm, err_pa_mm, err_2d_px (of a 224 px crop), state, azimuth, …
+    # sample, domain, split, subject, sequence, frame, source, keypoint, err_mm,
+    # err_pa_mm, err_2d_px (of a 224 px crop), state, azimuth, …
+) -> pd.DataFrame:
     "Errors of a model over folders of records: a row for each person and keypoint."
     points = protocol(model.keypoints) if keypoints is None else keypoints
     return measure(
@@ -279,7 +289,8 @@ def evaluate(
 def mean_guesses(
     model: HMR,  # whose body and keypoints are used
     points: KeypointSet,  # which points, in which order
-    root: str = "facing",  # "facing": upright, facing the camera; "predicted": as the model says
+    # "facing": upright, facing the camera; "predicted": as the model says
+    root: str = "facing",
 ) -> Callable[[np.ndarray], Guess]:  # images -> Guess
     "Somebody who answers the mean pose and the mean build to every picture."
     order = [model.keypoints.index(n) for n in points.names]
@@ -312,10 +323,12 @@ def mean_pose_baseline(
     keypoints: KeypointSet | None = None,  # as for `evaluate`
     batch: int = 32,  # people at a time
     split: str | None = None,  # one split only
-    root: str = "facing",  # "facing": upright, facing the camera; "predicted": as the model says
+    # "facing": upright, facing the camera; "predicted": as the model says
+    root: str = "facing",
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # as `evaluate`; err_2d_px is NaN
-    "Errors of the mean pose, which never looks at the picture: the same table as `evaluate`."
+    """Errors of the mean pose, which never looks at the picture: the same table as
+    `evaluate`."""
     if root not in ("facing", "predicted"):
         raise ValueError(f"root: expected 'facing' or 'predicted', got {root!r}")
     points = protocol(model.keypoints) if keypoints is None else keypoints
@@ -384,7 +397,8 @@ def _mean_rows(part: pd.DataFrame, over: str) -> dict:
 
 def summary(
     table: pd.DataFrame,  # of `evaluate`
-    over: str = "frame",  # "frame": every person counts the same; "sequence": every sequence does
+    # "frame": every person counts the same; "sequence": every sequence does
+    over: str = "frame",
 ) -> pd.DataFrame:  # a row a domain, and one for all
     "Mean errors by domain, saying over what they are means and what was left out."
     if over not in ("frame", "sequence"):
@@ -427,9 +441,8 @@ def save_results(
 # %% ../../nbs/9_study/01_evaluate.ipynb #c3eaf909
 def load_results(
     folders: str | os.PathLike | Sequence,  # written by `save_results`
-) -> tuple[
-    pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]
-]:  # all errors; a row a person; {domain: (n, 24, 3) true poses}
+    # all errors; a row a person; {domain: (n, 24, 3) true poses}
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:
     "Read results back: the errors, the people they belong to, and their poses."
     tables, poses = [], {}
     for folder in (

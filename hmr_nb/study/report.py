@@ -54,7 +54,8 @@ th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2p
 
 
 class Page:
-    "A self-contained html page: text, tables and pictures in the order in which they are added."
+    """A self-contained html page: text, tables and pictures in the order in which they
+    are added."""
 
     def __init__(
         self,
@@ -142,7 +143,10 @@ def domain_distances(
 ) -> pd.DataFrame:  # a row a pair and quantity
     "Distances of all pairs of domains."
     names = sorted(poses)
-    pick = lambda n: table[table.domain == n]
+
+    def pick(n):
+        return table[table.domain == n]
+
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     parts = [
         domain_distance(pick(a), pick(b), (poses[a], poses[b])).assign(

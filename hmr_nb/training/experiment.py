@@ -18,9 +18,8 @@ class ModelSettings:
     "Which network, on which body."
 
     encoder: str = "resnet50v2"  # see 4_model/02_encoder
-    encoder_weights: str = (
-        "imagenet"  # "imagenet", a weights file of the encoder, or "": from nothing
-    )
+    # "imagenet", a weights file of the encoder, or "": from nothing
+    encoder_weights: str = "imagenet"
     start: str = ""  # weights file of hmr_nb to start from
     input_size: int = 224  # side of the pictures, px
     pool1: str = "keras"  # variant of ResNet V2
@@ -29,7 +28,9 @@ class ModelSettings:
     hidden: int = 1024  # its width
     dropout: float = 0.5
     keypoints: str = "cocoplus19"  # points to learn, by the name of their set
-    mean: str = ""  # first guess: HMR's neutral_smpl_mean_params.h5, "data": mean of the real poses, "": a standing pose
+    # first guess: HMR's neutral_smpl_mean_params.h5, "data": mean of the real poses,
+    # "": a standing pose
+    mean: str = ""
     body: str = ""  # body file; "": the open body
     precision: str = "float32"  # of the encoder; or "mixed_bfloat16"
 
@@ -38,9 +39,8 @@ class ModelSettings:
 class CostSettings:
     "What is paid for: weights of the costs."
 
-    supervision: str = (
-        "smpl"  # labels used, if there: "2d", "3d" (and 2d), "smpl" (all)
-    )
+    # labels used, if there: "2d", "3d" (and 2d), "smpl" (all)
+    supervision: str = "smpl"
     w_keypoints: float = 60.0  # points in the picture, ndc
     w_joints: float = 60.0  # points in space, squared, m
     w_pose: float = 60.0  # rotation matrices and betas, squared
@@ -63,21 +63,19 @@ class StepSettings:
     learning_rate: float = 1e-5
     critic_learning_rate: float = 1e-4
     weight_decay: float = 1e-4  # of kernels; biases and normalisation are left alone
-    schedule: str = (
-        "constant"  # or "cosine", "trapezoid": down to a hundredth at the end
-    )
+    # or "cosine", "trapezoid": down to a hundredth at the end
+    schedule: str = "constant"
     warmup: int = 0  # steps in which the learning rate rises from zero
     clip_norm: float = 0.0  # longest gradient of all weights together; 0: any
-    average: float = (
-        0.0  # share that the moving average of the weights keeps a step; 0: none
-    )
+    # share that the moving average of the weights keeps a step; 0: none
+    average: float = 0.0
     batch: int = 64
     epochs: int = 55
     steps_per_epoch: int = 0  # 0: each epoch sees every picture once
-    patience: int = (
-        0  # stop after so many epochs without a better validation error; 0: never
-    )
-    keep: int = 0  # weights of the last so many epochs stay as epoch_….h5, beside last.h5 and best.h5
+    # stop after so many epochs without a better validation error; 0: never
+    patience: int = 0
+    # weights of the last so many epochs stay as epoch_….h5, beside last.h5 and best.h5
+    keep: int = 0
     data_weights: tuple = ()  # how often each directory is drawn; (): as `balance` says
     balance: str = "frames"  # each directory by its size, or "datasets": equally
     jitter_px: float = 20.0  # largest shift, px of 224
@@ -115,7 +113,8 @@ def _checked(name: str, default: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Experiment(StepSettings, CostSettings, ModelSettings):
-    "All that a training run depends on, except the pictures; the defaults are HMR's (Kanazawa et al. 2018)."
+    """All that a training run depends on, except the pictures; the defaults are HMR's
+    (Kanazawa et al. 2018)."""
 
     name: str = "hmr"
 

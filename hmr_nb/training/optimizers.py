@@ -57,7 +57,8 @@ def even_directions(
     x: Array,  # (n, m)
     steps: int = 5,  # of the iteration
 ) -> Array:  # (n, m) with the same directions, all about equally long
-    "Singular values near one, by five Newton-Schulz steps instead of a decomposition (Jordan et al. 2024)."
+    """Singular values near one, by five Newton-Schulz steps instead of a decomposition
+    (Jordan et al. 2024)."""
     wide = x if x.shape[0] <= x.shape[1] else ops.transpose(x)
     wide = wide / (ops.norm(wide) + 1e-7)
     for _ in range(steps):
@@ -67,7 +68,8 @@ def even_directions(
 
 
 class Muon(AdamW):
-    "Muon (Jordan et al. 2024) for kernels, convolutions laid flat; everything else gets AdamW."
+    """Muon (Jordan et al. 2024) for kernels, convolutions laid flat; everything else
+    gets AdamW."""
 
     def build(self, variables):
         self.kernels = [
@@ -82,9 +84,8 @@ class Muon(AdamW):
         momentum = self._momentums[place]
         self.assign(momentum, 0.95 * momentum + gradient)
         flat = ops.reshape(gradient + 0.95 * momentum, (-1, variable.shape[-1]))
-        length = (
-            0.2 * max(flat.shape) ** 0.5
-        )  # so that Adam's learning rates and weight decay fit (Liu et al. 2025)
+        # so that Adam's learning rates and weight decay fit (Liu et al. 2025)
+        length = 0.2 * max(flat.shape) ** 0.5
         step = (
             length * ops.reshape(even_directions(flat), variable.shape)
             + self.decays[place] * variable
@@ -99,7 +100,8 @@ class Rates(keras.optimizers.schedules.LearningRateSchedule):
         self,
         top: float,  # the highest
         total: int,  # steps of the whole run
-        shape: str = "constant",  # "cosine": falls all the time; "trapezoid": falls in the last 30 %
+        # "cosine": falls all the time; "trapezoid": falls in the last 30 %
+        shape: str = "constant",
         warmup: int = 0,  # steps of the rise
     ):
         self.top, self.total, self.shape, self.warmup = top, total, shape, warmup
@@ -124,7 +126,8 @@ def make_optimizer(
     total: int,  # steps of the whole run
     critic: bool = False,  # the critic's
 ) -> keras.optimizers.Optimizer:
-    "The optimizer of the model, or of the critic. Gradients are cut to length in `train_step`: on several devices only the sum may be."
+    """The optimizer of the model, or of the critic. Gradients are cut to length in
+    `train_step`: on several devices only the sum may be."""
     e = experiment
     rate = Rates(
         e.critic_learning_rate if critic else e.learning_rate,

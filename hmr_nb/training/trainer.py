@@ -108,9 +108,8 @@ def training_batches(
     keypoints: KeypointSet,  # of the model
     step: int,  # first step
     steps: int,  # how many
-) -> (
-    tf.data.Dataset
-):  # dicts of tensors (b, …): image, kp2d, kp3d, mask_3d, pose, betas, has_smpl
+    # dicts of tensors (b, …): image, kp2d, kp3d, mask_3d, pose, betas, has_smpl
+) -> tf.data.Dataset:
     "Augmented batches number `step`, `step + 1`, …"
     e, points = experiment, target_points(keypoints)
     dirs, weights = _drawn_from(e, data_dirs)
@@ -181,9 +180,8 @@ def hint_costs(
     depth = truth["kp3d"][:, -j:, 2]
     known = truth["mask_3d"][:, -j:] * truth["mask_3d"][:, -j : 1 - j]
     centre = ops.convert_to_tensor((2 * np.arange(n) + 1) / n - 1, "float32")
-    across = -ops.square(centre - ops.clip(place, -1, 1)[..., None]) / (
-        2 * width**2
-    )  # (b, j, 2, n): x and y apart
+    # (b, j, 2, n): x and y apart
+    across = -ops.square(centre - ops.clip(place, -1, 1)[..., None]) / (2 * width**2)
     hill = ops.reshape(
         ops.softmax(across[:, :, 1], -1)[..., None]
         * ops.softmax(across[:, :, 0], -1)[..., None, :],
@@ -204,8 +202,8 @@ def hint_costs(
 
 # %% ../../nbs/7_training/05_trainer.ipynb #f2ca4481
 def real_poses(
-    experiment: Experiment,
-) -> np.ndarray:  # (n, 24, 3) axis-angle
+    experiment: Experiment,  # (n, 24, 3) axis-angle
+) -> np.ndarray:
     "Poses of real people for the critic: a mocap file's, or the open poses."
     if experiment.poses:
         return np.asarray(load_mocap(experiment.poses).poses, "float32")
@@ -215,7 +213,8 @@ def real_poses(
 def first_guess(
     experiment: Experiment,
 ) -> np.ndarray:  # (n,) state for the regressor to begin with
-    "HMR's mean parameters from its file, the mean of the real poses, or our standing pose."
+    """HMR's mean parameters from its file, the mean of the real poses, or our standing
+    pose."""
     e = experiment
     if e.mean == "data":
         turns = axis_angle_to_matrix(real_poses(e))
@@ -235,8 +234,8 @@ def first_guess(
 def make_model(
     experiment: Experiment,
     synchronized: bool = False,  # normalisation over the batches of all devices
-    keypoints: KeypointSet
-    | None = None,  # to learn, such as a set with points of your own; None: the experiment's
+    # to learn, such as a set with points of your own; None: the experiment's
+    keypoints: KeypointSet | None = None,
 ) -> HMR:
     "The network of an experiment, before its first step."
     e = experiment
@@ -270,7 +269,8 @@ def make_model(
 
 # %% ../../nbs/7_training/05_trainer.ipynb #0546e1a7
 class Trainer(keras.Model):
-    "A model, its critic, their optimizers and the averaged weights: all that a step changes."
+    """A model, its critic, their optimizers and the averaged weights: all that a step
+    changes."""
 
     def __init__(
         self,
@@ -295,9 +295,8 @@ class Trainer(keras.Model):
             self.look = keras.Model(
                 self.look.input, [self.look.output, self.look.get_layer("heat").output]
             )
-        first = (
-            tf.VariableAggregation.ONLY_FIRST_REPLICA
-        )  # they are the same everywhere
+        # they are the same everywhere
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self.averaged = (
             [
                 tf.Variable(v.value, trainable=False, aggregation=first)
@@ -329,17 +328,17 @@ def _state(self: Trainer) -> list:
 
 
 Trainer.state = _state
-Trainer._maybe_symbolic_build = lambda self, iterator=None, data_batch=None: (
-    None
-)  # it is built, and Keras' way fails on several machines
+# it is built, and Keras' way fails on several machines
+Trainer._maybe_symbolic_build = lambda self, iterator=None, data_batch=None: None
 
 
 def continue_from(
     trainer: Trainer,
-    path: str
-    | Path,  # weights file; one of `import_weights(…, training=True)` also has what follows
+    # weights file; one of `import_weights(…, training=True)` also has what follows
+    path: str | Path,
 ) -> None:
-    "Take over critic, the optimizers' memory and the number of steps from a published run, where the file has them."
+    """Take over critic, the optimizers' memory and the number of steps from a published
+    run, where the file has them."""
     arrays, told = training_arrays(path), weights_info(path)["training"]
     if not arrays:
         return
@@ -365,10 +364,7 @@ def continue_from(
     trainer.number.assign(told["step"])
 
 # %% ../../nbs/7_training/05_trainer.ipynb #4377f740
-def _known(
-    experiment: Experiment,
-    batch: dict,
-) -> dict:
+def _known(experiment: Experiment, batch: dict) -> dict:
     "The labels that this experiment may use."
     truth = {**batch, "rotations": axis_angle_to_matrix(batch["pose"])}
     if experiment.supervision != "smpl":
@@ -382,9 +378,8 @@ def batch_costs(
     trainer: Trainer,
     batch: dict,  # of `training_batches`
     training: bool = True,
-) -> tuple[
-    Array, dict[str, Array], HMROutput
-]:  # what is paid; costs by name, of the last guess; all guesses, stacked
+    # what is paid; costs by name, of the last guess; all guesses, stacked
+) -> tuple[Array, dict[str, Array], HMROutput]:
     "What a batch costs, critic aside."
     e, model, truth = (
         trainer.experiment,
@@ -421,9 +416,11 @@ def _real_people(
     "People for the critic, drawn by the number of the step."
     seed = tf.stack([tf.constant(trainer.experiment.seed, tf.int64), trainer.number])
     device = tf.distribute.get_replica_context().replica_id_in_sync_group
-    own = lambda drawn: drawn[
-        device * n : (device + 1) * n
-    ]  # each device's part of one draw
+
+    # each device's part of one draw
+    def own(drawn):
+        return drawn[device * n : (device + 1) * n]
+
     which = own(
         tf.random.stateless_uniform(
             (replicas() * n,), seed, 0, len(trainer.real), tf.int32
@@ -458,15 +455,15 @@ def _change(
     gradients = everywhere(gradients)
     if longest:
         gradients, _ = tf.clip_by_global_norm(gradients, longest)
-    apply = lambda gradients: optimizer.apply(
-        [g / replicas() for g in gradients], weights
-    )  # Keras adds the devices up
-    if replicas() == 1 and not isinstance(
-        optimizer, Muon
-    ):  # whose time goes into products of matrices
-        apply = tf.function(
-            apply, jit_compile=True, autograph=False
-        )  # each number is fetched once, not ten times
+
+    # Keras adds the devices up
+    def apply(gradients):
+        return optimizer.apply([g / replicas() for g in gradients], weights)
+
+    # whose time goes into products of matrices
+    if replicas() == 1 and not isinstance(optimizer, Muon):
+        # each number is fetched once, not ten times
+        apply = tf.function(apply, jit_compile=True, autograph=False)
     apply(gradients)
 
 # %% ../../nbs/7_training/05_trainer.ipynb #e39da4d4
@@ -498,9 +495,8 @@ def train_step(
     for slow, v in zip(trainer.averaged, trainer.floats()):
         slow.assign(slow + (1 - keep) * (v.value - slow))
     logs = {k: everywhere(v) for k, v in {"loss": loss, **costs}.items()}
-    return (
-        logs if replicas() == 1 else {k: v[None] for k, v in logs.items()}
-    )  # Keras joins what several machines return
+    # Keras joins what several machines return
+    return logs if replicas() == 1 else {k: v[None] for k, v in logs.items()}
 
 
 Trainer.train_step = train_step
@@ -525,7 +521,8 @@ def turned_onto(
     points: np.ndarray,  # (k, 3)
     truth: np.ndarray,  # (k, 3)
 ) -> np.ndarray:  # (k, 3)
-    "Points after the rotation, scale and shift that bring them closest to the truth (no mirror)."
+    """Points after the rotation, scale and shift that bring them closest to the truth
+    (no mirror)."""
     a, b = points - points.mean(0), truth - truth.mean(0)
     turned = Rotation.align_vectors(b, a)[0].apply(a)
     return turned * (turned * b).sum() / (turned * turned).sum() + truth.mean(0)
@@ -535,7 +532,8 @@ def validate(
     trainer: Trainer,  # its averaged weights are judged
     dataset: Any,  # batches of `test_view`
 ) -> dict[str, float]:  # mpjpe and pa_mpjpe, mm, means over people
-    "Errors at the 14 points of LSP, hips' middle at the origin; `32_evaluate` gives the whole table."
+    """Errors at the 14 points of LSP, hips' middle at the origin; `32_evaluate` gives
+    the whole table."""
     points = trainer.model.keypoints
     use, hips, errors = (
         [points.index(n) for n in keypoint_set("lsp14").names if n in points.names],
@@ -638,7 +636,8 @@ def keep_bad_batch(
 
 # %% ../../nbs/7_training/05_trainer.ipynb #b4de5c56
 class Watch(keras.callbacks.Callback):
-    "Stops at a cost that is not finite; the batch is made again, since it is a function of the step's number."
+    """Stops at a cost that is not finite; the batch is made again, since it is a
+    function of the step's number."""
 
     def __init__(self, batch_of, out: Path, first: int):
         super().__init__()
@@ -679,9 +678,8 @@ class Bar(keras.callbacks.Callback):
 # %% ../../nbs/7_training/05_trainer.ipynb #3d1a1a09
 def best_epoch(
     rows: Sequence[dict],  # the log
-) -> (
-    int | None
-):  # place in the log of the smallest aligned error; None without validation
+    # place in the log of the smallest aligned error; None without validation
+) -> int | None:
     "Which epoch has the best weights."
     scores = [r.get("val_pa_mpjpe", np.inf) for r in rows]
     return int(np.argmin(scores)) if np.isfinite(scores).any() else None
@@ -697,7 +695,8 @@ def worn_out(
 
 
 class Log(keras.callbacks.Callback):
-    "Means of the costs and validation errors, a row an epoch; stops a run that does not improve."
+    """Means of the costs and validation errors, a row an epoch; stops a run that does
+    not improve."""
 
     def __init__(self, rows: list, val: Any, out: Path, steps: int, patience: int):
         super().__init__()
@@ -800,7 +799,8 @@ class Pages(keras.callbacks.Callback):
 
 # %% ../../nbs/7_training/05_trainer.ipynb #c3bc97d0
 def devices() -> tf.distribute.Strategy:
-    "How TensorFlow spreads a batch over what there is; call it before anything else of TensorFlow where there are several machines."
+    """How TensorFlow spreads a batch over what there is; call it before anything else
+    of TensorFlow where there are several machines."""
     if (
         len(
             json.loads(os.environ.get("TF_CONFIG") or "{}")
@@ -820,9 +820,7 @@ def devices() -> tf.distribute.Strategy:
     )
 
 
-def is_chief(
-    strategy: tf.distribute.Strategy,
-) -> bool:
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     "Is this the process that writes files? On several machines it is the first."
     resolver = strategy.cluster_resolver
     return (
@@ -850,7 +848,8 @@ def _spread(data: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _steps(e: Experiment, dirs: Sequence[Path]) -> int:
-    "Steps of an epoch; an error before anything is built if there is nothing to learn from, or it cannot be shared out."
+    """Steps of an epoch; an error before anything is built if there is nothing to learn
+    from, or it cannot be shared out."""
     n = sum(card(d)["splits"].get("train", 0) for d in dirs)
     if not n:
         raise ValueError(
@@ -866,7 +865,8 @@ def _steps(e: Experiment, dirs: Sequence[Path]) -> int:
 def _begin(
     trainer: Trainer, out: Path, steps: int
 ) -> tuple[list[dict], int]:  # log so far, first epoch to do
-    "Go on from a state in `out`, or from the epochs that the weights to start from have behind them."
+    """Go on from a state in `out`, or from the epochs that the weights to start from
+    have behind them."""
     rows = (
         load_state(trainer, out / "state.npz") if (out / "state.npz").exists() else []
     )
@@ -884,19 +884,16 @@ def _begin(
 # %% ../../nbs/7_training/05_trainer.ipynb #ffc38b40
 def fit(
     experiment: Experiment | str | Path,  # or its file
-    data_dirs: str
-    | Path
-    | Sequence[
-        str | Path
-    ],  # directories of records; split "train" teaches, "val" tests
+    # directories of records; split "train" teaches, "val" tests
+    data_dirs: str | Path | Sequence[str | Path],
     out: str | Path,  # directory of the run; an interrupted run in it is continued
     progress: bool = True,  # show a bar with images/s and the time left
-    callbacks: Sequence[
-        keras.callbacks.Callback
-    ] = (),  # of your own; they see the epoch's means and val_mpjpe, val_pa_mpjpe
+    # of your own; they see the epoch's means and val_mpjpe, val_pa_mpjpe
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     tensorboard: bool = False,  # write pages for TensorBoard to out/tensorboard
-    keypoints: KeypointSet
-    | None = None,  # points to learn, such as keypoint_set("cocoplus19").add(...); None: the experiment's
+    # points to learn, such as keypoint_set("cocoplus19").add(...); None: the
+    # experiment's
+    keypoints: KeypointSet | None = None,
 ) -> Run:
     "Train by an experiment; call it again after an interruption and it goes on."
     e = (
@@ -921,7 +918,10 @@ def fit(
         trainer.model.keypoints,
         validation_batches(e, dirs, trainer.model.keypoints),
     )
-    batches = lambda start, count: training_batches(e, dirs, points, start, count)
+
+    def batches(start, count):
+        return training_batches(e, dirs, points, start, count)
+
     chain = [
         Watch(lambda n: next(iter(batches(n, 1))), out, first * steps),
         Bar(

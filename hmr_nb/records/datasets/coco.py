@@ -119,7 +119,8 @@ def likely_folders(
     data: str | Path,  # what the user gave
     file: Path,  # a label file
 ) -> list[Path]:  # best first
-    "Where the pictures of a label file may be: the official layout, HMR's, all in one folder."
+    """Where the pictures of a label file may be: the official layout, HMR's, all in one
+    folder."""
     part = file.stem.rsplit("_", 1)[-1]  # train2017
     bases = [Path(data), file.parent, file.parent.parent]
     return [
@@ -132,16 +133,16 @@ def likely_folders(
 def convert_coco(
     data: str | Path,  # folder with annotations/ and train2017/, or one label file
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     year: int | None = None,  # 2014 or 2017, where the folder holds both
-    images: str
-    | Path
-    | None = None,  # folder of the pictures; looked for beside the labels if None
-    min_points: int = 7,  # labelled points of the body (those of the face do not count) that a person must have
+    # folder of the pictures; looked for beside the labels if None
+    images: str | Path | None = None,
+    # labelled points of the body (those of the face do not count) that a person must
+    # have
+    min_points: int = 7,
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
     "COCO keypoints to records (Lin et al., ECCV 2014)."

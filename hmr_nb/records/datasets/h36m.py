@@ -49,9 +49,8 @@ CAMERAS = ("54138969", "55011271", "58860488", "60457274")  # protocol 2 takes t
 class Metadata(NamedTuple):
     "What metadata.xml says."
 
-    trials: dict[
-        tuple[str, str], tuple[str, int]
-    ]  # (person, file name): action, trial 1 or 2
+    # (person, file name): action, trial 1 or 2
+    trials: dict[tuple[str, str], tuple[str, int]]
     cameras: dict[tuple[str, str], RoomCamera]  # (person, camera id)
 
 
@@ -79,12 +78,10 @@ def read_metadata(
             f"{file}: expected 300 numbers in w0 (4 cameras x 11 people x 6, then 4 x 9), found {len(numbers)}"
         )
     trials = {}
-    for action, trial, *files in (
-        row for row in rows[:32] if len(row) > 2
-    ):  # more rows follow, with other matters
-        if action.isdigit() and 1 < int(action) <= len(
-            words
-        ):  # 1 is _ALL, the whole recording
+    # more rows follow, with other matters
+    for action, trial, *files in (row for row in rows[:32] if len(row) > 2):
+        # 1 is _ALL, the whole recording
+        if action.isdigit() and 1 < int(action) <= len(words):
             trials |= {
                 (person, name): (words[int(action) - 1], int(trial))
                 for person, name in zip(header[2:], files)
@@ -350,7 +347,8 @@ def read_object_npz(
     file: str | Path,  # such as data_3d_h36m.npz
     key: str,  # such as "positions_3d"
 ) -> Any:  # plain dictionaries, lists and arrays
-    "One array of objects from an npz file, without running the code that it could name."
+    """One array of objects from an npz file, without running the code that it could
+    name."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
             version = np.lib.format.read_magic(stream)
@@ -511,9 +509,8 @@ def _views(data: Path, options: dict) -> Iterator[View]:
 def _clips(data: Path, options: dict) -> list[Clip]:
     "Everything to convert, training before test, person by person."
     clips, films = [], 0
-    for view in _views(
-        data, options
-    ):  # one at a time: a clip keeps only the frames that it needs
+    # one at a time: a clip keeps only the frames that it needs
+    for view in _views(data, options):
         clips += [
             c for c in _clips_of(view, options) if options["split"] in ("all", c.split)
         ]
@@ -530,24 +527,25 @@ def _clips(data: Path, options: dict) -> list[Clip]:
 
 
 def convert_h36m(
-    data: str
-    | Path,  # folder with S1, S5, … and metadata.xml, or one of the other forms
+    # folder with S1, S5, … and metadata.xml, or one of the other forms
+    data: str | Path,
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes; all cores if None; or dask://host:port
+    # processes; all cores if None; or dask://host:port
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     split: str = "all",  # all, train (S1 S5 S6 S7 S8) or test (S9 S11)
     subjects: tuple[str, ...] = TRAIN + TEST,  # whose recordings
     protocol: str = "p1",  # of the test people: p1, p2 or p2_first_trial
     step: int = 5,  # every so-manieth frame: 5 gives 10 a second
-    pose3d: str = "mono",  # metres: mono, as measured, or mono_universal, scaled to one skeleton
+    # metres: mono, as measured, or mono_universal, scaled to one skeleton
+    pose3d: str = "mono",
     s9: str = "fix",  # three displaced sequences of S9: fix, keep or drop
     drop_broken: bool = True,  # leave S11's broken film out
-    min_inside: int = 8,  # points inside the picture that a person in training must have
-    form: str
-    | None = None,  # cdf, annot_h5, videopose3d or mmpose; the first found if None
+    # points inside the picture that a person in training must have
+    min_inside: int = 8,
+    # cdf, annot_h5, videopose3d or mmpose; the first found if None
+    form: str | None = None,
 ) -> dict:  # the card
     "Human3.6M to records (Ionescu and others, PAMI 2014)."
     allowed = {

@@ -100,11 +100,8 @@ FACE_PLACES = {  # what hmr2.0 put into places 14 to 18, by dataset
     "none": (),
 }
 HMR_NAMES = keypoint_set("cocoplus19").names
-NAMES = (
-    *HMR_NAMES,
-    *FACE_PLACES["mpii"],
-    *FACE_PLACES["mpi_inf_3dhp"],
-)  # of hmr2.0's records
+# of hmr2.0's records
+NAMES = (*HMR_NAMES, *FACE_PLACES["mpii"], *FACE_PLACES["mpi_inf_3dhp"])
 
 
 def face_places(
@@ -181,9 +178,7 @@ def _hmr_fields(row: dict) -> dict:
             "source": row.get("image/filename", b"").decode(errors="replace"), "cam": row.get("image/cam", np.zeros(0)), **smpl, **crop}  # fmt: skip
 
 # %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #5da3b22c
-def convert_file(
-    item: Asked,
-) -> list[Example | Dropped]:
+def convert_file(item: Asked) -> list[Example | Dropped]:
     "All people of one TFRecord file."
     split = (re.findall(r"train|val|test", Path(item.file).name) or ["train"])[-1]
     rows, bad = [], []
@@ -284,13 +279,13 @@ def _splits(file: str) -> int:
 def convert_hmr2_records(
     data: str | Path,  # folder with *.tfrecord, or one file
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     dataset: str = "hmr2_records",  # what the card calls it
-    made_from: str = "auto",  # what the places of the face hold: coco, mpii, mpi_inf_3dhp, none, or look
+    # what the places of the face hold: coco, mpii, mpi_inf_3dhp, none, or look
+    made_from: str = "auto",
     skip_bad: bool = False,  # take what can be read of a damaged file
 ) -> dict:  # the card
     "Records of hmr2.0 to records of this book."
@@ -312,9 +307,8 @@ def convert_hmr2_records(
 def convert_hmr_records(
     data: str | Path,  # folder with *.tfrecord, or one file
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     dataset: str = "hmr_records",  # what the card calls it

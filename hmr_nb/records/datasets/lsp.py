@@ -20,10 +20,10 @@ NAMES = keypoint_set("lsp14").names  # the order of both files
 # %% ../../../nbs/5_records/datasets/01_lsp.ipynb #36d0aa44
 def read_joints(
     data: str | Path,  # the dataset's folder, with joints.mat
-) -> tuple[
-    str, np.ndarray, np.ndarray
-]:  # "lsp", "lsp_extended" or "hr_lspet"; (n, 14, 2) px, NaN = missing; (n, 14) state
-    "The labels of any of the three, told apart by the order of the axes and the place of the pictures."
+    # "lsp", "lsp_extended" or "hr_lspet"; (n, 14, 2) px, NaN = missing; (n, 14) state
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """The labels of any of the three, told apart by the order of the axes and the place
+    of the pictures."""
     file = Path(data) / "joints.mat"
     if not file.is_file():
         raise FileNotFoundError(
@@ -117,14 +117,14 @@ def _convert(kind: str, data, out, workers, resume, progress, options: dict) -> 
 def convert_lsp(
     data: str | Path,  # folder with joints.mat (3, 14, n) and images/
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     min_points: int = 7,  # labelled points that a person must have
     min_side: float = 60,  # longer side of the person's box, px
-    train_count: int = 1000,  # the first so many pictures are for training, the others for testing
+    # the first so many pictures are for training, the others for testing
+    train_count: int = 1000,
 ) -> dict:  # the card
     "LSP to records (Johnson and Everingham, BMVC 2010)."
     options = {
@@ -138,15 +138,15 @@ def convert_lsp(
 def convert_lsp_extended(
     data: str | Path,  # folder with joints.mat (14, 3, n) and images/
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     min_points: int = 7,  # labelled points that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
-    "LSP-extended to records (Johnson and Everingham, CVPR 2011); all of it is for training."
+    """LSP-extended to records (Johnson and Everingham, CVPR 2011); all of it is for
+    training."""
     return _convert(
         "lsp_extended",
         data,
@@ -161,15 +161,15 @@ def convert_lsp_extended(
 def convert_hr_lspet(
     data: str | Path,  # folder with joints.mat (14, 3, n) and im00001.png ...
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     min_points: int = 7,  # labelled points that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
-    "HR-LSPET to records: LSP-extended, larger and with corrected labels; all of it is for training."
+    """HR-LSPET to records: LSP-extended, larger and with corrected labels; all of it is
+    for training."""
     return _convert(
         "hr_lspet",
         data,

@@ -32,9 +32,11 @@ NAMES = keypoint_set("mpi_inf_3dhp28").names  # of the training half
 TEST_NAMES = keypoint_set("mpi_inf_3dhp17").names  # of the test half
 VNECT_CAMERAS = (0, 1, 2, 4, 5, 6, 7, 8)  # the eight that everyone trains on
 _LENGTHS = "6416 12430 6502 6081 12488 12283 6171 6675 12820 12312 6188 6145 6239 6320 6468 6054"
+# {(subject, sequence): frames}
 OFFICIAL_FRAMES = {
     (i // 2 + 1, i % 2 + 1): int(n) for i, n in enumerate(_LENGTHS.split())
-}  # {(subject, sequence): frames}
+}
+# rows, valid
 TEST_FRAMES = {
     "TS1": (6151, 603),
     "TS2": (6080, 540),
@@ -42,15 +44,14 @@ TEST_FRAMES = {
     "TS4": (6007, 553),
     "TS5": (320, 276),
     "TS6": (492, 452),
-}  # rows, valid
+}
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #97402a20
 def read_annotations(
     file: str | Path,  # annot.mat of a sequence
     cameras: Sequence[int] = VNECT_CAMERAS,
-) -> dict[
-    int, tuple[np.ndarray, np.ndarray]
-]:  # {camera: ((n, 28, 2) px, (n, 28, 3) m in that camera's frame)}
+    # {camera: ((n, 28, 2) px, (n, 28, 3) m in that camera's frame)}
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     "The labels of a training sequence."
     file = Path(file)
     if not file.is_file():
@@ -131,7 +132,8 @@ def moving_frames(
     kp3d: np.ndarray,  # (n, k, 3) m, of one sequence and camera
     least: float = 0.2,  # m
 ) -> np.ndarray:  # (m,) frames kept
-    "Frames in which some point is at least so far from where it was in the frame kept before; those with missing points stay."
+    """Frames in which some point is at least so far from where it was in the frame kept
+    before; those with missing points stay."""
     kept, last = [], None
     for i, now in enumerate(kp3d):
         if not np.isfinite(now).all():
@@ -344,19 +346,22 @@ def _clips(data: Path, split: str, options: dict) -> list[Clip]:
 def convert_mpi_inf_3dhp(
     data: str | Path,  # folder with S1 … S8, or with TS1 … TS6
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes; all cores if None; or dask://host:port
+    # processes; all cores if None; or dask://host:port
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     split: str = "train",  # train (people of val_subjects become val) or test
     subjects: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8),  # of the training half
     cameras: tuple[int, ...] = VNECT_CAMERAS,  # of the training half
     step: int = 1,  # of the training half: look at every so-manieth frame
-    min_move: float = 0.2,  # and keep it if some point moved so far since the one kept before, m
-    min_inside: int = 8,  # points inside the picture that a person of the training half must have
+    # and keep it if some point moved so far since the one kept before, m
+    min_move: float = 0.2,
+    # points inside the picture that a person of the training half must have
+    min_inside: int = 8,
     val_subjects: tuple[int, ...] = (8,),  # who is kept for validation
-    test_3d: str = "annot3",  # metres of the test half: annot3, which fits the picture, or univ_annot3, for the official error
+    # metres of the test half: annot3, which fits the picture, or univ_annot3, for the
+    # official error
+    test_3d: str = "annot3",
 ) -> dict:  # the card
     "MPI-INF-3DHP to records (Mehta and others, 3DV 2017)."
     if (

@@ -22,7 +22,10 @@ from ..photos import Person, Photo, convert_photos, picture_folder
 NAMES = keypoint_set("mpii16").names  # in the order of the ids
 
 
-def _field(record: Any, name: str) -> Any:  # None where missing or empty
+def _field(
+    record: Any,  # None where missing or empty
+    name: str,
+) -> Any:
     "A field of a MATLAB structure."
     value = getattr(record, name, None)
     empty = (
@@ -257,8 +260,10 @@ def label_files(
 
 def read_mpii(
     data: str | Path,  # the dataset's folder, or one label file
-    single: bool = True,  # only people who stand apart from others (the official file tells)
-    first_pixel: float = 0,  # number of the first pixel in the labels: 0, or 1 as HRNet reads them
+    # only people who stand apart from others (the official file tells)
+    single: bool = True,
+    # number of the first pixel in the labels: 0, or 1 as HRNet reads them
+    first_pixel: float = 0,
 ) -> list[Photo]:
     "MPII's labels in any of their forms."
     photos = []
@@ -268,25 +273,25 @@ def read_mpii(
             if file.suffix == ".mat"
             else _READERS[file.suffix](file)
         )
-    move = lambda p: p._replace(
-        people=[q._replace(kp=q.kp - first_pixel) for q in p.people]
-    )
+
+    def move(p):
+        return p._replace(people=[q._replace(kp=q.kp - first_pixel) for q in p.people])
+
     return [move(p) for p in photos] if first_pixel else photos
 
 # %% ../../../nbs/5_records/datasets/03_mpii.ipynb #7a5b08a5
 def convert_mpii(
     data: str | Path,  # the dataset's folder with images/, or one label file
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
-    images: str
-    | Path
-    | None = None,  # folder of the pictures; images/ beside the labels if None
+    # folder of the pictures; images/ beside the labels if None
+    images: str | Path | None = None,
     single: bool = True,  # only people who stand apart from others, as HMR trains on
-    first_pixel: float = 0,  # number of the first pixel in the labels: 0, or 1 as HRNet reads them
+    # number of the first pixel in the labels: 0, or 1 as HRNet reads them
+    first_pixel: float = 0,
     min_points: int = 7,  # labelled points that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card

@@ -41,9 +41,9 @@ def _table(
 
 def read_openpose(
     path: str | os.PathLike,  # OpenPose's json for one picture
-) -> list[
-    tuple[str, np.ndarray]
-]:  # for each person "openpose18" or "body25"; (k, 3) x, y in px and confidence, NaN where nothing was found
+    # for each person "openpose18" or "body25"; (k, 3) x, y in px and confidence, NaN
+    # where nothing was found
+) -> list[tuple[str, np.ndarray]]:
     "The people that OpenPose found in a picture."
     try:
         return [
@@ -77,9 +77,8 @@ def _people(
 
 def read_folder(
     data: str | Path,  # folder of pictures
-    labels: str
-    | Path
-    | None = None,  # folder of <picture>_keypoints.json; `data` or its keypoints/ if None
+    # folder of <picture>_keypoints.json; `data` or its keypoints/ if None
+    labels: str | Path | None = None,
     confidence: float = 0.2,  # less sure points are missing
 ) -> list[Photo]:
     "The photographs of a folder with what OpenPose found in them."
@@ -111,10 +110,11 @@ def read_folder(
         else "openpose18"
     )
     nobody = Person(*_people([], points, 0)[0][:2], "no json")
+    # json without a picture
     lone = [
         folder / f"{stem}.jpg"
         for stem in sorted(answers.keys() - {f.stem for f in pictures})
-    ]  # json without a picture
+    ]
     return [Photo(str(f.relative_to(data)), keypoint_set(points).names, _people(answers[f.stem], points, confidence) if f.stem in answers else [nobody], number=i, file=str(f))
             for i, f in enumerate([*pictures, *lone], 1)]  # fmt: skip
 
@@ -122,14 +122,12 @@ def read_folder(
 def convert_openpose(
     data: str | Path,  # folder of pictures
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
-    labels: str
-    | Path
-    | None = None,  # folder of <picture>_keypoints.json; the pictures' own or its keypoints/ if None
+    # folder of <picture>_keypoints.json; the pictures' own or its keypoints/ if None
+    labels: str | Path | None = None,
     confidence: float = 0.2,  # less sure points are missing
     split: str = "train",  # train, val or test
     min_points: int = 7,  # points of the body that a person must have

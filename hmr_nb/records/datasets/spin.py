@@ -41,9 +41,11 @@ _SLOTS = {  # what SPIN's places mean, where it is not what spin24 says
 
 
 def spin_points(
-    dataset: str,  # as SPIN's file is called, such as "h36m_valid_protocol1" or "coco_2014_train"
+    # as SPIN's file is called, such as "h36m_valid_protocol1" or "coco_2014_train"
+    dataset: str,
 ) -> dict[str, int]:  # {name: place among the 24}
-    "The points of one of SPIN's files. Where the head top stands in place 18, the empty place 13 is left out."
+    """The points of one of SPIN's files. Where the head top stands in place 18, the
+    empty place 13 is left out."""
     own = next(
         (slots for prefix, slots in _SLOTS.items() if dataset.startswith(prefix)), {}
     )
@@ -74,11 +76,11 @@ def _objects(
 
 def read_labels(
     file: str | Path,  # an npz file
-    shapes: dict[
-        str, tuple[int, ...]
-    ],  # {key: shape of one row} of the keys wanted; the first must be there
+    # {key: shape of one row} of the keys wanted; the first must be there
+    shapes: dict[str, tuple[int, ...]],
 ) -> dict[str, np.ndarray]:  # key -> (n, *shape); keys that the file lacks are left out
-    "Rows of labels from an npz file, each array held against the shape that it should have."
+    """Rows of labels from an npz file, each array held against the shape that it should
+    have."""
     file, first = Path(file), next(iter(shapes))
     try:
         with zipfile.ZipFile(file) as archive:
@@ -141,9 +143,9 @@ def _text(x) -> str:
 
 
 def people_of(
-    arrays: dict[
-        str, np.ndarray
-    ],  # kp (n, k, 2), and where known kp3d (n, k, 3), pose (n, 72), betas (n, 10), has_smpl (n,), gender (n,), box (n, 4)
+    # kp (n, k, 2), and where known kp3d (n, k, 3), pose (n, 72), betas (n, 10),
+    # has_smpl (n,), gender (n,), box (n, 4)
+    arrays: dict[str, np.ndarray],
 ) -> list[Person]:  # n
     "Rows of arrays as people; a box is used where there are no 2D points."
     people = []
@@ -213,17 +215,20 @@ MARGIN = 1.2  # SPIN's scale is the person's longer side times this, over 200
 def read_spin(
     file: str | Path,  # one of data/dataset_extras/*.npz
     dataset: str | None = None,  # as SPIN calls it; from the file's name if None
-    openpose: float
-    | None = None,  # take OpenPose's points of at least this confidence where a label is missing
+    # take OpenPose's points of at least this confidence where a label is missing
+    openpose: float | None = None,
 ) -> list[Photo]:
     "The labels of one of SPIN's files."
     a, dataset = read_labels(file, SPIN_SHAPES), dataset or Path(file).stem
     n, places = len(a["imgname"]), spin_points(dataset)
-    own = lambda key, width: (
-        a[key].astype(float)[:, list(places.values())]
-        if key in a
-        else np.zeros((n, len(places), width))
-    )
+
+    def own(key, width):
+        return (
+            a[key].astype(float)[:, list(places.values())]
+            if key in a
+            else np.zeros((n, len(places), width))
+        )
+
     more = (
         a["openpose"].astype(float)
         if openpose is not None and "openpose" in a
@@ -283,17 +288,15 @@ def _files(
 def convert_spin(
     data: str | Path,  # one npz file of SPIN's
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
-    images: str
-    | Path
-    | None = None,  # folder that the file's picture names start from; the file's own if None
+    # folder that the file's picture names start from; the file's own if None
+    images: str | Path | None = None,
     dataset: str | None = None,  # as SPIN calls it; from the file's name if None
-    openpose: float
-    | None = None,  # take OpenPose's points of at least this confidence where a label is missing
+    # take OpenPose's points of at least this confidence where a label is missing
+    openpose: float | None = None,
     min_points: int = 7,  # labelled points of the body that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
@@ -348,9 +351,10 @@ def people_of_44(
 ) -> tuple[tuple[str, ...], list[Person]]:  # names of 32 points; n people
     "Rows of 4D-Humans as people."
     n = len(next(iter(arrays.values())))
-    part = lambda key, k, c: (
-        arrays[key].astype(float) if key in arrays else np.zeros((n, k, c))
-    )
+
+    def part(key, k, c):
+        return arrays[key].astype(float) if key in arrays else np.zeros((n, k, c))
+
     names, kp = joined(
         EXTRA,
         part("extra_keypoints_2d", 19, 3),
@@ -503,9 +507,7 @@ def read_pyd(
         ) from error
 
 
-def convert_sample(
-    sample: Sample,
-) -> list[Example | Dropped]:
+def convert_sample(sample: Sample) -> list[Example | Dropped]:
     "The people of one picture in an archive."
     if sample.labels is None:
         return [Dropped(sample.source, "no labels")]
@@ -538,14 +540,12 @@ def convert_sample(
 def convert_4dhumans(
     data: str | Path,  # an npz file, a tar, or a folder of tars
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
-    images: str
-    | Path
-    | None = None,  # npz: folder that the file's picture names start from; the file's own if None
+    # npz: folder that the file's picture names start from; the file's own if None
+    images: str | Path | None = None,
     confidence: float = 0.3,  # of OpenPose's 25 points; less sure ones are missing
     min_points: int = 7,  # labelled points of the body that a person must have
     min_side: float = 60,  # longer side of the person's box, px

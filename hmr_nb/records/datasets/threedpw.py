@@ -20,10 +20,8 @@ from ..records import decode_jpeg, jpeg_size
 
 # %% ../../../nbs/5_records/datasets/08_threedpw.ipynb #a7000020
 DETECTED, JOINTS = keypoint_set("openpose18").names, keypoint_set("smpl24").names
-NAMES = (
-    *DETECTED,
-    *JOINTS,
-)  # what a record has: a detector's points, then the joints inside the body
+# what a record has: a detector's points, then the joints inside the body
+NAMES = (*DETECTED, *JOINTS)
 _GENDERS = {"m": "male", "f": "female"}
 
 
@@ -33,14 +31,17 @@ class Sequence3D(NamedTuple):
     name: str
     cameras: np.ndarray  # (n, 4, 4) world to camera, m
     K: np.ndarray  # (3, 3) px
-    people: list[
-        dict[str, Any]
-    ]  # poses (n, 24, 3), trans (n, 3), joints (n, 24, 3), poses2d (n, 18, 3), valid (n,), betas (10,), gender
+    # poses (n, 24, 3), trans (n, 3), joints (n, 24, 3), poses2d (n, 18, 3), valid (n,),
+    # betas (10,), gender
+    people: list[dict[str, Any]]
 
 # %% ../../../nbs/5_records/datasets/08_threedpw.ipynb #a7000023
 def _person_of(held: dict, i: int, n: int) -> dict[str, Any]:
     "One person of a file, as plain arrays; copies, so that nothing is changed twice."
-    rows = lambda key, *size: np.array(held[key][i], float).reshape(n, *size)
+
+    def rows(key, *size):
+        return np.array(held[key][i], float).reshape(n, *size)
+
     two = "poses2d" if "poses2d" in held else "poses2D"
     betas = np.ravel(np.asarray(held["betas"][i], float))[:10]
     if betas.shape != (10,):
@@ -80,9 +81,8 @@ def into_camera(
     poses: np.ndarray,  # (n, 24, 3) axis-angle, rad, root in the world
     trans: np.ndarray,  # (n, 3) m, in the world
     joints: np.ndarray,  # (n, 24, 3) m, in the world
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # the same as the camera sees them; translations NaN if they cannot be known
+    # the same as the camera sees them; translations NaN if they cannot be known
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Bodies from the world to the camera's frame. Nothing is changed in place."
     R, T = cameras[:, :3, :3], cameras[:, :3, 3]
     known = np.isfinite(cameras).all((1, 2)) & np.isfinite(poses[:, 0]).all(1)
@@ -104,9 +104,8 @@ def frame_points(
     K: np.ndarray,  # (3, 3) px
     size: tuple[int, int],  # height and width of the pictures, px
     confidence: float = 0.3,  # detections less sure are missing
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # (n, 42, 2) px; (n, 42) state; (n, 42, 3) m
+    # (n, 42, 2) px; (n, 42) state; (n, 42, 3) m
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Points of a person in every frame, under NAMES."
     with np.errstate(divide="ignore", invalid="ignore"):
         px = (seen @ K.T)[..., :2] / seen[..., 2:]
@@ -183,7 +182,8 @@ def _track(
 
 
 def _size_of(folder: Path, film: Sequence3D) -> tuple[int, int]:
-    "Height and width of a film's pictures: the first's, or twice the camera's middle where there is none that reads."
+    """Height and width of a film's pictures: the first's, or twice the camera's middle
+    where there is none that reads."""
     for file in sorted(folder.glob("image_*.jpg"))[:1]:
         try:
             return (
@@ -209,7 +209,10 @@ def sequence_photos(
         _track(film, i, _size_of(images / film.name, film), options)
         for i in range(len(film.people))
     ]
-    place = lambda n: f"{film.name}/image_{n:05d}.jpg"
+
+    def place(n):
+        return f"{film.name}/image_{n:05d}.jpg"
+
     return [
         Photo(
             place(n),
@@ -252,13 +255,14 @@ def _sequence_files(data: Path, split: str) -> tuple[Path, list[Path]]:
 def convert_threedpw(
     data: str | Path,  # folder with sequenceFiles and imageFiles
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes, all cores if None; or "dask://host:port"
+    # processes, all cores if None; or "dask://host:port"
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     split: str = "all",  # all, train, val or test
-    frames: str = "detected",  # as SPIN: a valid camera and a detected person; or camera, as the challenge: a valid camera
+    # as SPIN: a valid camera and a detected person; or camera, as the challenge: a
+    # valid camera
+    frames: str = "detected",
     step: int = 1,  # every so-manieth frame; 1 for the official figures
     confidence: float = 0.3,  # of the 18 detected points; less sure ones are missing
 ) -> dict:  # the card
@@ -276,9 +280,10 @@ def convert_threedpw(
     photos = [
         p for f in files for p in sequence_photos(f, root / "imageFiles", options)
     ]
+    # an error if no picture is there at all
     picture_folder(
         [root / "imageFiles"], [p.source for p in photos], root / "sequenceFiles"
-    )  # an error if no picture is there at all
+    )
     return convert_photos(
         "threedpw", photos, out, workers, resume, progress, options, files
     )

@@ -183,21 +183,18 @@ def _clips(data: Path, options: dict) -> list[Clip]:
 def convert_total_capture(
     data: str | Path,  # folder with calibration.cal, films and gt_skel_gbl_pos.txt
     out: str | Path,  # directory for the records
-    workers: int
-    | str
-    | None = None,  # processes; all cores if None; or dask://host:port
+    # processes; all cores if None; or dask://host:port
+    workers: int | str | None = None,
     resume: bool = False,  # go on with an interrupted conversion
     progress: bool = True,  # show a bar
     split: str = "all",  # all, train or test (walking2, freestyle3, acting3)
     subjects: tuple[str, ...] = ("S1", "S2", "S3", "S4", "S5"),  # whose recordings
-    train_subjects: tuple[str, ...] = (
-        "S1",
-        "S2",
-        "S3",
-    ),  # whose other recordings are for training
+    # whose other recordings are for training
+    train_subjects: tuple[str, ...] = ("S1", "S2", "S3"),
     cameras: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8),  # which of the eight
     step: int = 6,  # every so-manieth frame: 6 gives 10 a second
-    min_inside: int = 8,  # points inside the picture that a person in training must have
+    # points inside the picture that a person in training must have
+    min_inside: int = 8,
 ) -> dict:  # the card
     "TotalCapture to records (Trumble and others, BMVC 2017)."
     if split not in ("all", "train", "test") or step < 1:
