@@ -35,13 +35,17 @@ def regressor_row(body) -> None:
     target = V[:, [10, 20, 30]].mean(1)
     noisy = target + rng.normal(0, 0.003, target.shape)
     print(
-        f"fit_regressor, 30 meshes, {V.shape[1]} candidates, with its report: clean {seconds(lambda: fit_regressor(V, target, body=body), 3):.2f} s, "
-        f"trembling marks {seconds(lambda: fit_regressor(V, noisy, body=body), 3):.2f} s"
+        f"fit_regressor, 30 meshes, {V.shape[1]} candidates, with its report: clean"
+        f" {seconds(lambda: fit_regressor(V, target, body=body), 3):.2f} s, trembling"
+        f" marks {seconds(lambda: fit_regressor(V, noisy, body=body), 3):.2f} s"
     )
     live = near_vertices(V[:5], noisy[:5], 0.1)
     print(
-        f"five meshes as in the picker: fit and leave-one-out {1e3 * seconds(lambda: fit_regressor(V[:5], noisy[:5], candidates=live, bootstrap=0), 9):.0f} ms, "
-        f"with stiff joints {1e3 * seconds(lambda: fit_regressor(V[:5], noisy[:5], candidates=live, bootstrap=0, body=body), 9):.0f} ms"
+        "five meshes as in the picker: fit and leave-one-out"
+        f" {1e3 * seconds(lambda: fit_regressor(V[:5], noisy[:5], candidates=live, bootstrap=0), 9):.0f}"
+        " ms, "
+        "with stiff joints"
+        f" {1e3 * seconds(lambda: fit_regressor(V[:5], noisy[:5], candidates=live, bootstrap=0, body=body), 9):.0f} ms"
     )
 
 
@@ -56,7 +60,8 @@ def model_row() -> None:
     encoder = seconds(lambda: np.asarray(model.encoder(images, training=False)))
     whole = seconds(lambda: np.asarray(model(images, training=False)[-1].vertices))
     print(
-        f"small model, batch 8: {8 / whole:.0f} images/s to the mesh, encoder alone {8 / encoder:.0f}"
+        f"small model, batch 8: {8 / whole:.0f} images/s to the mesh, encoder alone"
+        f" {8 / encoder:.0f}"
     )
 
 
@@ -104,8 +109,8 @@ def write_lsp(folder, count: int) -> None:
     scipy.io.savemat(
         folder / "joints.mat",
         {
-            "joints": np.concatenate([kp, np.zeros((count, 14, 1))], -1).transpose(
-                2, 1, 0
+            "joints": (
+                np.concatenate([kp, np.zeros((count, 14, 1))], -1).transpose(2, 1, 0)
             )
         },
     )
@@ -164,15 +169,19 @@ def conversion_row(folder, count: int = 600) -> None:
         for kind in times:
             shutil.rmtree(folder / "out", ignore_errors=True)
             start = time.perf_counter()
-            plain_recipe(
-                folder / "lsp", folder / "recipe.tfrecord"
-            ) if kind == "recipe" else convert_lsp(
-                folder / "lsp", folder / "out", workers=kind, progress=False
+            (
+                plain_recipe(folder / "lsp", folder / "recipe.tfrecord")
+                if kind == "recipe"
+                else convert_lsp(
+                    folder / "lsp", folder / "out", workers=kind, progress=False
+                )
             )
             times[kind].append(time.perf_counter() - start)
     recipe, one, two = (statistics.median(t[1:]) for t in times.values())
     print(
-        f"conversion, 400 x 300 px: recipe {count / recipe:.0f} images/s, one worker {count / one:.0f} ({recipe / one:.2f} x), two workers {count / two:.0f} ({one / two:.2f} x one)"
+        f"conversion, 400 x 300 px: recipe {count / recipe:.0f} images/s, one worker"
+        f" {count / one:.0f} ({recipe / one:.2f} x), two workers {count / two:.0f}"
+        f" ({one / two:.2f} x one)"
     )
 
 
@@ -281,7 +290,8 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
             times[kind].append(time.perf_counter() - start)
     ours, theirs = (statistics.median(t[1:]) for t in times.values())
     print(
-        f"training input, {size} px from 300 px: {count / ours:.0f} images/s, hmr2.0's recipe {count / theirs:.0f} ({theirs / ours:.2f} x)"
+        f"training input, {size} px from 300 px: {count / ours:.0f} images/s, hmr2.0's"
+        f" recipe {count / theirs:.0f} ({theirs / ours:.2f} x)"
     )
 
 
@@ -338,7 +348,8 @@ def picker_row(body, clicks: int = 15) -> None:
             waits.append(page.evaluate("window.waited"))
     waits = [w for w in waits if w > 0]  # not those beside a dot that was there before
     print(
-        f"picker: click to drawn dot {statistics.median(waits):.0f} ms median of {len(waits)} ({min(waits):.0f} to {max(waits):.0f})"
+        f"picker: click to drawn dot {statistics.median(waits):.0f} ms median of"
+        f" {len(waits)} ({min(waits):.0f} to {max(waits):.0f})"
     )
 
 
@@ -374,7 +385,8 @@ def explorer_row(moves: int = 100) -> None:
             time.perf_counter() - start,
         )
     print(
-        f"explorer: {moves / took:.0f} moves/s arrive, {drawn / took:.0f} pictures/s drawn"
+        f"explorer: {moves / took:.0f} moves/s arrive, {drawn / took:.0f} pictures/s"
+        " drawn"
     )
 
 
@@ -414,8 +426,11 @@ def inference_rows(batch: int = 8, repeats: int = 9) -> None:
     rate = {key: batch / statistics.median(t) for key, t in times.items()}
     for name, forward in whole.items():
         print(
-            f"ResNet50V2 in {forward.precision}, batch {batch}: {rate['whole', name]:.1f} images/s to the mesh, encoder alone {rate['bare', name]:.1f} ({rate['whole', name] / rate['bare', name]:.2f} x), "
-            f"float32 encoder alone {rate['bare', 'float32']:.1f} ({rate['whole', name] / rate['bare', 'float32']:.2f} x)"
+            f"ResNet50V2 in {forward.precision}, batch {batch}:"
+            f" {rate['whole', name]:.1f} images/s to the mesh, encoder alone"
+            f" {rate['bare', name]:.1f} ({rate['whole', name] / rate['bare', name]:.2f}"
+            f" x), float32 encoder alone {rate['bare', 'float32']:.1f}"
+            f" ({rate['whole', name] / rate['bare', 'float32']:.2f} x)"
         )
 
 
@@ -475,8 +490,10 @@ def training_rows(batch: int = 8, repeats: int = 7) -> None:
     for precision in ("float32", "mixed_bfloat16"):
         step, encoder = ("step", precision), ("encoder", precision)
         print(
-            f"training step in {precision}, batch {batch}: {batch / took[step]:.1f} images/s, encoder forward and backward alone {batch / took[encoder]:.1f} "
-            f"({took[encoder] / took[step]:.2f} x; by processor time, which neighbours disturb less, {busy[encoder] / busy[step]:.2f} x)"
+            f"training step in {precision}, batch {batch}: {batch / took[step]:.1f}"
+            f" images/s, encoder forward and backward alone {batch / took[encoder]:.1f}"
+            f" ({took[encoder] / took[step]:.2f} x; by processor time, which neighbours"
+            f" disturb less, {busy[encoder] / busy[step]:.2f} x)"
         )
 
 

@@ -47,7 +47,9 @@ def peers_python() -> Path | None:
                 )
         except (subprocess.SubprocessError, OSError) as error:
             print(
-                f"smplx and smplfitter could not be installed into {PEERS.relative_to(ROOT)} ({type(error).__name__}): rows without them"
+                "smplx and smplfitter could not be installed into"
+                f" {PEERS.relative_to(ROOT)} ({type(error).__name__}): rows without"
+                " them"
             )
             return None
     return python
@@ -139,8 +141,8 @@ def rounds(layer: SMPL, peers: Peers, batch: int) -> dict[str, float]:
     ours = {
         "mesh": lambda: mesh(pose, betas).joints.numpy(), "keypoints": lambda: layer.keypoints_only(pose, betas).numpy(), "products": products(layer, batch),
     }  # fmt: skip
-    runs = {n: (lambda k, call=call: timed(call, k)) for n, call in ours.items()} | {
-        n: (lambda k, n=n: peers.ask(n, inputs, k)) for n in peers.names
+    runs = {n: lambda k, call=call: timed(call, k) for n, call in ours.items()} | {
+        n: lambda k, n=n: peers.ask(n, inputs, k) for n in peers.names
     }
     times = {n: [] for n in runs}
     for name, run in runs.items():
@@ -167,7 +169,8 @@ def same_as_peers(layer: SMPL, peers: Peers) -> None:
         print(f"our pickle read by {name}: vertices differ by {gap:.1e} m")
         if gap > 1e-5:
             raise SystemExit(
-                f"{name} makes another body of our pickle: {gap:.1e} m apart, at most 1e-5 expected"
+                f"{name} makes another body of our pickle: {gap:.1e} m apart, at most"
+                " 1e-5 expected"
             )
 
 
@@ -180,7 +183,8 @@ def memory_row(body, batch: int = 1024) -> None:
         mesh(tf.zeros((b, 24, 3)), tf.zeros((b, 10))).joints.numpy()
         sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     print(
-        f"memory, batch {batch}: {(sizes[-1] - sizes[0]) / batch:.0f} kB a body, of which {len(body.v_template) * 12 / 1024:.0f} are the vertices"
+        f"memory, batch {batch}: {(sizes[-1] - sizes[0]) / batch:.0f} kB a body, of"
+        f" which {len(body.v_template) * 12 / 1024:.0f} are the vertices"
     )
 
 
@@ -202,7 +206,9 @@ def smpl_rows(body) -> None:
                 f" {batch / t[n]:>13,.0f} {t[n] / t['mesh']:>6.1f}" for n in peers.names
             )
             print(
-                f"{batch:>6} {batch / t['mesh']:>9,.0f}{them} {t['mesh'] / t['products']:>14.2f} {batch / t['keypoints']:>12,.0f} {t['mesh'] / t['keypoints']:>6.1f}"
+                f"{batch:>6} {batch / t['mesh']:>9,.0f}{them}"
+                f" {t['mesh'] / t['products']:>14.2f} {batch / t['keypoints']:>12,.0f}"
+                f" {t['mesh'] / t['keypoints']:>6.1f}"
             )
         if peers.names:
             peers.process.stdin.close()

@@ -6,7 +6,8 @@ import pytest
 def pytest_configure(config):
     config.addinivalue_line(
         "markers",
-        "backend: the body layer on another backend of Keras; skipped where that is not installed",
+        "backend: the body layer on another backend of Keras; skipped where that is not"
+        " installed",
     )
 
 

@@ -36,7 +36,8 @@ def export_is_current() -> bool:
 
         changed = sorted(str(n) for n in names if not same(n))
     print(
-        f"export: {'no change' if not changed else 'changed ' + ', '.join(changed) + ': commit what nbdev_export writes'}"
+        "export:"
+        f" {'no change' if not changed else 'changed ' + ', '.join(changed) + ': commit what nbdev_export writes'}"
     )
     return not changed
 

@@ -667,7 +667,10 @@ def test_checks_tell_good_from_bad(golden):
 
 
 def test_body_data_needs_no_tensorflow():
-    code = "import sys, hmr_nb.body.body_data; assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
+    code = (
+        "import sys, hmr_nb.body.body_data; assert not {'tensorflow', 'keras',"
+        " 'matplotlib'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -779,9 +782,9 @@ def test_a_class_that_only_looks_like_chumpy(tmp_path):
     path = tmp_path / "chumpy.pkl"
     wanted = {
         b"cchumpy.ch\nMatVecMult\n)\x81}b.": "chumpy.ch.MatVecMult",
-        b"cchumpy.ch\nCh\n)\x81}(U\x01xcos\nsystem\n(V"
-        + touch.encode()
-        + b"\ntRub.": "os.system",
+        b"cchumpy.ch\nCh\n)\x81}(U\x01xcos\nsystem\n(V" + touch.encode() + b"\ntRub.": (
+            "os.system"
+        ),
         b"cchumpy.evil\nCh\n)\x81}U\x0c__setstate__K\x01sb.": "chumpy.evil.Ch",
         b"cchumpy\nch.Ch.__init__.__globals__\n.": "__globals__",
     }

@@ -371,11 +371,17 @@ def test_fit_regressor_files_and_options(run, tmp_path):
         ("[]", "expected"),
         ('{"body": "x", "keypoints": {}}', "no marks"),
         (
-            '{"body": "x", "poses": {"rest": [[0,0,0]]}, "keypoints": {"a": {"marks": [{"pose": "rest", "vertices": [1]}]}}}',
+            (
+                '{"body": "x", "poses": {"rest": [[0,0,0]]}, "keypoints": {"a":'
+                ' {"marks": [{"pose": "rest", "vertices": [1]}]}}}'
+            ),
             "pose 'rest'",
         ),
         (
-            '{"body": "x", "keypoints": {"a": {"marks": [{"pose": "rest", "vertices": [1]}]}}}',
+            (
+                '{"body": "x", "keypoints": {"a": {"marks": [{"pose": "rest",'
+                ' "vertices": [1]}]}}}'
+            ),
             "not among the file's poses",
         ),
         (
@@ -384,23 +390,38 @@ def test_fit_regressor_files_and_options(run, tmp_path):
         ),
         ('{"body": "x", "topology": 7, "keypoints": {}}', "other faces"),
         (
-            '{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"marks": [{"pose": "rest", "vertices": [6890]}]}}}',
+            (
+                '{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"marks":'
+                ' [{"pose": "rest", "vertices": [6890]}]}}}'
+            ),
             "6890 is beyond",
         ),
         (
-            '{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"marks": [{"pose": "rest", "vertices": [-1]}]}}}',
+            (
+                '{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"marks":'
+                ' [{"pose": "rest", "vertices": [-1]}]}}}'
+            ),
             "expected vertex numbers",
         ),
         (
-            '{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"marks": [{"pose": "rest", "point": [NaN, 0, 0]}]}}}',
+            (
+                '{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"marks":'
+                ' [{"pose": "rest", "point": [NaN, 0, 0]}]}}}'
+            ),
             "finite",
         ),
         (
-            '{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"mirror": "a", "marks": [{"pose": "rest", "regressor": "tail"}]}}}',
+            (
+                '{"body": "x", "poses": {"rest": ZERO}, "keypoints": {"a": {"mirror":'
+                ' "a", "marks": [{"pose": "rest", "regressor": "tail"}]}}}'
+            ),
             "names the regressor 'tail'",
         ),
         (
-            '{"body": "x", "poses": {"rest": [[NaN, 0, 0]]}, "keypoints": {"a": {"marks": []}}}',
+            (
+                '{"body": "x", "poses": {"rest": [[NaN, 0, 0]]}, "keypoints": {"a":'
+                ' {"marks": []}}}'
+            ),
             "finite",
         ),
     ],
@@ -526,7 +547,8 @@ def test_from_render_to_report(run, tmp_path):
 def test_photos_and_openpose_of_real_people(run, tmp_path):
     if not REAL.exists():
         pytest.skip(
-            "real photographs are not here: they are licensed and never part of the repository"
+            "real photographs are not here: they are licensed and never part of the"
+            " repository"
         )
     photos = sorted(
         p for p in (REAL / "photos").iterdir() if p.suffix in (".jpg", ".jpeg", ".png")

@@ -290,9 +290,9 @@ def test_the_real_people(tmp_path):
         == [164, 17, 23]
     )
     rows = {
-        (a["image_id"], tuple(np.array(a["keypoints"]).reshape(17, 3)[:, 2])): np.array(
-            a["keypoints"], float
-        ).reshape(17, 3)
+        (a["image_id"], tuple(np.array(a["keypoints"]).reshape(17, 3)[:, 2])): (
+            np.array(a["keypoints"], float).reshape(17, 3)
+        )
         for a in content["annotations"]
     }
     for e in examples(tmp_path / "r"):

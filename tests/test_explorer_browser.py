@@ -80,16 +80,24 @@ def explorer_page(home, script=""):
 
 @pytest.fixture(scope="module")
 def explorer(tmp_path_factory):
-    pytest.importorskip(
-        "playwright", reason="playwright is not installed here: pip install playwright"
-    ) if os.environ.get("CI") != "true" else __import__("playwright")
+    (
+        pytest.importorskip(
+            "playwright",
+            reason="playwright is not installed here: pip install playwright",
+        )
+        if os.environ.get("CI") != "true"
+        else __import__("playwright")
+    )
     with explorer_page(tmp_path_factory.mktemp("explorer")) as found:
         yield found
 
 
 def place(kernel, box, joint):
     "The middle, on the page, of the skin that a joint moves most."
-    skin = f"explorer.vertices()[explorer.holds == explorer.body.joint_names.index({joint!r})].mean(0)[None]"
+    skin = (
+        "explorer.vertices()[explorer.holds =="
+        f" explorer.body.joint_names.index({joint!r})].mean(0)[None]"
+    )
     share = kernel.ask(f"explorer.view.on_screen({skin})[0].tolist()")
     return box["x"] + share[0] * box["width"], box["y"] + share[1] * box["height"]
 

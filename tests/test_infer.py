@@ -716,7 +716,8 @@ def test_precision_is_for_the_encoder_alone(model):
 def test_real_photographs(model):
     if not (REAL / "photos").is_dir():
         pytest.skip(
-            "no real photographs beside the checkout (shared/real/photos): licensed, not shipped"
+            "no real photographs beside the checkout (shared/real/photos): licensed,"
+            " not shipped"
         )
     for path in sorted((REAL / "photos").glob("*.[jp][pn]g")):
         people = infer(model, load_photo(path))
@@ -730,7 +731,8 @@ def test_real_photographs(model):
 def test_real_openpose_people_are_drawn_where_openpose_saw_them(model):
     if not (REAL / "openpose").is_dir():
         pytest.skip(
-            "no OpenPose json beside the checkout (shared/real/openpose): licensed, not shipped"
+            "no OpenPose json beside the checkout (shared/real/openpose): licensed, not"
+            " shipped"
         )
     boxes = boxes_from_openpose(next((REAL / "openpose").glob("*.json")))
     people = infer(model, load_photo(next((REAL / "openpose").glob("*.jpg"))), boxes)

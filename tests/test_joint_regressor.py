@@ -347,8 +347,9 @@ def test_thirty_meshes_and_all_vertices_within_a_second():
 
 def test_import_is_light():
     code = (
-        "import sys, time; t = time.process_time(); import hmr_nb.keypoints.joint_regressor; t = time.process_time() - t; "
-        "assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules); assert t < 1, t"
+        "import sys, time; t = time.process_time(); import"
+        " hmr_nb.keypoints.joint_regressor; t = time.process_time() - t; assert not"
+        " {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules); assert t < 1, t"
     )
     subprocess.run(
         [sys.executable, "-c", code],
@@ -497,8 +498,10 @@ def test_targets_move_with_the_mesh(seed):
         },
     ]
     rows = {
-        "knee_l": body.keypoint_regressors["knee_l"]
-        / body.keypoint_regressors["knee_l"].sum(dtype=float)
+        "knee_l": (
+            body.keypoint_regressors["knee_l"]
+            / body.keypoint_regressors["knee_l"].sum(dtype=float)
+        )
     }
     for mark in marks:
         here, there = (

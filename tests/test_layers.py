@@ -263,7 +263,10 @@ def test_bad_weights_files(model, tmp_path):
     build_encoder("small").save_weights(tmp_path / "keras.weights.h5")
     with pytest.raises(
         ValueError,
-        match="keras.weights.h5: expected weights written by hmr_nb, found another HDF5 file",
+        match=(
+            "keras.weights.h5: expected weights written by hmr_nb, found another HDF5"
+            " file"
+        ),
     ):
         load_hmr(tmp_path / "keras.weights.h5")
     (tmp_path / "cut.h5").write_bytes(good.read_bytes()[: good.stat().st_size // 2])

@@ -360,7 +360,8 @@ def test_a_real_recording_equals_the_old_converters_rows(tmp_path):
     )
     if not file.is_file() or not golden.is_file():
         pytest.skip(
-            "no recorded motion beside the checkout (shared/real): licensed, not shipped"
+            "no recorded motion beside the checkout (shared/real): licensed, not"
+            " shipped"
         )
     facts = convert(file, tmp_path / "set", fps=None)
     assert facts["frames"]["written"] == 2751  # the old converter lost the last one

@@ -99,7 +99,8 @@ def test_size_and_state(path):
             for kind, data in out.get("data", {}).items():
                 if kind.startswith("image/"):
                     assert len("".join(data)) * 3 / 4 < 60_000, (
-                        f"{kind} of {len(''.join(data)) * 3 // 4000} kB under {c['source'][:60]!r}"
+                        f"{kind} of {len(''.join(data)) * 3 // 4000} kB under"
+                        f" {c['source'][:60]!r}"
                     )
 
 
@@ -204,7 +205,10 @@ def test_no_heavy_import_in_the_light_modules():
     code = "import sys, importlib\n" + "\n".join(
         f"importlib.import_module('hmr_nb.{m}')" for m in light
     )
-    code += "\nprint([m for m in ('tensorflow', 'keras', 'torch', 'jax') if m in sys.modules])"
+    code += (
+        "\nprint([m for m in ('tensorflow', 'keras', 'torch', 'jax') if m in"
+        " sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
     )

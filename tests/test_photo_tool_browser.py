@@ -53,8 +53,10 @@ def page(lab):
 def kernel(lab, page):
     "The notebook's kernel, once it has a tool and the page shows it."
     page.wait_for_function(
-        "window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context && "
-        "window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'",
+        "window.jupyterapp && window.jupyterapp.shell.currentWidget &&"
+        " window.jupyterapp.shell.currentWidget.context &&"
+        " window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus"
+        " === 'connected'",
         timeout=60_000,
     )
     kernel = Kernel(lab[2])
@@ -133,7 +135,10 @@ def test_the_body_turns(page, kernel):
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     # whatever the pose, the trunk is there
-    chest = "tool.model.smpl.body.weights[:, tool.model.smpl.body.joint_names.index('spine2')].argmax()"
+    chest = (
+        "tool.model.smpl.body.weights[:,"
+        " tool.model.smpl.body.joint_names.index('spine2')].argmax()"
+    )
     share = kernel.ask(f"tool.view.on_screen(tool.view.V[[{chest}]])[0].tolist()")
     middle = np.array(
         [box["x"] + share[0] * box["width"], box["y"] + share[1] * box["height"]]

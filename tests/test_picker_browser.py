@@ -39,7 +39,10 @@ HARMLESS = (
     "ERR_INTERNET_DISCONNECTED",
     "The getter for the shared module",
 )
-CELL = "from hmr_nb.making.open_body import open_body\nfrom hmr_nb.keypoints.picker import KeypointPicker\npicker = KeypointPicker(open_body(), path='marks.json')\npicker"
+CELL = (
+    "from hmr_nb.making.open_body import open_body\nfrom hmr_nb.keypoints.picker import"
+    " KeypointPicker\npicker = KeypointPicker(open_body(), path='marks.json')\npicker"
+)
 PINK = (204, 47, 123)
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -48,7 +51,10 @@ def need(found, what):
     "Go on if it is there; else skip, or fail where the browser test must run."
     if found:
         return found
-    reason = f"{what} is not installed here: the picker is not tried in a browser (apt install chromium; pip install playwright voila)"
+    reason = (
+        f"{what} is not installed here: the picker is not tried in a browser (apt"
+        " install chromium; pip install playwright voila)"
+    )
     pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
 
 
@@ -243,8 +249,10 @@ def picker(lab, page):
 def run_notebook(lab, page):
     "Run the notebook; the kernel, and where the canvas is once the body is drawn."
     page.wait_for_function(
-        "window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context && "
-        "window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'",
+        "window.jupyterapp && window.jupyterapp.shell.currentWidget &&"
+        " window.jupyterapp.shell.currentWidget.context &&"
+        " window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus"
+        " === 'connected'",
         timeout=60_000,
     )
     kernel = Kernel(lab[2])
@@ -365,7 +373,8 @@ def press(page, button):
 def marked(kernel):
     return sorted(
         kernel.ask(
-            "sorted(picker.state.marks.get(picker.state.keypoint, {}).get((picker.state.pose, picker.state.shape), []))"
+            "sorted(picker.state.marks.get(picker.state.keypoint,"
+            " {}).get((picker.state.pose, picker.state.shape), []))"
         )
     )
 
@@ -529,7 +538,8 @@ def test_a_lasso_marks_what_it_goes_around(page, picker, body):
     x, y = ((px - [box["x"], box["y"]]) / [box["width"], box["height"]]).T
     inside = np.flatnonzero((x > 0.3) & (x < 0.7) & (y > 0.02) & (y < 0.25))
     seen = kernel.ask(
-        "__import__('hmr_nb.keypoints.marks').picker_state.seen_from(picker.view.V, picker.view.F, picker.view.eye).tolist()"
+        "__import__('hmr_nb.keypoints.marks').picker_state.seen_from(picker.view.V,"
+        " picker.view.F, picker.view.eye).tolist()"
     )
     wanted = {int(v) for v in inside if seen[v]}
     # a mouse is on whole pixels: a vertex on the line may fall on either side

@@ -403,16 +403,20 @@ def test_marks_of_another_mesh_are_refused(body, tmp_path):
 
 def test_the_picker_opens_without_keras():
     code = (
-        "import sys; from hmr_nb.keypoints.picker import KEYS, KeypointPicker, autosave_of, still_spots; from hmr_nb.making.open_body import open_body; "
-        "KeypointPicker(open_body(), path='/nonexistent/marks.json'); assert not {'tensorflow', 'keras'} & set(sys.modules)"
+        "import sys; from hmr_nb.keypoints.picker import KEYS, KeypointPicker,"
+        " autosave_of, still_spots; from hmr_nb.making.open_body import open_body;"
+        " KeypointPicker(open_body(), path='/nonexistent/marks.json'); assert not"
+        " {'tensorflow', 'keras'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_page_without_voila_says_what_to_install(tmp_path):
     code = (
-        "import sys, importlib.util as u; real = u.find_spec; u.find_spec = lambda name, *a: None if name == 'voila' else real(name, *a); "
-        "from hmr_nb.shell.commands import main; sys.argv = ['hmr_nb', *sys.argv[1:]]; main()"
+        "import sys, importlib.util as u; real = u.find_spec; u.find_spec = lambda"
+        " name, *a: None if name == 'voila' else real(name, *a); from"
+        " hmr_nb.shell.commands import main; sys.argv = ['hmr_nb', *sys.argv[1:]];"
+        " main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "pick"],

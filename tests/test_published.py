@@ -343,7 +343,11 @@ def test_another_model_is_refused_by_what_it_lacks_and_has(body, tmp_path):
     ):
         with pytest.raises(
             ValueError,
-            match=f"other: expected a checkpoint of .*277 of 277 variables are missing, first {first}.*; found 2 others: classifier/dense/kernel, save_counter",
+            match=(
+                "other: expected a checkpoint of .*277 of 277 variables are missing,"
+                f" first {first}.*; found 2 others: classifier/dense/kernel,"
+                " save_counter"
+            ),
         ):
             load(tmp_path / "other", body)
     odd, shapes = "3D_module/fc3/biases", listing("hmr-tf1")
@@ -356,12 +360,18 @@ def test_another_model_is_refused_by_what_it_lacks_and_has(body, tmp_path):
     )
     with pytest.raises(
         ValueError,
-        match=rf"wide: {odd} has shape \(99,\), expected \(85,\); is it a checkpoint of the original HMR",
+        match=(
+            rf"wide: {odd} has shape \(99,\), expected \(85,\); is it a checkpoint of"
+            r" the original HMR"
+        ),
     ):
         load_hmr_tf1(tmp_path / "wide", body)
     with pytest.raises(
         ValueError,
-        match="expected a training run of hmr2.0 with its optimizers, but 3 of 3 variables are missing",
+        match=(
+            "expected a training run of hmr2.0 with its optimizers, but 3 of 3"
+            " variables are missing"
+        ),
     ):
         read_training(tmp_path / "wide")
 

@@ -17,7 +17,8 @@ def recording():
     path = REAL / "smpl_poses" / "cmu_smpl_01_01.pkl"
     if not path.is_file():
         pytest.skip(
-            "no recorded motion beside the checkout (shared/real/smpl_poses): licensed, not shipped"
+            "no recorded motion beside the checkout (shared/real/smpl_poses): licensed,"
+            " not shipped"
         )
     return path
 

@@ -186,7 +186,10 @@ for left in map(int, sys.argv[1:]):  # so many steps of writing to live
     shards = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in sorted(Path({out!r}).glob("*.tfrecord"))]
     print(os.WTERMSIG(status), dict(shards), flush=True)
 """
-CLIPS = 'with RecordWriter({out!r}, "clips", shard_size=4, resume=True) as w: convert_items(w, clip, list(range(8)), workers=1, progress=False)'
+CLIPS = (
+    'with RecordWriter({out!r}, "clips", shard_size=4, resume=True) as w:'
+    " convert_items(w, clip, list(range(8)), workers=1, progress=False)"
+)
 
 
 def clip(i):

@@ -543,9 +543,7 @@ def mirrored_body(rng):
     swap = np.argsort(np.r_[np.arange(half, 2 * half), np.arange(half)])
     joints = keypoint_set("smpl24").flip
 
-    def both(
-        x,  # (half, 3, ...) and its mirror image
-    ):
+    def both(x):  # (half, 3, ...) and its mirror image
         return np.concatenate([x, x * flip.reshape(1, 3, *[1] * (x.ndim - 2))])
 
     V, S = both(rng.normal(size=(half, 3))), both(rng.normal(size=(half, 3, 3)) * 0.1)
@@ -776,7 +774,8 @@ def test_on_other_backends(backend, tmp_path):
     differences, rotations."""
     if find_spec(backend) is None:
         pytest.skip(
-            f"{backend} is not installed; pip install {backend} to run the body layer on it"
+            f"{backend} is not installed; pip install {backend} to run the body layer"
+            " on it"
         )
     betas, push = (
         golden()["betas"][7:8].astype(float),

@@ -176,7 +176,10 @@ def test_a_street_without_a_box_between_camera_and_person_renders():
 
 
 def test_workers_need_no_tensorflow():
-    code = "import sys, hmr_nb.making.domains; sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
+    code = (
+        "import sys, hmr_nb.making.domains; sys.exit(bool({'tensorflow', 'keras'} &"
+        " set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

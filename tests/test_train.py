@@ -207,7 +207,10 @@ def test_goes_on_from_a_published_run(tmp_path, data):
     )
     with pytest.raises(
         ValueError,
-        match="was trained for 4 epochs of 2 steps already, the experiment asks for 3; raise epochs",
+        match=(
+            "was trained for 4 epochs of 2 steps already, the experiment asks for 3;"
+            " raise epochs"
+        ),
     ):
         fit(
             replace(e, start=str(path), epochs=3), data, tmp_path / "no", progress=False

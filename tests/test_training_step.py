@@ -39,9 +39,11 @@ def written_run(folder):
         return "_opt/" in name or rows[name]["dtype"] == "int64"
 
     tensors = {
-        n: np.zeros(r["shape"], r["dtype"])
-        if blank(n)
-        else golden_weight(n, tuple(r["shape"]))
+        n: (
+            np.zeros(r["shape"], r["dtype"])
+            if blank(n)
+            else golden_weight(n, tuple(r["shape"]))
+        )
         for n, r in rows.items()
     }
     tensors["generator/smpl/joint_regressor" + VALUE] = np.zeros((200, 19), "float32")
@@ -170,8 +172,10 @@ def step(tmp_path_factory):
         trainer.step(
             {
                 **batch,
-                "image": batch["image"]
-                * (1 + 1e-7 * rng.standard_normal(batch["image"].shape)),
+                "image": (
+                    batch["image"]
+                    * (1 + 1e-7 * rng.standard_normal(batch["image"].shape))
+                ),
             }
         )
         for k, g in by_their_names(trainer, gradient).items():

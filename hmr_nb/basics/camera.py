@@ -128,7 +128,8 @@ def box_from_keypoints(
     kp = kp[np.isfinite(kp).all(1) & (True if state is None else np.asarray(state) > 0)]
     if len(kp) < 2 or not np.ptp(kp, axis=0).max() > 0:
         raise ValueError(
-            f"box: expected at least two different labelled points, got {len(kp)}; leave this person out"
+            f"box: expected at least two different labelled points, got {len(kp)};"
+            " leave this person out"
         )
     (x, y), (w, h) = kp.min(0), np.ptp(kp, axis=0)
     return float(x), float(y), float(w), float(h)
@@ -188,7 +189,8 @@ def cam_to_translation(
     s, t = float(cam[0]), np.asarray(cam, float)[1:]
     if not s > 0:
         raise ValueError(
-            f"cam: expected a scale above 0, got {s:.4g}; the model did not find a person"
+            f"cam: expected a scale above 0, got {s:.4g}; the model did not find a"
+            " person"
         )
     metre_px = s * crop_size / 2 / math.sqrt(abs(np.linalg.det(A[:, :2])))
     origin_px = apply_affine(invert(A), ndc_to_px(s * t, crop_size)[None])[0]

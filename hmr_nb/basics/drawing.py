@@ -46,7 +46,8 @@ def view_matrix(
     "The rotation from world axes to page axes."
     if isinstance(view, str) and view not in VIEWS:
         raise ValueError(
-            f"view: expected one of {', '.join(VIEWS)} or (azimuth, elevation) in degrees, got {view!r}"
+            f"view: expected one of {', '.join(VIEWS)} or (azimuth, elevation) in"
+            f" degrees, got {view!r}"
         )
     azimuth, elevation = np.radians(VIEWS[view] if isinstance(view, str) else view)
     ca, sa, ce, se = (
@@ -265,7 +266,8 @@ def as_rgb(
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
         raise ValueError(
-            f"image: expected (h, w, 3) uint8, got {image.shape} {image.dtype}; floats: (image * 255).astype(np.uint8)"
+            f"image: expected (h, w, 3) uint8, got {image.shape} {image.dtype}; floats:"
+            " (image * 255).astype(np.uint8)"
         )
     image = image[..., None] if image.ndim == 2 else image
     return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image[..., :3]

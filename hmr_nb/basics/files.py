@@ -26,7 +26,8 @@ def shipped(
             return folder / name
     looked = ", ".join(str(f) for f in folders)
     raise FileNotFoundError(
-        f"{name} is not among the files that ship: looked in {looked}; set HMR_NB_DATA to the folder that has it"
+        f"{name} is not among the files that ship: looked in {looked}; set HMR_NB_DATA"
+        " to the folder that has it"
     )
 
 # %% ../../nbs/1_basics/03_files.ipynb #e796a56f

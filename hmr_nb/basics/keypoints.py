@@ -26,13 +26,12 @@ class Skeleton:
             not -1 <= p < i for i, p in enumerate(self.parents)
         ):
             raise ValueError(
-                f"parents: expected one for each of {len(self.names)} joints, each before its child and -1 for the root, got {self.parents}"
+                f"parents: expected one for each of {len(self.names)} joints, each"
+                f" before its child and -1 for the root, got {self.parents}"
             )
 
     @property
-    def levels(
-        self,  # joints by distance from the root
-    ) -> list[list[int]]:
+    def levels(self) -> list[list[int]]:  # joints by distance from the root
         "Joints that can be placed at the same time, root first."
         depth = []
         for p in self.parents:
@@ -44,8 +43,10 @@ class Skeleton:
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #4b53f961
 SMPL_JOINTS = tuple(
-    "pelvis left_hip right_hip spine1 left_knee right_knee spine2 left_ankle right_ankle spine3 left_foot right_foot "
-    "neck left_collar right_collar head left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist left_hand right_hand".split()
+    "pelvis left_hip right_hip spine1 left_knee right_knee spine2 left_ankle"
+    " right_ankle spine3 left_foot right_foot neck left_collar right_collar head"
+    " left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist"
+    " left_hand right_hand".split()
 )
 SMPL_PARENTS = (
     -1,
@@ -105,7 +106,8 @@ class KeypointSet:
         unknown = {n for edge in self.edges for n in edge} - set(self.names)
         if unknown:
             raise ValueError(
-                f"{self.name}: edges use {sorted(unknown)}, which are not among its points"
+                f"{self.name}: edges use {sorted(unknown)}, which are not among its"
+                " points"
             )
         object.__setattr__(
             self,
@@ -119,10 +121,7 @@ class KeypointSet:
     def __repr__(self):
         return f"KeypointSet({self.name!r}, {len(self)} points: {' '.join(self.names)})"
 
-    def index(
-        self,  # position in names
-        name: str,
-    ) -> int:
+    def index(self, name: str) -> int:  # position in names
         "Where a point stands; a clear error where it is not in the set."
         if name not in self.names:
             raise KeyError(
@@ -138,7 +137,8 @@ def _flip(
     alone = [n for n in points.names if points.mirror_of[n] not in points.names]
     if alone:
         raise ValueError(
-            f"{points.name}: the mirror partner of {', '.join(alone)} is missing; add {', '.join(points.mirror_of[n] for n in alone)}"
+            f"{points.name}: the mirror partner of {', '.join(alone)} is missing; add"
+            f" {', '.join(points.mirror_of[n] for n in alone)}"
         )
     return np.array([points.names.index(points.mirror_of[n]) for n in points.names])
 
@@ -226,7 +226,9 @@ def _regressor_matrix(
     missing = [n for n in points.names if n not in known]
     if missing:
         raise KeyError(
-            f"{body.name} has no regressor for {', '.join(missing)}; mark it (3_keypoints/07_picker), attach one with body.with_regressors, or take a subset"
+            f"{body.name} has no regressor for {', '.join(missing)}; mark it"
+            " (3_keypoints/07_picker), attach one with body.with_regressors, or take a"
+            " subset"
         )
     rows = [np.asarray(known[n], np.float32).reshape(-1) for n in points.names]
     for n, row in zip(points.names, rows):
@@ -237,31 +239,66 @@ def _regressor_matrix(
 KeypointSet.regressor_matrix = _regressor_matrix
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #95e1ed8e
-_LSP = "ankle_r knee_r hip_r hip_l knee_l ankle_l wrist_r elbow_r shoulder_r shoulder_l elbow_l wrist_l neck head_top"
+_LSP = (
+    "ankle_r knee_r hip_r hip_l knee_l ankle_l wrist_r elbow_r shoulder_r shoulder_l"
+    " elbow_l wrist_l neck head_top"
+)
 _ARMS_R_L = "shoulder_r elbow_r wrist_r shoulder_l elbow_l wrist_l"
 _LEGS_R_L = "hip_r knee_r ankle_r hip_l knee_l ankle_l"
 _POINTS = {
     "lsp14": _LSP,
     "cocoplus19": _LSP + " nose eye_l eye_r ear_l ear_r",
-    "coco17": "nose eye_l eye_r ear_l ear_r shoulder_l shoulder_r elbow_l elbow_r wrist_l wrist_r hip_l hip_r knee_l knee_r ankle_l ankle_r",
-    "mpii16": "ankle_r knee_r hip_r hip_l knee_l ankle_l pelvis thorax neck head_top wrist_r elbow_r shoulder_r shoulder_l elbow_l wrist_l",
-    "openpose18": f"nose neck_mid_shoulders {_ARMS_R_L} {_LEGS_R_L} eye_r eye_l ear_r ear_l",
-    "body25": f"nose neck_mid_shoulders {_ARMS_R_L} mid_hip {_LEGS_R_L} eye_r eye_l ear_r ear_l toe_l small_toe_l heel_l toe_r small_toe_r heel_r",
+    "coco17": (
+        "nose eye_l eye_r ear_l ear_r shoulder_l shoulder_r elbow_l elbow_r wrist_l"
+        " wrist_r hip_l hip_r knee_l knee_r ankle_l ankle_r"
+    ),
+    "mpii16": (
+        "ankle_r knee_r hip_r hip_l knee_l ankle_l pelvis thorax neck head_top wrist_r"
+        " elbow_r shoulder_r shoulder_l elbow_l wrist_l"
+    ),
+    "openpose18": (
+        f"nose neck_mid_shoulders {_ARMS_R_L} {_LEGS_R_L} eye_r eye_l ear_r ear_l"
+    ),
+    "body25": (
+        f"nose neck_mid_shoulders {_ARMS_R_L} mid_hip {_LEGS_R_L} eye_r eye_l ear_r"
+        " ear_l toe_l small_toe_l heel_l toe_r small_toe_r heel_r"
+    ),
     "smpl24": " ".join("smpl_" + n for n in SMPL_JOINTS),
-    "mpi_inf_3dhp28": "mpi_spine3 mpi_spine4 mpi_spine2 mpi_spine mpi_pelvis neck mpi_head head_top "
-    "mpi_clavicle_l shoulder_l elbow_l wrist_l mpi_hand_l mpi_clavicle_r shoulder_r elbow_r wrist_r mpi_hand_r "
-    "hip_l knee_l ankle_l mpi_foot_l mpi_toe_l hip_r knee_r ankle_r mpi_foot_r mpi_toe_r",
-    "mpi_inf_3dhp17": f"head_top neck {_ARMS_R_L} {_LEGS_R_L} mpi_pelvis mpi_spine mpi_head",
-    "h36m32": "h36m_pelvis hip_r knee_r ankle_r h36m_toe_base_r h36m_toe_end_r hip_l knee_l ankle_l h36m_toe_base_l h36m_toe_end_l "
-    "h36m_spine h36m_spine1 neck h36m_head head_top h36m_clavicle_l shoulder_l elbow_l wrist_l h36m_thumb_l h36m_thumb_end_l h36m_wrist_end_l h36m_hand_end_l "
-    "h36m_clavicle_r shoulder_r elbow_r wrist_r h36m_thumb_r h36m_thumb_end_r h36m_wrist_end_r h36m_hand_end_r",
-    "h36m17": "h36m_pelvis hip_r knee_r ankle_r hip_l knee_l ankle_l h36m_spine1 neck h36m_head head_top shoulder_l elbow_l wrist_l shoulder_r elbow_r wrist_r",
-    "h36m17_left_first": "h36m_pelvis hip_l knee_l ankle_l hip_r knee_r ankle_r h36m_spine1 neck h36m_head head_top "
-    "shoulder_l elbow_l wrist_l shoulder_r elbow_r wrist_r",
-    "total_capture21": "tc_pelvis tc_spine tc_spine1 tc_spine2 tc_spine3 neck tc_head tc_clavicle_r shoulder_r elbow_r wrist_r "
-    f"tc_clavicle_l shoulder_l elbow_l wrist_l {_LEGS_R_L}",
-    "spin24": _LSP
-    + " pelvis thorax h36m_spine1 h36m_head h36m_head_top nose eye_l eye_r ear_l ear_r",
+    "mpi_inf_3dhp28": (
+        "mpi_spine3 mpi_spine4 mpi_spine2 mpi_spine mpi_pelvis neck mpi_head head_top"
+        " mpi_clavicle_l shoulder_l elbow_l wrist_l mpi_hand_l mpi_clavicle_r"
+        " shoulder_r elbow_r wrist_r mpi_hand_r hip_l knee_l ankle_l mpi_foot_l"
+        " mpi_toe_l hip_r knee_r ankle_r mpi_foot_r mpi_toe_r"
+    ),
+    "mpi_inf_3dhp17": (
+        f"head_top neck {_ARMS_R_L} {_LEGS_R_L} mpi_pelvis mpi_spine mpi_head"
+    ),
+    "h36m32": (
+        "h36m_pelvis hip_r knee_r ankle_r h36m_toe_base_r h36m_toe_end_r hip_l knee_l"
+        " ankle_l h36m_toe_base_l h36m_toe_end_l h36m_spine h36m_spine1 neck h36m_head"
+        " head_top h36m_clavicle_l shoulder_l elbow_l wrist_l h36m_thumb_l"
+        " h36m_thumb_end_l h36m_wrist_end_l h36m_hand_end_l h36m_clavicle_r shoulder_r"
+        " elbow_r wrist_r h36m_thumb_r h36m_thumb_end_r h36m_wrist_end_r"
+        " h36m_hand_end_r"
+    ),
+    "h36m17": (
+        "h36m_pelvis hip_r knee_r ankle_r hip_l knee_l ankle_l h36m_spine1 neck"
+        " h36m_head head_top shoulder_l elbow_l wrist_l shoulder_r elbow_r wrist_r"
+    ),
+    "h36m17_left_first": (
+        "h36m_pelvis hip_l knee_l ankle_l hip_r knee_r ankle_r h36m_spine1 neck"
+        " h36m_head head_top shoulder_l elbow_l wrist_l shoulder_r elbow_r wrist_r"
+    ),
+    "total_capture21": (
+        "tc_pelvis tc_spine tc_spine1 tc_spine2 tc_spine3 neck tc_head tc_clavicle_r"
+        " shoulder_r elbow_r wrist_r tc_clavicle_l shoulder_l elbow_l wrist_l"
+        f" {_LEGS_R_L}"
+    ),
+    "spin24": (
+        _LSP
+        + " pelvis thorax h36m_spine1 h36m_head h36m_head_top nose eye_l eye_r ear_l"
+        " ear_r"
+    ),
 }
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #0639e835
@@ -345,7 +382,8 @@ def _check_rename(a: str, b: str) -> None:
             joint or "they are two different points",
         )
         raise ValueError(
-            f"{a} may not stand for {b}: {why}. Leave it missing, or regress {b} from the body"
+            f"{a} may not stand for {b}: {why}. Leave it missing, or regress {b} from"
+            " the body"
         )
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #73c4d66c

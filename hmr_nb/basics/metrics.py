@@ -25,18 +25,18 @@ def known_points(
     check_shape(pred, "... k 3", "pred"), check_shape(true, "... k 3", "true")
     if pred.shape != true.shape:
         raise ValueError(
-            f"pred and true: expected one shape, got {pred.shape} and {true.shape}; map them to one keypoint set first (skeleton.map_points)"
+            f"pred and true: expected one shape, got {pred.shape} and {true.shape}; map"
+            " them to one keypoint set first (skeleton.map_points)"
         )
     if np.isinf(pred).any() or np.isinf(true).any():
         raise ValueError(
-            "pred or true holds infinite numbers; NaN marks what is missing, infinity is a fault of the model"
+            "pred or true holds infinite numbers; NaN marks what is missing, infinity"
+            " is a fault of the model"
         )
     return pred, true, np.isfinite(pred).all(-1) & np.isfinite(true).all(-1)
 
 
-def _mean(
-    values: np.ndarray,  # (..., k), NaN where unknown
-) -> np.ndarray:  # (...)
+def _mean(values: np.ndarray) -> np.ndarray:  # (..., k), NaN where unknown  # (...)
     "Mean over the known points, NaN where there is none."
     known = np.isfinite(values)
     n = known.sum(-1)

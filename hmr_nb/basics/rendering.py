@@ -239,7 +239,8 @@ def seen_window(
     "Where in the image a mesh can appear; only there rays are worth casting."
     if not (V[:, 2] > 0).all():
         raise ValueError(
-            f"V: expected every vertex in front of the camera (z > 0, camera frame, m), got z down to {V[:, 2].min():.3g}; add a translation such as (0, 0, 3)"
+            "V: expected every vertex in front of the camera (z > 0, camera frame, m),"
+            f" got z down to {V[:, 2].min():.3g}; add a translation such as (0, 0, 3)"
         )
     p = perspective(np.asarray(V), focal, np.asarray(center))
     lo = np.clip(np.floor(p.min(0) + 0.5).astype(int), 0, [size[1], size[0]])

@@ -7,9 +7,9 @@ __all__ = ['Array', 'check_shape', 'expect_error', 'test_array']
 
 # %% ../../nbs/1_basics/01_shapes.ipynb #de57df43
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -42,7 +42,9 @@ def check_shape(
     if not ok:
         known = ", ".join(f"{k}={v}" for k, v in sizes.items())
         raise ValueError(
-            f"{name}: expected ({', '.join(spec.split())}){' with ' + known if known else ''}, got {tuple(x.shape)}"
+            f"{name}: expected"
+            f" ({', '.join(spec.split())}){' with ' + known if known else ''}, got"
+            f" {tuple(x.shape)}"
         )
     return {k: v for k, v in bound.items() if v is not None}
 
@@ -86,5 +88,6 @@ def test_array(
     if a.size and gap.max() > atol:
         where = tuple(int(i) for i in np.unravel_index(gap.argmax(), gap.shape))
         raise AssertionError(
-            f"differ by {np.abs(a - b).max():.3g} (allowed {atol:.3g}), most at {where}: {a[where]:.6g} and {b[where]:.6g}"
+            f"differ by {np.abs(a - b).max():.3g} (allowed {atol:.3g}), most at"
+            f" {where}: {a[where]:.6g} and {b[where]:.6g}"
         )

@@ -56,7 +56,8 @@ def parents_of(
         reached = reached | reached[parents]
     if not reached.all():
         raise ValueError(
-            f"kintree_table: joints {np.flatnonzero(~reached).tolist()} hang in a cycle, not on the root"
+            f"kintree_table: joints {np.flatnonzero(~reached).tolist()} hang in a"
+            " cycle, not on the root"
         )
     return parents
 
@@ -105,7 +106,10 @@ class BodyData:
             len(self.faces),
             self.shapedirs.shape[-1],
         )
-        return f"BodyData {self.name!r}: {V:,} vertices, {F:,} faces, {J} joints, {S} shapes, {len(self.keypoint_regressors)} keypoints"
+        return (
+            f"BodyData {self.name!r}: {V:,} vertices, {F:,} faces, {J} joints, {S}"
+            f" shapes, {len(self.keypoint_regressors)} keypoints"
+        )
 
 # %% ../../nbs/2_body/01_body_data.ipynb #4e6dbe37
 def locked(x: Any, kind: str = "float") -> np.ndarray:
@@ -138,9 +142,7 @@ FINGERS = tuple(
 )
 
 
-def usual_joint_names(
-    j: int,  # number of joints
-) -> tuple[str, ...]:  # j names
+def usual_joint_names(j: int) -> tuple[str, ...]:  # number of joints  # j names
     """The joint names of SMPL, SMPL-H, SMPL-X or MANO by the number of joints; plain
     numbers for other trees."""
     hands = [f"{side}_{name}" for side in ("left", "right") for name in FINGERS]
@@ -174,7 +176,8 @@ def checked_names(
             or not np.array_equal(mirror[mirror], np.arange(v))
         ):
             raise ValueError(
-                "mirror: expected a permutation that undoes itself, mirror[mirror] = 0 … V−1"
+                "mirror: expected a permutation that undoes itself, mirror[mirror] = 0"
+                " … V−1"
             )
     names = tuple(str(n) for n in fields["joint_names"]) or usual_joint_names(j)
     if len(names) != j or len(set(names)) != j:
@@ -218,7 +221,8 @@ def checked_fields(
     check_shape(out["parents"], "j", "parents", **sizes)
     if sizes["p"] != 9 * (sizes["j"] - 1):
         raise ValueError(
-            f"posedirs: expected 9 columns for each of {sizes['j']} joints but the root, {9 * (sizes['j'] - 1)}, got {sizes['p']}"
+            f"posedirs: expected 9 columns for each of {sizes['j']} joints but the"
+            f" root, {9 * (sizes['j'] - 1)}, got {sizes['p']}"
         )
     low, high = (
         (int(out["faces"].min()), int(out["faces"].max())) if sizes["f"] else (0, 0)
@@ -461,7 +465,8 @@ def load_pickle(
     another_kind = problem is not None and reader.refused == {"a persistent id"}
     if reader.refused and not another_kind:
         raise UnsafePickleError(
-            f"{path}: refused, it asks for {', '.join(sorted(reader.refused))}; a data file needs none of these, and nothing was run"
+            f"{path}: refused, it asks for {', '.join(sorted(reader.refused))}; a data"
+            " file needs none of these, and nothing was run"
         )
     try:
         if problem is not None:
@@ -470,7 +475,8 @@ def load_pickle(
     except Exception as error:
         what = str(error) or type(error).__name__
         raise ValueError(
-            f"{path}: expected a pickle of numbers and arrays, got one that does not read ({what}); is the file complete?"
+            f"{path}: expected a pickle of numbers and arrays, got one that does not"
+            f" read ({what}); is the file complete?"
         ) from error
 
 # %% ../../nbs/2_body/01_body_data.ipynb #b6ae2760
@@ -508,7 +514,8 @@ def read_npz(
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(
-            f"{path}: expected an npz file of plain arrays, got one that does not read ({error})"
+            f"{path}: expected an npz file of plain arrays, got one that does not read"
+            f" ({error})"
         ) from error
 
 
@@ -579,9 +586,11 @@ def body_from_arrays(
 
 # %% ../../nbs/2_body/01_body_data.ipynb #14f193bf
 HOW_TO_GET_SMPL = (
-    "SMPL's files are licensed and not shipped: register at https://smpl.is.tue.mpg.de, download 'SMPL for Python Users' "
-    "(version 1.1.0 has the neutral body), unpack it anywhere (a folder such as models/smpl, outside git), and give the path of its basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl; "
-    "meanwhile open_body() works everywhere without a licence"
+    "SMPL's files are licensed and not shipped: register at https://smpl.is.tue.mpg.de,"
+    " download 'SMPL for Python Users' (version 1.1.0 has the neutral body), unpack it"
+    " anywhere (a folder such as models/smpl, outside git), and give the path of its"
+    " basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl; meanwhile open_body() works"
+    " everywhere without a licence"
 )
 
 
@@ -593,7 +602,8 @@ def load_body(
     path = Path(path)
     if path.is_dir():
         raise ValueError(
-            f"{path}: expected a body file (.pkl or .npz), got a folder; name the file in it"
+            f"{path}: expected a body file (.pkl or .npz), got a folder; name the file"
+            " in it"
         )
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file. {HOW_TO_GET_SMPL}")
@@ -629,7 +639,8 @@ def hand_pose(
     missing = [n for n in names if n not in body.extras]
     if missing:
         raise ValueError(
-            f"{body.name} has no {' and no '.join(missing)}; SMPL-H, SMPL-X and MANO files have them"
+            f"{body.name} has no {' and no '.join(missing)}; SMPL-H, SMPL-X and MANO"
+            " files have them"
         )
     mean, components = (np.asarray(body.extras[n], float) for n in names)
     check_shape(coefficients, "b n", "coefficients")
@@ -642,7 +653,10 @@ def hand_pose(
 
 # %% ../../nbs/2_body/01_body_data.ipynb #6a5b9c23
 ROWS = {
-    17: "pelvis hip_l knee_l ankle_l hip_r knee_r ankle_r spine thorax jaw head shoulder_l elbow_l wrist_l shoulder_r elbow_r wrist_r".split(),
+    17: (
+        "pelvis hip_l knee_l ankle_l hip_r knee_r ankle_r spine thorax jaw head"
+        " shoulder_l elbow_l wrist_l shoulder_r elbow_r wrist_r".split()
+    ),
     9: "hip_r hip_l neck head_top pelvis thorax h36m_spine h36m_jaw h36m_head".split(),
     19: list(keypoint_set("cocoplus19").names),
 }
@@ -663,7 +677,8 @@ def load_regressors(
         rows = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(
-            f"{path}: expected an array of rows, got a file that does not read ({error})"
+            f"{path}: expected an array of rows, got a file that does not read"
+            f" ({error})"
         ) from error
     rows = np.atleast_2d(np.squeeze(rows))
     if rows.ndim != 2:
@@ -673,7 +688,8 @@ def load_regressors(
     names = names or alone or ROWS.get(len(rows)) or []
     if len(names) != len(rows):
         raise ValueError(
-            f"{path}: expected {len(names) or 'as many'} rows as names, got {len(rows)} rows; give names=[...] in their order"
+            f"{path}: expected {len(names) or 'as many'} rows as names, got {len(rows)}"
+            " rows; give names=[...] in their order"
         )
     return dict(zip(names, rows))
 

@@ -180,14 +180,12 @@ def _set(
     explorer.choose(explorer.joint)
 
 
-def _choose(
-    explorer: BodyExplorer,
-    joint: str,  # its name
-) -> None:
+def _choose(explorer: BodyExplorer, joint: str) -> None:  # its name
     "Take hold of a joint: its sliders show its angles."
     if joint not in explorer.body.joint_names:
         raise ValueError(
-            f"joint: expected one of {', '.join(explorer.body.joint_names)}, got {joint!r}"
+            f"joint: expected one of {', '.join(explorer.body.joint_names)}, got"
+            f" {joint!r}"
         )
     explorer.joint, explorer.quiet = joint, True
     angles, c = (

@@ -39,26 +39,29 @@ def clean_row(
         or not np.isfinite(row).all()
     ):
         raise ValueError(
-            f"{where}: expected (V,) or (V, 1) finite weights, got {row.dtype} {row.shape}"
+            f"{where}: expected (V,) or (V, 1) finite weights, got {row.dtype}"
+            f" {row.shape}"
         )
     row = row.reshape(-1).astype(float)
     # the same in any order, so that mirror images stay mirror images to the last bit
     total = math.fsum(row)
     if row.min() < -1e-9:
         warnings.warn(
-            f"{where}: some weights are negative (down to {row.min():.3g}): the point may lie outside the body",
+            f"{where}: some weights are negative (down to {row.min():.3g}): the point"
+            " may lie outside the body",
             stacklevel=3,
         )
     if abs(total - 1) > 0.05 or abs(total - 1) > 1e-6 and sums == "refuse":
         raise ValueError(
-            f"{where}: weights sum to {total:.6g}, not to one: this is no place on a mesh"
-            + ("" if sums == "refuse" else "; fit it again from its marks")
+            f"{where}: weights sum to {total:.6g}, not to one: this is no place on a"
+            " mesh" + ("" if sums == "refuse" else "; fit it again from its marks")
         )
     if abs(total - 1) <= 1e-6 or sums == "normalise":
         if abs(total - 1) > 1e-6:
             warnings.warn(
-                f"{where}: weights sum to {total:.6f}, so the point drifts {1e3 * abs(total - 1):.1f} mm for each metre from the origin; "
-                'divided by the sum (sums="keep" leaves them)',
+                f"{where}: weights sum to {total:.6f}, so the point drifts"
+                f" {1e3 * abs(total - 1):.1f} mm for each metre from the origin;"
+                ' divided by the sum (sums="keep" leaves them)',
                 stacklevel=3,
             )
         row = row / total
@@ -84,7 +87,8 @@ def save_rows(
         raise ValueError(f"{path}: expected a name that ends in {', '.join(WRITERS)}")
     if not plain or len({row.shape for row in plain.values()}) != 1:
         raise ValueError(
-            f"{path}: expected one or more rows of one length, got {[row.shape for row in plain.values()]}"
+            f"{path}: expected one or more rows of one length, got"
+            f" {[row.shape for row in plain.values()]}"
         )
     return write_whole(
         path, lambda part: WRITERS[path.suffix](part, rows, plain, body, marks)
@@ -159,7 +163,8 @@ def rows_of_array(
     "Rows of an array of unknown direction."
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or not array.size:
         raise ValueError(
-            f"{path}: expected an array of weights, (V,), (V, 1) or (K, V), got {array.dtype} {array.shape}"
+            f"{path}: expected an array of weights, (V,), (V, 1) or (K, V), got"
+            f" {array.dtype} {array.shape}"
         )
     table = array[None] if array.ndim == 1 else array
     if (table.shape[0] == v and table.shape[1] != v) or (
@@ -169,9 +174,11 @@ def rows_of_array(
     names = (
         list(names)
         if names
-        else [path.stem.removeprefix("regressor_")]
-        if len(table) == 1
-        else [f"{path.stem}_{k}" for k in range(len(table))]
+        else (
+            [path.stem.removeprefix("regressor_")]
+            if len(table) == 1
+            else [f"{path.stem}_{k}" for k in range(len(table))]
+        )
     )
     if len(names) != len(table):
         raise ValueError(
@@ -207,7 +214,8 @@ def rows_of_document(
         return rows, document.get("body"), document.get("topology")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f'{path}: expected regressors as save_rows writes them ("size", "keypoints": {{name: {{"vertices", "weights"}}}}): {error!r}'
+            f'{path}: expected regressors as save_rows writes them ("size",'
+            f' "keypoints": {{name: {{"vertices", "weights"}}}}): {error!r}'
         ) from error
 
 # %% ../../nbs/2_body/04_regressor_files.ipynb #ebb9ee8b
@@ -263,7 +271,8 @@ def load_rows(
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(
-            f"{path}: expected regressors (.json, .npz or .npy), but it cannot be read: {error}"
+            f"{path}: expected regressors (.json, .npz or .npy), but it cannot be read:"
+            f" {error}"
         ) from error
     if path.suffix != ".json" and "" in arrays:
         rows = rows_of_array(
@@ -271,7 +280,9 @@ def load_rows(
         )
     if body is not None and stamp and stamp != topology(body):
         raise ValueError(
-            f"{path}: made on body {made_on!r} ({stamp}), whose faces are other than those of {body.name!r} ({topology(body)}): the vertex numbers mean nothing here"
+            f"{path}: made on body {made_on!r} ({stamp}), whose faces are other than"
+            f" those of {body.name!r} ({topology(body)}): the vertex numbers mean"
+            " nothing here"
         )
     if not rows:
         raise ValueError(f"{path}: there are no regressors in it")
@@ -283,6 +294,8 @@ def load_rows(
     }
     if wrong:
         raise ValueError(
-            f"{path}: rows for {next(iter(wrong.values()))} vertices, but body {body.name!r} has {len(body.v_template)}; give the body they were made on"
+            f"{path}: rows for {next(iter(wrong.values()))} vertices, but body"
+            f" {body.name!r} has {len(body.v_template)}; give the body they were"
+            " made on"
         )
     return rows

@@ -206,7 +206,8 @@ def held(
     backend = keras.config.backend()
     if dtype == "float64" and backend != "tensorflow":
         raise ValueError(
-            f"dtype: expected float32, got float64; Keras' operations round to float32 on {backend}, double precision needs its TensorFlow backend"
+            "dtype: expected float32, got float64; Keras' operations round to float32"
+            f" on {backend}, double precision needs its TensorFlow backend"
         )
     out = {
         k: ops.convert_to_tensor(np.ascontiguousarray(v, dtype))
@@ -218,7 +219,8 @@ def held(
 
     def refuse(*args, **kwargs):
         raise ValueError(
-            f"the arrays of {owner} are not written into an exported model; export the network without its SMPL layer, or with the open body"
+            f"the arrays of {owner} are not written into an exported model; export the"
+            " network without its SMPL layer, or with the open body"
         )
 
     variables = {k: tf.Variable(v, trainable=False, name=k) for k, v in out.items()}
@@ -349,7 +351,8 @@ def body_named(
         return body
     if body != open_body().name:
         raise ValueError(
-            f"the body {body!r} is not stored with the layer; make it anew with SMPL(load_body(path)) and load the weights into the model"
+            f"the body {body!r} is not stored with the layer; make it anew with"
+            " SMPL(load_body(path)) and load the weights into the model"
         )
     return open_body()
 
@@ -411,7 +414,8 @@ def checked_inputs(
     J, S = len(body.parents), body.shapedirs.shape[-1]
     if len(pose.shape) not in (3, 4):
         raise ValueError(
-            f"pose: expected (b, {J}, 3) axis-angle or (b, {J}, 3, 3) matrices, got {tuple(pose.shape)}; reshape with pose.reshape(-1, {J}, 3)"
+            f"pose: expected (b, {J}, 3) axis-angle or (b, {J}, 3, 3) matrices, got"
+            f" {tuple(pose.shape)}; reshape with pose.reshape(-1, {J}, 3)"
         )
     known = check_shape(
         pose, "b j 3" if len(pose.shape) == 3 else "b j 3 3", "pose", j=J
@@ -420,7 +424,8 @@ def checked_inputs(
     count = check_shape(betas, "b s", "betas", **batch)["s"]
     if count > S:
         raise ValueError(
-            f"betas: the body has {S} shape coefficients, got {count}; give betas[:, :{S}]"
+            f"betas: the body has {S} shape coefficients, got {count}; give betas[:,"
+            f" :{S}]"
         )
     if trans is not None:
         trans = ops.convert_to_tensor(trans, dtype)
@@ -488,7 +493,8 @@ class SMPL(keras.layers.Layer):
         "The keypoints (b, K, 3), without making the mesh."
         if self.keypoints is None:
             raise ValueError(
-                "this SMPL layer has no keypoints; make it with SMPL(body, keypoints=keypoint_set(...))"
+                "this SMPL layer has no keypoints; make it with SMPL(body,"
+                " keypoints=keypoint_set(...))"
             )
         return run_body(
             self.function, "keypoints", *self._tensors(pose, betas, trans)

@@ -76,7 +76,8 @@ def load_photo(
         Image.DecompressionBombError,
     ) as error:
         raise ValueError(
-            f"{path}: expected a picture (JPEG, PNG, …), but it cannot be read as one ({error})"
+            f"{path}: expected a picture (JPEG, PNG, …), but it cannot be read as one"
+            f" ({error})"
         ) from None
 
 # %% ../../nbs/8_inference/01_infer.ipynb #13b07417
@@ -300,7 +301,8 @@ def person_views(
     for x, y, bw, bh in boxes:
         if x >= w or y >= h or x + bw <= 0 or y + bh <= 0:
             raise ValueError(
-                f"box: {x:g},{y:g},{bw:g},{bh:g} lies outside the picture of {w} x {h} px; expected x,y,width,height in its pixels"
+                f"box: {x:g},{y:g},{bw:g},{bh:g} lies outside the picture of {w} x {h}"
+                " px; expected x,y,width,height in its pixels"
             )
     views = np.array([warp_image(image, A, size) for A in crops], np.float32).reshape(
         -1, size, size, 3

@@ -55,7 +55,10 @@ def take_photo(
     except ValueError:
         return replace(
             state,
-            said=f"{name}: expected a picture (JPEG, PNG, …), but it cannot be read as one.",
+            said=(
+                f"{name}: expected a picture (JPEG, PNG, …), but it cannot be read as"
+                " one."
+            ),
         )
     h, w = photo.shape[:2]
     return PhotoState(
@@ -80,7 +83,10 @@ def take_box(
     if max(bw, bh) < least_px:
         return replace(
             state,
-            said=f"That box is smaller than {least_px:g} px; drag from one corner of the person to the other.",
+            said=(
+                f"That box is smaller than {least_px:g} px; drag from one corner of the"
+                " person to the other."
+            ),
         )
     return replace(
         state,
@@ -108,7 +114,11 @@ def about_weights(
     settings = getattr(model, "model", model).settings
     if settings["encoder"] != "small":
         return ""
-    return "No weights for photographs are loaded: the small weights know rendered bodies only, expect a rough pose at best. Published weights: hmr_nb import-weights, then PhotoTool(load_hmr(FILE))."
+    return (
+        "No weights for photographs are loaded: the small weights know rendered bodies"
+        " only, expect a rough pose at best. Published weights: hmr_nb import-weights,"
+        " then PhotoTool(load_hmr(FILE))."
+    )
 
 
 def recover_body(state: PhotoState, model: HMR | Forward) -> PhotoState:
@@ -124,12 +134,18 @@ def recover_body(state: PhotoState, model: HMR | Forward) -> PhotoState:
     known = (
         f"as the picture says, the focal length is {state.focal:.0f} px"
         if state.focal
-        else f"the focal length, which the picture does not say, is {people[0].focal:.0f} px"
+        else (
+            "the focal length, which the picture does not say, is"
+            f" {people[0].focal:.0f} px"
+        )
     )
     return replace(
         state,
         people=people,
-        said=f"{people[0].translation[2]:.1f} m away if {known}. Drag the body to turn it.",
+        said=(
+            f"{people[0].translation[2]:.1f} m away if {known}. Drag the body to"
+            " turn it."
+        ),
     )
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00013
@@ -203,8 +219,8 @@ FRAME_STYLE = """
 
 
 def data_address(
-    image: np.ndarray,  # (h, w, 3) uint8
-    side: int = 1024,  # longest side, px
+    image: np.ndarray,
+    side: int = 1024,  # (h, w, 3) uint8  # longest side, px
 ) -> str:  # a JPEG as text, for the browser
     "A picture on its way to the browser."
     small, buffer = Image.fromarray(image), io.BytesIO()
@@ -305,14 +321,18 @@ def _set(tool: PhotoTool, state: PhotoState) -> None:
         if about_weights(tool.model)
         else ""
     )
-    tool.said.value = f"<div style='font:13px/18px sans-serif; max-width:820px'>{escape(state.said)}{note}</div>"
+    tool.said.value = (
+        "<div style='font:13px/18px sans-serif;"
+        f" max-width:820px'>{escape(state.said)}{note}</div>"
+    )
     # not the body of another picture or box
     tool.view.mesh.visible = bool(state.people)
     if state.people:
         V = (state.people[0].vertices - state.people[0].translation) * [1, -1, -1]
         tool.view.show(V - (V.max(0) + V.min(0)) / 2 + tool.view.centre)
     tool.still.value = (
-        f"<img alt='overlay' style='max-height:260px' src='{data_address(draw_people(state.photo, state.people, state.people.faces))}'>"
+        "<img alt='overlay' style='max-height:260px'"
+        f" src='{data_address(draw_people(state.photo, state.people, state.people.faces))}'>"
         if state.people
         else ""
     )

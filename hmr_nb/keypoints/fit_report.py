@@ -35,7 +35,11 @@ class RegressorFit:
 
     def __repr__(self):
         r = self.report
-        text = f"{r['support']} vertices, {r['meshes']} mesh{'es' if r['meshes'] > 1 else ''}, residual {r['residual_mean_mm']:.2f} mm (worst {r['residual_max_mm']:.2f})"
+        text = (
+            f"{r['support']} vertices, {r['meshes']}"
+            f" mesh{'es' if r['meshes'] > 1 else ''}, residual"
+            f" {r['residual_mean_mm']:.2f} mm (worst {r['residual_max_mm']:.2f})"
+        )
         told = {
             "held_out_mean_mm": "held out",
             "shape_out_mm": "build left out",
@@ -63,17 +67,20 @@ def warn_of(
     said = []
     if few < 3:
         said.append(
-            f"only {few} mesh{'es' if few > 1 else ''}: mark the keypoint in more poses, or the row is not determined"
+            f"only {few} mesh{'es' if few > 1 else ''}: mark the keypoint in more"
+            " poses, or the row is not determined"
         )
     if residual > 5:
         worst = int(np.argmax(report["residual_mm"]))
         name = report["poses"][worst] if "poses" in report else f"mesh {worst}"
         said.append(
-            f"{name} is {residual:.1f} mm off: its marks disagree with the others, or the point lies outside the body"
+            f"{name} is {residual:.1f} mm off: its marks disagree with the others, or"
+            " the point lies outside the body"
         )
     if unseen is not None and unseen > max(2.0, 3 * report["residual_mean_mm"]):
         said.append(
-            f"held-out error {unseen:.1f} mm: these poses do not determine the point; add one that bends the joints near it"
+            f"held-out error {unseen:.1f} mm: these poses do not determine the point;"
+            " add one that bends the joints near it"
         )
     return said + [stiff_words(s) for s in report.get("stiff", [])]
 
@@ -87,8 +94,9 @@ def stiff_words(
     near, far = SEGMENTS.get(joint, ("one segment", "the other"))
     return (
         f"your poses never bend the {side} {joint}".replace("  ", " ")
-        + f" (at most {stiff['bent_degrees']:.0f}°), so whether the point follows the {near} or the {far} "
-        f"is not determined (up to {stiff['worth_mm']:.0f} mm when it bends by 30°): add a pose that does"
+        + f" (at most {stiff['bent_degrees']:.0f}°), so whether the point follows the"
+        f" {near} or the {far} is not determined (up to {stiff['worth_mm']:.0f} mm"
+        " when it bends by 30°): add a pose that does"
     )
 
 

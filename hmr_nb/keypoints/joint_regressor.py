@@ -44,7 +44,8 @@ def check_fit_input(
     check_shape(targets, "m 3", "targets", m=sizes["m"])
     if not sizes["m"] or not np.isfinite(vertices).all() or np.isinf(targets).any():
         raise ValueError(
-            "vertices and targets: expected at least one mesh, and finite numbers; NaN in targets alone, where a mesh has no mark"
+            "vertices and targets: expected at least one mesh, and finite numbers; NaN"
+            " in targets alone, where a mesh has no mark"
         )
     columns = np.arange(sizes["v"]) if candidates is None else np.asarray(candidates)
     short = columns.dtype == bool and len(columns) != sizes["v"]
@@ -57,7 +58,8 @@ def check_fit_input(
         or columns[-1] >= sizes["v"]
     ):
         raise ValueError(
-            f"candidates: expected vertex numbers from 0 to {sizes['v'] - 1} or ({sizes['v']},) booleans, at least one"
+            f"candidates: expected vertex numbers from 0 to {sizes['v'] - 1} or"
+            f" ({sizes['v']},) booleans, at least one"
         )
     if mirror is not None:
         mirror = np.asarray(mirror)
@@ -67,7 +69,8 @@ def check_fit_input(
             or (mirror[mirror] != np.arange(sizes["v"])).any()
         ):
             raise ValueError(
-                "mirror: expected a permutation that is its own inverse, such as body.mirror"
+                "mirror: expected a permutation that is its own inverse, such as"
+                " body.mirror"
             )
     if max_vertices is not None and max_vertices < 1:
         raise ValueError(f"max_vertices: expected 1 or more, got {max_vertices}")
@@ -223,7 +226,8 @@ def check_wishes(
     "Refuse options that do not go together."
     if (midline or mirrored_targets is not None) and mirror is None:
         raise ValueError(
-            f"{'midline=True' if midline else 'mirrored_targets'} needs mirror, such as body.mirror"
+            f"{'midline=True' if midline else 'mirrored_targets'} needs mirror, such as"
+            " body.mirror"
         )
     if mirrored_targets is not None:
         check_shape(np.asarray(mirrored_targets), "m 3", "mirrored_targets", m=m)
@@ -238,7 +242,8 @@ def check_wishes(
         )
     if smooth < 0 or smooth and body is None:
         raise ValueError(
-            "smooth: expected a length of 0 or more, and a body whose faces say which vertices are neighbours"
+            "smooth: expected a length of 0 or more, and a body whose faces say which"
+            " vertices are neighbours"
         )
     for name, labels in (("poses", poses), ("shapes", shapes)):
         if labels is not None and len(labels) != m:
@@ -348,12 +353,14 @@ def check_marks(
         or not isinstance(marks.get("body"), str)
     ):
         raise ValueError(
-            f'{where}: expected {{"body": …, "keypoints": {{name: {{"marks": […]}}}}}}, as save_marks writes it'
+            f'{where}: expected {{"body": …, "keypoints": {{name: {{"marks": […]}}}}}},'
+            " as save_marks writes it"
         )
     for kind in ("poses", "shapes"):
         if not isinstance(marks.get(kind, {}), dict):
             raise ValueError(
-                f"{where}: {kind}: expected {{name: numbers}}, got {str(marks[kind])[:60]}"
+                f"{where}: {kind}: expected {{name: numbers}}, got"
+                f" {str(marks[kind])[:60]}"
             )
         for name, numbers in marks.get(kind, {}).items():
             check_numbers(
@@ -368,7 +375,8 @@ def check_marks(
             or not isinstance(entry.get("mirror"), str | None)
         ):
             raise ValueError(
-                f'{where}: keypoint {name!r}: expected {{"mirror": a name or null, "marks": […]}}, got {str(entry)[:60]}'
+                f'{where}: keypoint {name!r}: expected {{"mirror": a name or null,'
+                f' "marks": […]}}, got {str(entry)[:60]}'
             )
         for mark in entry.get("marks", []):
             check_mark(mark, marks, f"{where}: keypoint {name!r}")
@@ -395,7 +403,8 @@ def check_numbers(
         or np.abs(array).max() > 1e6
     ):
         raise ValueError(
-            f"{where}: expected ({', '.join(map(str, shape))}) finite numbers, got {str(numbers)[:60]}"
+            f"{where}: expected ({', '.join(map(str, shape))}) finite numbers, got"
+            f" {str(numbers)[:60]}"
         )
 
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #2c8007b5
@@ -407,7 +416,8 @@ def check_mark(
     "Refuse what is not a mark."
     if not isinstance(mark, dict):
         raise ValueError(
-            f'{where}: expected marks such as {{"pose": …, "vertices": […]}}, got {str(mark)[:60]}'
+            f'{where}: expected marks such as {{"pose": …, "vertices": […]}}, got'
+            f" {str(mark)[:60]}"
         )
     pose, given = (
         mark.get("pose"),
@@ -415,20 +425,23 @@ def check_mark(
     )
     if not given or len(given) > 1 and set(given) != {"vertices", "triangles"}:
         raise ValueError(
-            f"{where}: expected vertex numbers, or one of {', '.join(KINDS)}, got {str({k: v for k, v in mark.items() if k != 'pose'})[:80]}"
+            f"{where}: expected vertex numbers, or one of {', '.join(KINDS)}, got"
+            f" {str({k: v for k, v in mark.items() if k != 'pose'})[:80]}"
         )
     if not isinstance(pose, str):
         check_numbers(pose, ("j", 3), f"{where}: a pose")
     for kind, name in (("poses", pose), ("shapes", mark.get("shape"))):
         if isinstance(name, str) and name not in marks.get(kind, {}):
             raise ValueError(
-                f"{where} is marked in {kind[:-1]} {name!r}, which is not among the file's {kind} {sorted(marks.get(kind, {}))}"
+                f"{where} is marked in {kind[:-1]} {name!r}, which is not among the"
+                f" file's {kind} {sorted(marks.get(kind, {}))}"
             )
     for kind in {"vertices", "triangles"} & set(given):
         ids = mark[kind]
         if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
             raise ValueError(
-                f"{where}: expected {'vertex' if kind == 'vertices' else 'face'} numbers, got {str(ids)[:60]}"
+                f"{where}: expected {'vertex' if kind == 'vertices' else 'face'}"
+                f" numbers, got {str(ids)[:60]}"
             )
     if "point" in given:
         check_numbers(mark["point"], (3,), f"{where}: point")
@@ -440,7 +453,8 @@ def check_mark(
         ends = mark["through"]
         if not isinstance(ends, list) or len(ends) != 2:
             raise ValueError(
-                f"{where}: through: expected two faces or two points, got {str(ends)[:60]}"
+                f"{where}: through: expected two faces or two points, got"
+                f" {str(ends)[:60]}"
             )
         for end in ends:
             if type(end) is not int or end < 0:
@@ -550,7 +564,8 @@ def pose_meshes(
     betas = np.zeros(0) if betas is None else np.asarray(betas, float)
     if len(betas) > body.shapedirs.shape[2]:
         raise ValueError(
-            f"betas: this body has {body.shapedirs.shape[2]} shape coefficients, got {len(betas)}"
+            f"betas: this body has {body.shapedirs.shape[2]} shape coefficients, got"
+            f" {len(betas)}"
         )
     rest = (
         np.asarray(body.v_template, float)
@@ -568,9 +583,7 @@ def pose_meshes(
     return meshes
 
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #62c801b1
-def mesh_of(
-    mark: Mapping[str, Any],  # name of its mesh
-) -> str:
+def mesh_of(mark: Mapping[str, Any]) -> str:  # name of its mesh
     "The mesh that was marked: a pose, or a pose of a build."
     return f"{mark['pose']}, {mark['shape']}" if mark.get("shape") else mark["pose"]
 
@@ -599,12 +612,14 @@ def marked_meshes(
             or max(faces, default=0) >= len(F)
         ):
             raise ValueError(
-                f"{where}, pose {mark['pose']!r}: body {body.name!r} has {len(body.v_template)} vertices and {len(F)} faces; "
-                f"number {max([*ids, *faces])} is beyond; give the body that was marked"
+                f"{where}, pose {mark['pose']!r}: body {body.name!r} has"
+                f" {len(body.v_template)} vertices and {len(F)} faces; number"
+                f" {max([*ids, *faces])} is beyond; give the body that was marked"
             )
         if mesh_of(mark) not in meshes:
             raise ValueError(
-                f"{where} is marked on {mesh_of(mark)!r}, but there are meshes only for {', '.join(meshes)}"
+                f"{where} is marked on {mesh_of(mark)!r}, but there are meshes only for"
+                f" {', '.join(meshes)}"
             )
         V = np.asarray(meshes[mesh_of(mark)], float)
         found.append(
@@ -728,8 +743,9 @@ def fit_marks(
     marks = name_poses(check_marks(dict(marks)))
     if marks.get("topology", topology(body)) != topology(body):
         raise ValueError(
-            f"these marks were made on body {marks['body']!r} ({marks['topology']}) with other faces than {body.name!r} ({topology(body)}): "
-            "the vertex numbers mean nothing here; give the body that was marked"
+            f"these marks were made on body {marks['body']!r} ({marks['topology']})"
+            f" with other faces than {body.name!r} ({topology(body)}): the vertex"
+            " numbers mean nothing here; give the body that was marked"
         )
     meshes = meshes_of(marks, body) if meshes is None else meshes
     fits: dict[str, RegressorFit] = {}
@@ -737,7 +753,8 @@ def fit_marks(
         partner = entry.get("mirror")
         if partner and body.mirror is None:
             raise ValueError(
-                f"{name} is mirrored to {partner}, but body {body.name!r} has no mirror; fit both sides without"
+                f"{name} is mirrored to {partner}, but body {body.name!r} has no"
+                " mirror; fit both sides without"
             )
         own = marked_meshes(entry, meshes, body, f"keypoint {name!r}")
         other = (
@@ -762,8 +779,8 @@ def fit_marks(
 
 
 def meshes_of(
-    marks: Mapping[str, Any],  # with all poses by name
-    body: BodyData,
+    marks: Mapping[str, Any],
+    body: BodyData,  # with all poses by name
 ) -> dict[str, np.ndarray]:  # {pose: (v, 3)} and {"pose, build": (v, 3)}
     "The meshes that a marks file speaks of."
     meshes = pose_meshes(body, marks.get("poses", {}))

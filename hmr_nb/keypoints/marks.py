@@ -112,7 +112,10 @@ class PickerState:
             }
             for k, where in self.marks.items()
         }
-        return f"PickerState({self.keypoint!r} on {self.pose!r}, marks {spots}, {len(self.done)} done, {len(self.undone)} undone)"
+        return (
+            f"PickerState({self.keypoint!r} on {self.pose!r}, marks {spots},"
+            f" {len(self.done)} done, {len(self.undone)} undone)"
+        )
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #d7340abc
 def flip(
@@ -145,7 +148,8 @@ def do(
     ids = tuple(sorted({int(i) for i in items}))
     if ids and not 0 <= ids[0] <= ids[-1] < state.n_vertices + state.n_faces:
         raise ValueError(
-            f"items: expected numbers from 0 to {state.n_vertices + state.n_faces - 1}, got {ids[0]} to {ids[-1]}"
+            f"items: expected numbers from 0 to {state.n_vertices + state.n_faces - 1},"
+            f" got {ids[0]} to {ids[-1]}"
         )
     if not ids and not mirror:
         return state
@@ -416,7 +420,9 @@ def read_flip(
     other = {"through", "point", "regressor"} & set(entry)
     if other:
         raise ValueError(
-            f"{keypoint} in pose {entry['pose']!r} is given by {' and '.join(sorted(other))!s}, not by marks: the picker cannot show it; fit it with fit_marks"
+            f"{keypoint} in pose {entry['pose']!r} is given by"
+            f" {' and '.join(sorted(other))!s}, not by marks: the picker cannot show"
+            " it; fit it with fit_marks"
         )
     items = (
         *entry.get("vertices", ()),
@@ -439,7 +445,8 @@ def from_marks(
     "The session of a marks file, ready to go on."
     if marks.get("vertices", n_vertices) != n_vertices:
         raise ValueError(
-            f"these marks belong to a mesh of {marks['vertices']} vertices, this one has {n_vertices}"
+            f"these marks belong to a mesh of {marks['vertices']} vertices, this one"
+            f" has {n_vertices}"
         )
     log, state = marks.get("log", {}), PickerState(n_vertices, n_faces)
     for f in (read_flip(e, e["keypoint"], n_vertices) for e in log.get("done", [])):

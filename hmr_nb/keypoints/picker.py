@@ -248,8 +248,8 @@ KEYS = {
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #30c517ca
 def report_plot(
-    report: Mapping[str, Any],  # of a RegressorFit
-    width: int = 274,  # px
+    report: Mapping[str, Any],
+    width: int = 274,  # of a RegressorFit  # px
 ) -> str:  # html
     "Residual and leave-one-out error of every mesh, as bars."
     residual, unseen = (
@@ -265,18 +265,29 @@ def report_plot(
     for i, (name, seen, out) in enumerate(zip(names, residual, unseen)):
         text = f"{seen:.1f}" if out is None else f"{seen:.1f} | {out:.1f}"
         rows.append(
-            f"<text x='84' y='{18 * i + 12}' text-anchor='end'>{escape(name[:14])}</text><rect x='90' y='{18 * i + 3}' width='{seen * scale + 1:.1f}' height='5' fill='#cc2f7b'/>"
+            f"<text x='84' y='{18 * i + 12}'"
+            f" text-anchor='end'>{escape(name[:14])}</text><rect x='90'"
+            f" y='{18 * i + 3}' width='{seen * scale + 1:.1f}' height='5'"
+            " fill='#cc2f7b'/>"
             + (
                 ""
                 if out is None
-                else f"<rect x='90' y='{18 * i + 9}' width='{out * scale + 1:.1f}' height='5' fill='#8a94a0'/>"
+                else (
+                    f"<rect x='90' y='{18 * i + 9}' width='{out * scale + 1:.1f}'"
+                    " height='5' fill='#8a94a0'/>"
+                )
             )
             + f"<text x='{width}' y='{18 * i + 12}' text-anchor='end'>{text}</text>"
         )
-    key = "<span style='color:#cc2f7b'>residual</span> | <span style='color:#5c6670'>left out</span>, mm"
+    key = (
+        "<span style='color:#cc2f7b'>residual</span> | <span style='color:#5c6670'>left"
+        " out</span>, mm"
+    )
     return (
-        f"<div style='font:12px/16px sans-serif'><div style='text-align:right; width:{width}px'>{key}</div>"
-        f"<svg width='{width}' height='{18 * len(residual) + 2}' font-size='11' fill='#333' style='display:block'>{''.join(rows)}</svg></div>"
+        "<div style='font:12px/16px sans-serif'><div style='text-align:right;"
+        f" width:{width}px'>{key}</div><svg width='{width}'"
+        f" height='{18 * len(residual) + 2}' font-size='11' fill='#333'"
+        f" style='display:block'>{''.join(rows)}</svg></div>"
     )
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #f52cec58
@@ -392,7 +403,9 @@ def arrange(
     "Mesh and strip on the left, controls on the right."
     c = controls
     help_line = widgets.HTML(
-        "<div style='font:12px/18px sans-serif; color:#555'>click: mark · shift-click: brush · ctrl-click: erase<br>drag: turn · wheel: zoom · right drag: shift</div>"
+        "<div style='font:12px/18px sans-serif; color:#555'>click: mark · shift-click:"
+        " brush · ctrl-click: erase<br>drag: turn · wheel: zoom · right drag:"
+        " shift</div>"
     )
     # the report last: it grows, and no button may move under the mouse
     rows = [
@@ -425,9 +438,7 @@ def arrange(
     return box
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #3e707aac
-def autosave_of(
-    path: str | Path,  # of the marks file
-) -> Path:
+def autosave_of(path: str | Path) -> Path:  # of the marks file
     "Where unsaved changes are kept: the same name with `.autosave` before its ending."
     path = Path(path)
     return path.with_suffix(f".autosave{path.suffix}")
@@ -448,13 +459,14 @@ def read_session(
 
 
 def open_session(
-    saved: Mapping[str, Any],  # as `load_marks` gives it
-    body: BodyData,
+    saved: Mapping[str, Any],
+    body: BodyData,  # as `load_marks` gives it
 ) -> PickerState:
     "Go on with a saved session; refuse one that was made on another mesh."
     if saved.get("topology", topology(body)) != topology(body):
         raise ValueError(
-            f"these marks were made on body {saved['body']!r} with other faces than {body.name!r}; give another path to begin anew"
+            f"these marks were made on body {saved['body']!r} with other faces than"
+            f" {body.name!r}; give another path to begin anew"
         )
     return from_marks(saved, len(body.v_template), len(body.faces))
 
@@ -616,17 +628,26 @@ def advice(
     "One line that says what to do next."
     spots = state.marks.get(state.keypoint, {})
     if not spots:
-        return f"Click the vertices around <b>{escape(state.keypoint)}</b>: their centre becomes the keypoint."
+        return (
+            f"Click the vertices around <b>{escape(state.keypoint)}</b>: their centre"
+            " becomes the keypoint."
+        )
     warnings = fits[state.keypoint].report["warnings"] if state.keypoint in fits else []
     if (state.pose, state.shape) not in spots:
-        return f"The yellow dot is where <b>{escape(state.keypoint)}</b> is now. If it is wrong here, mark it in this pose too."
+        return (
+            f"The yellow dot is where <b>{escape(state.keypoint)}</b> is now. If it is"
+            " wrong here, mark it in this pose too."
+        )
     if len(spots) < min(3, poses):
         there = (
             f"choose <b>{escape(suggested)}</b> below (it would tell most)"
             if suggested
             else "choose another pose below"
         )
-        return f"Marked on {len(spots)} mesh{'es' if len(spots) > 1 else ''}: {there} and look where the yellow dot is."
+        return (
+            f"Marked on {len(spots)} mesh{'es' if len(spots) > 1 else ''}: {there} and"
+            " look where the yellow dot is."
+        )
     return (
         escape(warnings[0])
         if warnings
@@ -772,10 +793,14 @@ def _show(
         if state.keypoint in picker.fits
         else ""
     )
-    count = f"<b>{len(marked(state))}</b> marked on {escape(state.pose if state.shape == MEAN else f'{state.pose}, {state.shape}')}. "
-    c[
-        "status"
-    ].value = f"<div style='font:13px/18px sans-serif; padding:2px 6px'>{count}{said or advice(state, picker.fits, len(picker.poses), picker.suggested)}</div>"
+    count = (
+        f"<b>{len(marked(state))}</b> marked on"
+        f" {escape(state.pose if state.shape == MEAN else f'{state.pose}, {state.shape}')}. "
+    )
+    c["status"].value = (
+        "<div style='font:13px/18px sans-serif; padding:2px"
+        f" 6px'>{count}{said or advice(state, picker.fits, len(picker.poses), picker.suggested)}</div>"
+    )
 
 
 KeypointPicker.show = _show
@@ -857,10 +882,7 @@ KeypointPicker.pose_all, KeypointPicker.start, KeypointPicker.fill_strip = (
 )
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #bfbb9c97
-def _change(
-    picker: KeypointPicker,
-    state: PickerState,  # the new one
-) -> None:
+def _change(picker: KeypointPicker, state: PickerState) -> None:  # the new one
     "Take a new state over, draw it, keep it."
     before, picker.state = picker.state, state
     if state == before:
@@ -883,7 +905,8 @@ def _keep(picker: KeypointPicker) -> None:
         save_marks(picker.marks(), autosave_of(picker.path))
     except OSError as error:
         picker.show(
-            f"<span style='color:#c1272d'>Not kept in a file: {escape(str(error))}</span>"
+            "<span style='color:#c1272d'>Not kept in a file:"
+            f" {escape(str(error))}</span>"
         )
 
 
@@ -1052,7 +1075,8 @@ def _load(
     path = Path(picker.path if path is None else path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such marks file; it is read from the folder where the notebook runs"
+            f"{path}: no such marks file; it is read from the folder where the notebook"
+            " runs"
         )
     if path == picker.path:
         autosave_of(path).unlink(missing_ok=True)

@@ -164,7 +164,10 @@ def plot_gap(
     ax.set(
         ylabel="gap, mm",
         ylim=(0, 1.15 * gaps["gap_mm"].max() + 1e-9),
-        title=f"mean {gaps['gap_mm'].mean():.1f} mm, from {gaps['gap_mm'].min():.1f} to {gaps['gap_mm'].max():.1f}",
+        title=(
+            f"mean {gaps['gap_mm'].mean():.1f} mm, from {gaps['gap_mm'].min():.1f} to"
+            f" {gaps['gap_mm'].max():.1f}"
+        ),
     )
     ax.legend(frameon=False, title="build", fontsize="small")
     return ax

@@ -20,9 +20,9 @@ from ..body.body_data import BodyData
 
 # %% ../../nbs/3_keypoints/03_targets.ipynb #32e45d74
 def area_mean(
-    V: Array,  # (v, 3)
-    F: Array,  # (f, 3)
-    triangles: Array,  # (n,) face numbers
+    V: Array,
+    F: Array,
+    triangles: Array,  # (v, 3)  # (f, 3)  # (n,) face numbers
 ) -> np.ndarray:  # (3,) m
     "The centre of a patch of triangles, each as heavy as its area."
     corners = np.asarray(V, float)[np.asarray(F)[np.asarray(triangles)]]
@@ -67,7 +67,8 @@ def ray_through(
     ]
     if not len(ins) or not outs:
         raise ValueError(
-            "the ray does not pass through the mesh: expected one way in and one way out; aim at the limb from outside"
+            "the ray does not pass through the mesh: expected one way in and one way"
+            " out; aim at the limb from outside"
         )
     pair = np.array([ins[0], outs[0]])
     return pair, o + far[pair, None] * d
@@ -104,7 +105,8 @@ def target_of(
         known = rows or {}
         if mark["regressor"] not in known:
             raise ValueError(
-                f"a mark names the regressor {mark['regressor']!r}; this body has {' '.join(known) or 'none'}"
+                f"a mark names the regressor {mark['regressor']!r}; this body has"
+                f" {' '.join(known) or 'none'}"
             )
         return np.asarray(known[mark["regressor"]], float) @ V
     return np.asarray(mark["point"], float)
@@ -207,7 +209,8 @@ def part_vertices(
     unknown = set(names) - set(body.joint_names)
     if unknown:
         raise ValueError(
-            f"parts: expected names of joints ({' '.join(body.joint_names)}), got {' '.join(sorted(unknown))}"
+            f"parts: expected names of joints ({' '.join(body.joint_names)}), got"
+            f" {' '.join(sorted(unknown))}"
         )
     return np.isin(
         np.asarray(body.weights).argmax(1), [body.joint_names.index(n) for n in names]

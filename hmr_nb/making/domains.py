@@ -100,9 +100,7 @@ class Domain:
     motion: float = 0.0  # how often the person moves while the shutter is open
 
     @property
-    def key(
-        self,  # the same number for the same name, on every machine
-    ) -> int:
+    def key(self) -> int:  # the same number for the same name, on every machine
         return zlib.crc32(self.name.encode())
 
 
@@ -113,9 +111,7 @@ DOMAINS = {d.name: d for d in (
 )}  # fmt: skip
 
 
-def find_domain(
-    name: str,  # a key of DOMAINS
-) -> Domain:
+def find_domain(name: str) -> Domain:  # a key of DOMAINS
     "A recipe by its name."
     if name not in DOMAINS:
         raise ValueError(
@@ -199,7 +195,8 @@ def sample_block(
     domain = find_domain(name)
     if seed < 0 or block < 0:
         raise ValueError(
-            f"expected a seed and an index of 0 or more, got seed {seed} and index {block * BLOCK}"
+            f"expected a seed and an index of 0 or more, got seed {seed} and index"
+            f" {block * BLOCK}"
         )
     poses = open_poses(
         BLOCK,
@@ -240,9 +237,9 @@ def sample_block(
 
 
 def sample_scene(
-    name: str,  # of the domain: "studio", "street", "sports"
+    name: str,
     seed: int,
-    index: int,
+    index: int,  # of the domain: "studio", "street", "sports"
 ) -> Scene:
     "One scene, the same for the same three arguments."
     return sample_block(name, seed, index // BLOCK)[index % BLOCK]
@@ -458,9 +455,10 @@ def stand_before(
                 int(rng.integers(1 << 16)),
             )
         ]
-    return make_thing(
-        kind, x, z, float(rng.choice([0.0, rng.uniform(0, 6.3)])), rng
-    ), []
+    return (
+        make_thing(kind, x, z, float(rng.choice([0.0, rng.uniform(0, 6.3)])), rng),
+        [],
+    )
 
 
 def share_hidden(
@@ -576,9 +574,7 @@ UNDER_SKIN = {"hip": .19, "pelvis": .19, "spine": .17, "collar": .14, "neck": .1
               "toe": .06, "heel": .07, "wrist": .07, "hand": .06, "elbow": .08, "ankle": .08, "foot": .08}  # fmt: skip
 
 
-def skin_depth(
-    name: str,  # of a point
-) -> float:  # m
+def skin_depth(name: str) -> float:  # of a point  # m
     "How deep a point may lie under the surface that shows it."
     return next((d for part, d in UNDER_SKIN.items() if part in name), 0.10)
 
@@ -752,15 +748,16 @@ class Rendered(NamedTuple):
 
 
 def pixels_of(
-    what: str,  # "mask" or "depth"
+    what: str,
     shot: Shot,
     frame: Frame,
-    wardrobe: Wardrobe,
+    wardrobe: Wardrobe,  # "mask" or "depth"
 ) -> np.ndarray:  # (h, w)
     "Part labels or depth, where the picture shows the person."
     if what == "mask" and wardrobe.labels is None:
         raise ValueError(
-            "want: this body has no part labels (extras['part_labels']), so there is no mask; ask for 'depth' alone, or use the open body"
+            "want: this body has no part labels (extras['part_labels']), so there is no"
+            " mask; ask for 'depth' alone, or use the open body"
         )
     y, x = np.mgrid[: len(shot.image), : len(shot.image)]
     gone = (
@@ -828,7 +825,8 @@ def render_example(
     unknown = set(want) - {"mask", "depth"}
     if unknown:
         raise ValueError(
-            f"want: expected 'mask' or 'depth', got {', '.join(map(repr, sorted(unknown)))}"
+            "want: expected 'mask' or 'depth', got"
+            f" {', '.join(map(repr, sorted(unknown)))}"
         )
     if index < 0 or size < 16:
         raise ValueError(
@@ -925,7 +923,8 @@ def render_domain(
     find_domain(name)
     if count < 1 or size < 16 or seed < 0:
         raise ValueError(
-            f"expected count ≥ 1, size ≥ 16 px and seed ≥ 0, got count {count}, size {size} and seed {seed}"
+            f"expected count ≥ 1, size ≥ 16 px and seed ≥ 0, got count {count}, size"
+            f" {size} and seed {seed}"
         )
     if split not in ("train", "val", "test"):
         raise ValueError(f"split: expected train, val or test, got {split!r}")

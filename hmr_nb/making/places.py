@@ -358,8 +358,8 @@ def make_thing(
 
 def around(
     rng: np.random.Generator,
-    near: float = 1.4,  # m, at least
-    far: float = 7.0,
+    near: float = 1.4,
+    far: float = 7.0,  # m, at least
 ) -> tuple[float, float, float]:  # x, z m, a turn, rad: beside or behind the person
     "A spot where a thing does not stand in the way."
     angle, r = rng.uniform(-0.3, math.pi + 0.3), rng.uniform(near, far)
@@ -891,10 +891,7 @@ PLACES = {
 }
 
 
-def make_place(
-    kind: str,  # a key of PLACES
-    rng: np.random.Generator,
-) -> Place:
+def make_place(kind: str, rng: np.random.Generator) -> Place:  # a key of PLACES
     "A place of one kind, drawn from a generator."
     if kind not in PLACES:
         raise ValueError(f"place: expected one of {', '.join(PLACES)}, got {kind!r}")

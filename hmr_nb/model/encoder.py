@@ -180,7 +180,8 @@ def joint_hints(
     sizes = check_shape(features, "b d", "features")
     if sizes["d"] < 3 * joints:
         raise ValueError(
-            f"features: expected at least {3 * joints} numbers a person for {joints} joints, got {sizes['d']}; only the small encoder gives hints"
+            f"features: expected at least {3 * joints} numbers a person for {joints}"
+            f" joints, got {sizes['d']}; only the small encoder gives hints"
         )
     return ops.reshape(features[:, : 3 * joints], (-1, joints, 3))
 
@@ -216,7 +217,8 @@ def _published(name, size, weights):
     known = {n.lower(): n for n in dir(keras.applications) if n[0].isupper()}
     if name.lower() not in known:
         raise ValueError(
-            f"encoder {name!r}: expected 'small' or a network of keras.applications, such as resnet50v2 or mobilenetv2"
+            f"encoder {name!r}: expected 'small' or a network of keras.applications,"
+            " such as resnet50v2 or mobilenetv2"
         )
     make = getattr(keras.applications, known[name.lower()])
     net = _steady_names(
@@ -256,16 +258,19 @@ def build_encoder(
         name.lower().startswith("resnet") and name.lower().endswith("v2")
     ):
         raise ValueError(
-            f"pool1={pool1!r}: only the ResNet V2 networks have this variant, not {name!r}"
+            f"pool1={pool1!r}: only the ResNet V2 networks have this variant, not"
+            f" {name!r}"
         )
     if weights not in (None, "imagenet") and not Path(weights).exists():
         raise FileNotFoundError(
-            f"{weights}: no such weights file; give 'imagenet', the path of a .h5 file, or None"
+            f"{weights}: no such weights file; give 'imagenet', the path of a .h5 file,"
+            " or None"
         )
     if name == "small":
         if weights == "imagenet":
             raise ValueError(
-                "encoder 'small' has no imagenet weights; see hmr.small_hmr for its trained ones"
+                "encoder 'small' has no imagenet weights; see hmr.small_hmr for its"
+                " trained ones"
             )
         net = small_encoder(input_size)
     else:

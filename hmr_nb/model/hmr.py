@@ -81,7 +81,8 @@ class _Asked(keras.Model):
         check_shape(images, "b h w 3", "images")
         if "float" not in str(keras.backend.standardize_dtype(images.dtype)):
             raise ValueError(
-                f"images: expected floats in -1..1, got {images.dtype}; use image / 127.5 - 1"
+                f"images: expected floats in -1..1, got {images.dtype}; use image /"
+                " 127.5 - 1"
             )
         return self.encoder(ops.convert_to_tensor(images), training=training)
 
@@ -104,7 +105,8 @@ class _Asked(keras.Model):
     def get_config(self) -> dict:
         if self.settings["encoder"] is None:
             raise ValueError(
-                "this HMR got its encoder as a model; only one named for `build_encoder` can be saved"
+                "this HMR got its encoder as a model; only one named for"
+                " `build_encoder` can be saved"
             )
         return {
             **self.settings,
@@ -216,7 +218,8 @@ def named_weights(
     }
     if len(named) != len(model.weights):
         raise ValueError(
-            f"{len(model.weights)} weights have only {len(named)} different names; name the encoder's layers"
+            f"{len(model.weights)} weights have only {len(named)} different names; name"
+            " the encoder's layers"
         )
     return named
 
@@ -270,7 +273,8 @@ def weights_info(
         ".meta",
     ):
         raise ValueError(
-            f"{path}: expected weights written by hmr_nb, found a TensorFlow checkpoint; import it first: hmr_nb import-weights"
+            f"{path}: expected weights written by hmr_nb, found a TensorFlow"
+            " checkpoint; import it first: hmr_nb import-weights"
         )
     if not path.is_file():
         raise FileNotFoundError(
@@ -278,23 +282,27 @@ def weights_info(
         )
     if not h5py.is_hdf5(path):
         raise ValueError(
-            f"{path}: expected weights written by hmr_nb (HDF5), found another kind of file"
+            f"{path}: expected weights written by hmr_nb (HDF5), found another kind of"
+            " file"
         )
     try:
         with h5py.File(path) as f:
             about, inside = f.attrs.get("about"), ", ".join(list(f)[:4]) or "nothing"
     except OSError as error:
         raise ValueError(
-            f"{path}: expected weights written by hmr_nb, found a damaged HDF5 file, was the copy cut short? ({error})"
+            f"{path}: expected weights written by hmr_nb, found a damaged HDF5 file,"
+            f" was the copy cut short? ({error})"
         ) from error
     about = json.loads(about) if about else {}
     if about.get("kind") != KIND:
         raise ValueError(
-            f"{path}: expected weights written by hmr_nb, found another HDF5 file with {inside}; `hmr_nb import-weights` reads published checkpoints"
+            f"{path}: expected weights written by hmr_nb, found another HDF5 file with"
+            f" {inside}; `hmr_nb import-weights` reads published checkpoints"
         )
     if about["version"] > VERSION:
         raise ValueError(
-            f"{path}: expected weights of version {VERSION} or older, found version {about['version']}; update hmr_nb"
+            f"{path}: expected weights of version {VERSION} or older, found version"
+            f" {about['version']}; update hmr_nb"
         )
     return about
 
@@ -347,8 +355,9 @@ def load_weights_file(
     if differ:
         k = differ[0]
         raise ValueError(
-            f"{path}: weights of another model ({len(differ)} of {len(wanted)} names or shapes differ): "
-            f"expected {k} {wanted.get(k, 'absent')}, found {found.get(k, 'absent')}; this model has settings {dict(model.settings)}"
+            f"{path}: weights of another model ({len(differ)} of {len(wanted)} names or"
+            f" shapes differ): expected {k} {wanted.get(k, 'absent')}, found"
+            f" {found.get(k, 'absent')}; this model has settings {dict(model.settings)}"
         )
     for name, weight in named.items():
         weight.assign(stored[name].astype("float32"))
@@ -373,7 +382,8 @@ def load_hmr(
     config = weights_info(path)["config"]
     if "keypoints" not in config:
         raise ValueError(
-            f"{path}: its description does not fit this version of hmr_nb: it names no keypoints"
+            f"{path}: its description does not fit this version of hmr_nb: it names no"
+            " keypoints"
         )
     try:
         model = HMR.from_config(config, body=body, keypoints=keypoints)
@@ -385,7 +395,8 @@ def load_hmr(
         if keypoints is not None:
             raise
         raise ValueError(
-            f"{path}: {error.args[0]}; the file only names these points, give their rows: load_hmr(path, keypoints=…)"
+            f"{path}: {error.args[0]}; the file only names these points, give their"
+            " rows: load_hmr(path, keypoints=…)"
         ) from error
     return load_weights_file(model, path)
 

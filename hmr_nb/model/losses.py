@@ -83,14 +83,15 @@ def hip_indices(
     "The two keypoints whose middle is the origin of 3D errors."
     if not {"hip_l", "hip_r"} <= set(keypoints.names):
         raise ValueError(
-            f"keypoints {keypoints.name!r}: 3D errors need hip_l and hip_r; it has {', '.join(keypoints.names)}"
+            f"keypoints {keypoints.name!r}: 3D errors need hip_l and hip_r; it has"
+            f" {', '.join(keypoints.names)}"
         )
     return keypoints.names.index("hip_l"), keypoints.names.index("hip_r")
 
 
 def align_pelvis(
-    points: Array,  # (b, k, 3) m
-    hips: tuple[int, int],  # from `hip_indices`
+    points: Array,
+    hips: tuple[int, int],  # (b, k, 3) m  # from `hip_indices`
 ) -> Array:  # (b, k, 3) m, the middle of the hips at the origin
     "Move each person so that the middle of the hips is the origin."
     left, right = hips

@@ -11,9 +11,9 @@ __all__ = ['BN', 'CONV', 'BIASED', 'ROWS', 'TOES', 'PUBLISHED', 'CRITIC', 'resne
 # %% ../../nbs/4_model/08_published.ipynb #92f74373
 import re
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -94,13 +94,15 @@ def checkpoint_prefix(
         found = sorted({str(p.with_suffix("").name) for p in path.glob("*.index")})
         inside = f"it holds {', '.join(found)}" if found else "it holds no .index file"
         raise ValueError(
-            f"{path}: expected the prefix of a checkpoint, such as FOLDER/model.ckpt-667589; this is a folder and {inside}"
+            f"{path}: expected the prefix of a checkpoint, such as"
+            f" FOLDER/model.ckpt-667589; this is a folder and {inside}"
         )
     if path.is_file() and (
         zipfile.is_zipfile(path) or path.suffix in (".gz", ".tgz", ".tar")
     ):
         raise ValueError(
-            f"{path}: this is an archive; unpack it and pass the prefix of the checkpoint inside"
+            f"{path}: this is an archive; unpack it and pass the prefix of the"
+            " checkpoint inside"
         )
     index, data = (
         path.with_name(path.name + ".index"),
@@ -115,11 +117,13 @@ def checkpoint_prefix(
             else (data[0].name, index.name)
         )
         raise FileNotFoundError(
-            f"{path}: {there} is there but {missing} is not; a checkpoint needs both, put them side by side"
+            f"{path}: {there} is there but {missing} is not; a checkpoint needs both,"
+            " put them side by side"
         )
     near = sorted({str(p.with_suffix("").name) for p in path.parent.glob("*.index")})
     raise FileNotFoundError(
-        f"{path}: no such checkpoint; {'there is ' + ', '.join(near) if near else 'no .index file lies in that folder'}"
+        f"{path}: no such checkpoint;"
+        f" {'there is ' + ', '.join(near) if near else 'no .index file lies in that folder'}"
     )
 
 # %% ../../nbs/4_model/08_published.ipynb #cf955812
@@ -144,7 +148,8 @@ def read_checkpoint(
             return {ours: reader.get_tensor(theirs) for ours, theirs in names.items()}
     except (tf.errors.OpError, RuntimeError, IndexError) as error:
         raise ValueError(
-            f"{prefix}: not a readable TensorFlow checkpoint, was the download cut short? ({str(error).splitlines()[0][:120]})"
+            f"{prefix}: not a readable TensorFlow checkpoint, was the download cut"
+            f" short? ({str(error).splitlines()[0][:120]})"
         ) from error
     some = (
         ", ".join(
@@ -153,7 +158,8 @@ def read_checkpoint(
         or "nothing"
     )
     raise ValueError(
-        f"{prefix}: expected {what}, but {len(missing)} of {len(names)} variables are missing, first {missing[0]}; found {len(there)} others: {some}, …"
+        f"{prefix}: expected {what}, but {len(missing)} of {len(names)} variables are"
+        f" missing, first {missing[0]}; found {len(there)} others: {some}, …"
     )
 
 # %% ../../nbs/4_model/08_published.ipynb #eaccd590
@@ -179,7 +185,9 @@ def row_names(
         names.insert(place, name)
     if len(names) != count:
         raise ValueError(
-            f"custom: the checkpoint has {count} keypoints, 19 of cocoplus and {len(custom)} named here are {len(names)}; name the others as {{column: name}}"
+            f"custom: the checkpoint has {count} keypoints, 19 of cocoplus and"
+            f" {len(custom)} named here are {len(names)}; name the others as {{column:"
+            " name}"
         )
     return tuple(names)
 
@@ -212,7 +220,10 @@ PUBLISHED = {
     "hmr2": (
         hmr2_names,
         "hmr2",
-        "a checkpoint of hmr2.0 (russoale/hmr2.0); for the original HMR use load_hmr_tf1",
+        (
+            "a checkpoint of hmr2.0 (russoale/hmr2.0); for the original HMR use"
+            " load_hmr_tf1"
+        ),
     ),
 }
 
@@ -254,7 +265,8 @@ def _load(kind, path, body, keypoints, custom=None):
     for ours, value in values.items():
         if tuple(weights[ours].shape) != value.shape:
             raise ValueError(
-                f"{path}: {names()[ours]} has shape {value.shape}, expected {tuple(weights[ours].shape)}; is it {what}?"
+                f"{path}: {names()[ours]} has shape {value.shape}, expected"
+                f" {tuple(weights[ours].shape)}; is it {what}?"
             )
     for ours, value in values.items():
         weights[ours].assign(value)
@@ -492,7 +504,8 @@ def import_weights(
         raise ValueError(f"kind: expected one of {', '.join(PUBLISHED)}, got {kind!r}")
     if training and kind != "hmr2":
         raise ValueError(
-            "training=True: the original HMR published no training state, only hmr2 can be continued"
+            "training=True: the original HMR published no training state, only hmr2 can"
+            " be continued"
         )
     arrays, about = {}, {"imported": kind, "checkpoint": Path(checkpoint).name}
     if training:

@@ -67,7 +67,8 @@ def pose_rotations(
     "Rotation matrices of a pose as the state holds it."
     if pose.shape[-1] not in ROTATION_SIZE.values():
         raise ValueError(
-            f"pose: expected 3 (axis-angle) or 6 (6D) numbers a joint, got {tuple(pose.shape)}"
+            "pose: expected 3 (axis-angle) or 6 (6D) numbers a joint, got"
+            f" {tuple(pose.shape)}"
         )
     return axis_angle_to_matrix(pose) if pose.shape[-1] == 3 else six_d_to_matrix(pose)
 
@@ -117,16 +118,19 @@ def _read_mean_file(path):
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such file; HMR's mean parameters are neutral_smpl_mean_params.h5 of its model archive"
+            f"{path}: no such file; HMR's mean parameters are"
+            " neutral_smpl_mean_params.h5 of its model archive"
         )
     if not h5py.is_hdf5(path):
         raise ValueError(
-            f"{path}: expected an HDF5 file with 'pose' and 'shape', found something else"
+            f"{path}: expected an HDF5 file with 'pose' and 'shape', found something"
+            " else"
         )
     with h5py.File(path) as f:
         if not {"pose", "shape"} <= set(f) or f["pose"].size != 72:
             raise ValueError(
-                f"{path}: expected 'pose' (72) and 'shape', found {', '.join(f) or 'nothing'}"
+                f"{path}: expected 'pose' (72) and 'shape', found"
+                f" {', '.join(f) or 'nothing'}"
             )
         pose, shape = f["pose"][()].reshape(24, 3), f["shape"][()].ravel()
     pose[0] = np.pi, 0, 0

@@ -109,21 +109,23 @@ def people_table(
                      **_signs(e)})  # fmt: skip
     return pd.DataFrame(
         rows,
-        columns=None
-        if rows
-        else [
-            "source",
-            "split",
-            "stored_px",
-            "person_px",
-            "scale",
-            "source_px",
-            "labelled",
-            "occluded",
-            "azimuth",
-            "elevation",
-            "body_m",
-        ],
+        columns=(
+            None
+            if rows
+            else [
+                "source",
+                "split",
+                "stored_px",
+                "person_px",
+                "scale",
+                "source_px",
+                "labelled",
+                "occluded",
+                "azimuth",
+                "elevation",
+                "body_m",
+            ]
+        ),
     )
 
 # %% ../../nbs/5_records/04_card.ipynb #3cf36cdc
@@ -196,7 +198,8 @@ def card_warnings(
         says = table[sign].dropna() if sign in table else []
         if len(says) >= 5 and (against := np.mean(says < 0)) > 0.5:
             found.append(
-                f"left and right look exchanged: in {against:.0%} of {len(says)} people {words}"
+                f"left and right look exchanged: in {against:.0%} of {len(says)} people"
+                f" {words}"
             )
     for column, words in {
         "body_m": "3D size (metres?)",
@@ -206,11 +209,14 @@ def card_warnings(
         far = sizes[(sizes > 4 * sizes.median()) | (sizes < sizes.median() / 6)]
         if len(far):
             found.append(
-                f"{words}: {len(far)} of {len(sizes)} far from the median {sizes.median():.3g}, such as {far.iloc[0]:.3g} in {table['source'][far.index[0]]}"
+                f"{words}: {len(far)} of {len(sizes)} far from the median"
+                f" {sizes.median():.3g}, such as {far.iloc[0]:.3g} in"
+                f" {table['source'][far.index[0]]}"
             )
     if table.get("body_m", pd.Series(dtype=float)).median() > 20:
         found.append(
-            f"3D points do not look like metres: the median person measures {table['body_m'].median():.0f}"
+            "3D points do not look like metres: the median person measures"
+            f" {table['body_m'].median():.0f}"
         )
     return found
 

@@ -58,7 +58,8 @@ def smpl_rotations(
         or rows.dtype.kind not in "fiu"
     ):
         raise ValueError(
-            f"{name}: expected (n, 72), (n, 156) or (n, 165) numbers, got {rows.dtype} {rows.shape}"
+            f"{name}: expected (n, 72), (n, 156) or (n, 165) numbers, got {rows.dtype}"
+            f" {rows.shape}"
         )
     rows = rows.astype(float)
     if rows.shape[1] != 72:
@@ -85,7 +86,8 @@ def _read_motion(path: Path) -> dict:
     "The named arrays of a motion file."
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; AMASS is at https://amass.is.tue.mpg.de (registration)"
+            f"{path}: no such file; AMASS is at https://amass.is.tue.mpg.de"
+            " (registration)"
         )
     if path.suffix == ".npz":
         data = read_npz(path, _WANTED)
@@ -102,7 +104,8 @@ def _read_motion(path: Path) -> dict:
     if "poses" not in data:
         held = ", ".join(map(str, data)) or "none of the known arrays"
         raise NoMotionError(
-            f"{path}: expected an array 'poses', found {held}; shape files (shape.npz, *_stagei.npz) hold no motion"
+            f"{path}: expected an array 'poses', found {held}; shape files (shape.npz,"
+            " *_stagei.npz) hold no motion"
         )
     return data
 
@@ -196,9 +199,7 @@ class Source(NamedTuple):
     exclude: tuple[str, ...]  # names of folders
 
 
-def read_recording(
-    source: Source,  # one
-) -> list[Recording]:
+def read_recording(source: Source) -> list[Recording]:  # one
     "A file of a folder; without poses, but with a reason, if it cannot be used."
     facts = {
         "file": source.name,
@@ -271,12 +272,15 @@ class PoseWriter:
         )
         if before and not resume:
             raise ValueError(
-                f"{out}: already holds {before.get('dataset')}; resume, or choose another directory"
+                f"{out}: already holds {before.get('dataset')}; resume, or choose"
+                " another directory"
             )
         differs = [k for k in plan if before and before.get(k) != plan[k]]
         if differs:
             raise ValueError(
-                f"{out}: begun with other settings, cannot resume ({'; '.join(f'{k}: {before.get(k)}, now {plan[k]}' for k in differs)}); choose another directory"
+                f"{out}: begun with other settings, cannot resume"
+                f" ({'; '.join(f'{k}: {before.get(k)}, now {plan[k]}' for k in differs)});"
+                " choose another directory"
             )
         self.complete = (self.out / "card.json").is_file()
         if not self.complete:
@@ -420,7 +424,8 @@ def motion_files(
             else "no such folder"
         )
         raise FileNotFoundError(
-            f"{data}: expected a folder with neutrMosh's .pkl or AMASS' .npz files in it, found {held}; unpack the archives first"
+            f"{data}: expected a folder with neutrMosh's .pkl or AMASS' .npz files in"
+            f" it, found {held}; unpack the archives first"
         )
     return sorted(found, key=lambda f: f[1])
 
@@ -471,7 +476,8 @@ def _load_set(path: Path, fps: float | None) -> Mocap:
             poses = poses.reshape(len(motion), 24, 3)
     except Exception as error:  # NumPy raises many kinds for damaged archives
         raise ValueError(
-            f"{path}: expected a set of poses as convert_mocap writes it, got one that does not read ({error}); convert the recordings again"
+            f"{path}: expected a set of poses as convert_mocap writes it, got one that"
+            f" does not read ({error}); convert the recordings again"
         ) from error
     start = np.searchsorted(motion, np.arange(len(rates)))
     n = np.array([every_nth(r, fps) for r in rates])
@@ -498,14 +504,16 @@ def load_mocap(
         path = path / SET_FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path.parent}: a folder without {SET_FILE}; make one of its recordings with hmr_nb convert mocap, or name one recording"
+                f"{path.parent}: a folder without {SET_FILE}; make one of its"
+                " recordings with hmr_nb convert mocap, or name one recording"
             )
     if path.name == SET_FILE and path.is_file():
         return _load_set(path, fps)
     motion = _load_one(path, fps)
     if fps is not None and motion.fps is None:
         warnings.warn(
-            f"{path.name}: no frame rate in the file, {ASSUMED_FPS:.0f} frames a second assumed",
+            f"{path.name}: no frame rate in the file, {ASSUMED_FPS:.0f} frames a second"
+            " assumed",
             stacklevel=2,
         )
     return motion

@@ -903,7 +903,8 @@ def prototype_angles(
         return cycle_angles(np.array([phase]), np.ones(1), np.array([name == "run"]))[0]
     if name not in _PROTOTYPES:
         raise ValueError(
-            f"prototype: expected one of {', '.join([*_PROTOTYPES, 'walk', 'run'])}, got {name!r}"
+            f"prototype: expected one of {', '.join([*_PROTOTYPES, 'walk', 'run'])},"
+            f" got {name!r}"
         )
     return np.concatenate([np.asarray(part, float) for part in _PROTOTYPES[name][:6]])
 

@@ -144,7 +144,8 @@ def picture_folder(
             return folder
     tried = ", ".join(dict.fromkeys(map(str, folders)))
     raise FileNotFoundError(
-        f"{labels}: its pictures, such as {sources[0]}, were looked for in {tried} and not found; unpack them there, or say where with images="
+        f"{labels}: its pictures, such as {sources[0]}, were looked for in {tried} and"
+        " not found; unpack them there, or say where with images="
     )
 
 # %% ../../nbs/5_records/05_photos.ipynb #b8b32520
@@ -166,7 +167,8 @@ def convert_photos(
     unknown = {p.split for p in photos} - set(SPLITS)
     if unknown:
         raise ValueError(
-            f"split: expected train, val or test, got {', '.join(map(repr, sorted(unknown)))}"
+            "split: expected train, val or test, got"
+            f" {', '.join(map(repr, sorted(unknown)))}"
         )
     items = sorted(photos, key=lambda p: SPLITS.index(p.split))
     with RecordWriter(

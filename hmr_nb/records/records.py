@@ -186,7 +186,9 @@ def cut_frame(
         and image.size
     ):
         raise ValueError(
-            f"{name}: expected a picture (h, w, 3) of uint8, got {getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
+            f"{name}: expected a picture (h, w, 3) of uint8, got"
+            f" {getattr(image, 'dtype', type(image).__name__)}"
+            f" {getattr(image, 'shape', '')}"
         )
     A, side = stored_crop(box)
     return _cut(image, A, side), A
@@ -235,7 +237,8 @@ def _decode(
     )
     if image is None:
         raise ValueError(
-            f"{name}: {'cut short' if cut_short else 'not a readable JPEG or PNG'} ({len(data)} bytes)"
+            f"{name}: {'cut short' if cut_short else 'not a readable JPEG or PNG'}"
+            f" ({len(data)} bytes)"
         )
     return image
 
@@ -287,7 +290,10 @@ SCHEMA = {  # feature: (kind, shape, in every record?, meaning)
         "bytes",
         (),
         True,
-        "JPEG of the person's crop, at most 300 px a side; or a small photograph as it is",
+        (
+            "JPEG of the person's crop, at most 300 px a side; or a small photograph as"
+            " it is"
+        ),
     ),
     "kp2d": ("float", ("k", 2), True, "px in the stored image; NaN = missing"),
     "state": (
@@ -340,7 +346,10 @@ SCHEMA = {  # feature: (kind, shape, in every record?, meaning)
         "bytes",
         (),
         False,
-        "of the body model that pose and betas are for: neutral, male or female; empty if unknown",
+        (
+            "of the body model that pose and betas are for: neutral, male or female;"
+            " empty if unknown"
+        ),
     ),
     "source": (
         "bytes",
@@ -395,9 +404,7 @@ class Example:
         return self.pose is not None and self.betas is not None
 
 # %% ../../nbs/5_records/01_records.ipynb #3dadfc06
-def _tidy(
-    example: Example,  # changed in place: arrays of the schema's types
-) -> None:
+def _tidy(example: Example) -> None:  # changed in place: arrays of the schema's types
     "Check an example against the schema, and set its state and NaNs in step."
     example.names = list(example.names)
     if example.crop is None:
@@ -432,7 +439,8 @@ def _tidy(
             if s not in (0, 1, 2) or (s and not ok)
         ]
         raise ValueError(
-            f"{example.source or 'example'}: state must be 0, 1 or 2, and 0 where kp2d is NaN; not so for {', '.join(bad)}"
+            f"{example.source or 'example'}: state must be 0, 1 or 2, and 0 where kp2d"
+            f" is NaN; not so for {', '.join(bad)}"
         )
     example.kp2d = np.where(
         example.state[:, None] > 0, example.kp2d, np.float32(np.nan)
@@ -492,7 +500,8 @@ def decode_example(
         if name not in feature:
             if always:
                 raise ValueError(
-                    f"record without {name!r}: not written by this package, or by another version of its schema"
+                    f"record without {name!r}: not written by this package, or by"
+                    " another version of its schema"
                 )
             continue
         if kind == "bytes":
@@ -595,7 +604,8 @@ def _sum_up(
     for s in shards:
         if s["names"] and s["names"] != names:
             raise ValueError(
-                f"{s['file']}: its points are {', '.join(s['names'])}, those before were {', '.join(names)}; one directory holds one set of points"
+                f"{s['file']}: its points are {', '.join(s['names'])}, those before"
+                f" were {', '.join(names)}; one directory holds one set of points"
             )
     dropped = Counter(reason for s in shards for _, reason, _ in s["dropped"])
     totals = {
@@ -604,11 +614,14 @@ def _sum_up(
     }
     if totals["read"] != totals["written"] + sum(dropped.values()):
         raise RuntimeError(
-            f"read {totals['read']}, but written {totals['written']} and dropped {sum(dropped.values())}"
+            f"read {totals['read']}, but written {totals['written']} and dropped"
+            f" {sum(dropped.values())}"
         )
     counts = {
-        k: np.sum([s[k] for s in shards if s["names"]], axis=0, initial=0)
-        * np.ones(len(names), int)
+        k: (
+            np.sum([s[k] for s in shards if s["names"]], axis=0, initial=0)
+            * np.ones(len(names), int)
+        )
         for k in ("visible", "occluded", "missing")
     }
     splits = Counter()
@@ -704,7 +717,8 @@ def _begin(writer: RecordWriter) -> RecordWriter:
         writer.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"{writer.out}: the directory for the records cannot be made ({error.strerror})"
+            f"{writer.out}: the directory for the records cannot be made"
+            f" ({error.strerror})"
         ) from error
     plan_file, card_file = writer.out / "unfinished.json", writer.out / "card.json"
     old = next(
@@ -712,13 +726,15 @@ def _begin(writer: RecordWriter) -> RecordWriter:
     )
     if old and not writer.resume:
         raise ValueError(
-            f"{writer.out}: already holds records of {old['dataset']}; resume, or choose another directory"
+            f"{writer.out}: already holds records of {old['dataset']}; resume, or"
+            " choose another directory"
         )
     differs = [k for k in writer.plan if old and old.get(k) != writer.plan[k]]
     if differs:
         was = "; ".join(f"{k}: {old.get(k)!r}, now {writer.plan[k]!r}" for k in differs)
         raise ValueError(
-            f"{writer.out}: begun with other settings, cannot resume ({was}); choose another directory"
+            f"{writer.out}: begun with other settings, cannot resume ({was}); choose"
+            " another directory"
         )
     if card_file.exists():
         writer.shards, writer.complete = old["shards"], True
@@ -784,15 +800,19 @@ def card(
         schema = facts["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder / 'card.json'}: not the card of a converted set ({error}); convert the data again"
+            f"{folder / 'card.json'}: not the card of a converted set ({error});"
+            " convert the data again"
         ) from error
     if str(schema).startswith("mocap"):
         raise ValueError(
-            f"{folder / 'card.json'}: a set of poses, not of pictures; its facts are in this file and in motions.csv, load_mocap reads its poses (5_records/08_mocap)"
+            f"{folder / 'card.json'}: a set of poses, not of pictures; its facts are in"
+            " this file and in motions.csv, load_mocap reads its poses"
+            " (5_records/08_mocap)"
         )
     if schema not in (1, SCHEMA_VERSION):
         raise ValueError(
-            f"{folder / 'card.json'}: schema {schema!r}, this version reads {SCHEMA_VERSION}; convert the data again"
+            f"{folder / 'card.json'}: schema {schema!r}, this version reads"
+            f" {SCHEMA_VERSION}; convert the data again"
         )
     return facts
 
@@ -807,8 +827,8 @@ def source_set(
 
 # %% ../../nbs/5_records/01_records.ipynb #d910bbc7
 def damage(
-    path: Path,  # a shard
-    facts: dict,  # its entry on the card
+    path: Path,
+    facts: dict,  # a shard  # its entry on the card
 ) -> str:  # empty if whole
     "What is wrong with a shard, in words."
     if not path.exists():
@@ -831,7 +851,8 @@ def _records(
     problem = damage(path, facts)
     if problem and not skip_bad:
         raise ValueError(
-            f"{path}: {problem}; the file is damaged or cut short. Copy or convert it again, or read with skip_bad=True"
+            f"{path}: {problem}; the file is damaged or cut short. Copy or convert it"
+            " again, or read with skip_bad=True"
         )
     good = []
     try:
@@ -861,7 +882,8 @@ def examples(
                 yield decode_example(record, facts["names"], pictures)
     if +lost:
         warnings.warn(
-            f"{folder}: left out {sum(lost.values())} damaged records ({', '.join(f'{f}: {n}' for f, n in (+lost).items())})",
+            f"{folder}: left out {sum(lost.values())} damaged records"
+            f" ({', '.join(f'{f}: {n}' for f, n in (+lost).items())})",
             stacklevel=2,
         )
 
@@ -917,7 +939,8 @@ def _dask(
         ) from error
     if not re.fullmatch(r"dask://[^/\s]+:\d+", address):
         raise ValueError(
-            f"workers: expected a number, or dask://host:port of a running Dask scheduler, got {address!r}"
+            "workers: expected a number, or dask://host:port of a running Dask"
+            f" scheduler, got {address!r}"
         )
     try:
         client = Client(
@@ -948,11 +971,14 @@ def _try_workers(
         client.run(cloudpickle.loads, cloudpickle.dumps(function))
     except TimeoutError as error:
         raise OSError(
-            f"workers: the Dask scheduler at {address} has no workers; start some with: dask worker {address.replace('dask://', 'tcp://')}"
+            f"workers: the Dask scheduler at {address} has no workers; start some with:"
+            f" dask worker {address.replace('dask://', 'tcp://')}"
         ) from error
     except Exception as error:  # whatever their imports raise
         raise ImportError(
-            f"workers: those at {address} cannot load what they are to run ({type(error).__name__}: {error}); install the same hmr_nb and your module there"
+            f"workers: those at {address} cannot load what they are to run"
+            f" ({type(error).__name__}: {error}); install the same hmr_nb and your"
+            " module there"
         ) from error
 
 # %% ../../nbs/5_records/01_records.ipynb #e73a7c17
@@ -987,7 +1013,8 @@ def convert_items(
                     writer.place, written = (i, p + 1), written + 1
             writer.place = (i + 1, 0)
             bar.set_postfix_str(
-                f"{written / max(bar.format_dict['elapsed'], 1e-3):.1f} {getattr(writer, 'unit', 'images')}/s",
+                f"{written / max(bar.format_dict['elapsed'], 1e-3):.1f}"
+                f" {getattr(writer, 'unit', 'images')}/s",
                 refresh=False,
             )
             bar.update()

@@ -64,7 +64,8 @@ def index_records(
             problem = damage(path, shard) if verify else ""
             if problem and not skip_bad:
                 raise ValueError(
-                    f"{path}: {problem}; the file is damaged or cut short. Copy or convert it again, or read with skip_bad=True"
+                    f"{path}: {problem}; the file is damaged or cut short. Copy or"
+                    " convert it again, or read with skip_bad=True"
                 )
             if problem:
                 warnings.warn(
@@ -76,7 +77,8 @@ def index_records(
             files.append(path)
     if not rows:
         raise ValueError(
-            f"no records{f' of split {split!r}' if split else ''} in {', '.join(map(str, dirs))}"
+            f"no records{f' of split {split!r}' if split else ''} in"
+            f" {', '.join(map(str, dirs))}"
         )
     return RecordIndex([str(d) for d in dirs], names, files, np.array(rows, np.int64))
 
@@ -96,7 +98,8 @@ def epoch_order(
     rng = np.random.default_rng([seed, epoch])
     if isinstance(weights, str) and weights not in ("frames", "datasets"):
         raise ValueError(
-            f"weights: expected a number for each directory, 'frames' or 'datasets', got {weights!r}"
+            "weights: expected a number for each directory, 'frames' or 'datasets',"
+            f" got {weights!r}"
         )
     if weights is None or isinstance(weights, str) and weights == "frames":
         return rng.permutation(n)
@@ -107,7 +110,8 @@ def epoch_order(
     )
     if len(weights) <= folder_of.max():
         raise ValueError(
-            f"weights: expected one for each of {folder_of.max() + 1} directories, got {len(weights)}"
+            f"weights: expected one for each of {folder_of.max() + 1} directories, got"
+            f" {len(weights)}"
         )
     share = weights / weights.sum()
     ends = np.round(np.cumsum(share) * n).astype(int)
@@ -137,11 +141,13 @@ def _spec(meta: bool) -> dict:
             spec[name] = tf.io.FixedLenFeature(
                 shape,
                 dtype,
-                default_value=None
-                if always
-                else ""
-                if kind == "bytes"
-                else np.full(shape, np.nan),
+                default_value=(
+                    None
+                    if always
+                    else ""
+                    if kind == "bytes"
+                    else np.full(shape, np.nan)
+                ),
             )
     return spec
 
@@ -205,7 +211,8 @@ def _orders(
         rows.append(source_order(source_set(names), keypoints, own))
     if (np.array(rows) < 0).all():
         raise ValueError(
-            f"{', '.join(index.folders)}: has none of the points {', '.join(keypoints.names)}; it has {', '.join(index.names[0])}"
+            f"{', '.join(index.folders)}: has none of the points"
+            f" {', '.join(keypoints.names)}; it has {', '.join(index.names[0])}"
         )
     return np.array(rows, np.int32)
 

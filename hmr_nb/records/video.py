@@ -30,9 +30,7 @@ _PLACES = {  # m from the pelvis: left (positive on the person's left), down, fo
 }  # fmt: skip
 
 
-def _place(
-    name: str,  # (3,) m
-) -> np.ndarray:
+def _place(name: str) -> np.ndarray:  # (3,) m
     "Where a named point of the standing figure is."
     word = (
         name.split("_", 1)[1] if name.split("_")[0] in ("mpi", "h36m", "tc") else name
@@ -167,7 +165,8 @@ def film_frames(
     video = cv2.VideoCapture(film.path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     if not video.isOpened():
         raise ValueError(
-            f"{film.path}: expected a video, got {Path(film.path).stat().st_size} bytes that do not read as one; is the file complete?"
+            f"{film.path}: expected a video, got {Path(film.path).stat().st_size} bytes"
+            " that do not read as one; is the file complete?"
         )
     at = 0
     for n in frames:
@@ -283,9 +282,9 @@ def labels_digest(clips: Sequence[Clip]) -> str:
 # %% ../../nbs/5_records/07_video.ipynb #a3850871
 def _person(
     clip: Clip,
-    i: int,  # which of its frames
+    i: int,
     picture: np.ndarray | bytes,
-    source: str,
+    source: str,  # which of its frames
 ) -> Example | Dropped:
     "One frame to a record."
     kp, no = clip.kp[i], lambda reason: Dropped(source, reason, clip.split)

@@ -36,7 +36,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Human shape and pose from one image; keypoints of your own; how models carry over between datasets.",
+    help=(
+        "Human shape and pose from one image; keypoints of your own; how models carry"
+        " over between datasets."
+    ),
 )
 body_app = typer.Typer(
     no_args_is_help=True,
@@ -136,9 +139,7 @@ def demo(out: Out = Path("demo")) -> None:
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def pictures_in(
-    paths: list[Path],  # files and folders
-) -> list[Path]:  # files
+def pictures_in(paths: list[Path]) -> list[Path]:  # files and folders  # files
     "Pictures, with folders opened; an error for a folder without any."
     found = []
     for path in paths:
@@ -149,7 +150,8 @@ def pictures_in(
         )
         if not inside:
             raise ValueError(
-                f"{path}: expected pictures ({', '.join(PICTURES)}), found none in this folder"
+                f"{path}: expected pictures ({', '.join(PICTURES)}), found none in this"
+                " folder"
             )
         found += inside
     return found
@@ -167,12 +169,15 @@ def boxes_for(
 
     if (box or (openpose and not openpose.is_dir())) and len(pictures) > 1:
         raise ValueError(
-            f"--box and --openpose with one json go with one picture, got {len(pictures)}; for many give --openpose a folder of <name>_keypoints.json"
+            "--box and --openpose with one json go with one picture, got"
+            f" {len(pictures)}; for many give --openpose a folder of"
+            " <name>_keypoints.json"
         )
     if box:
         if not all(re.fullmatch(r"\s*-?[\d.]+(\s*,\s*-?[\d.]+){3}\s*", b) for b in box):
             raise ValueError(
-                f"--box: expected x,y,width,height in pixels such as 40,10,120,300, got {' '.join(box)}"
+                "--box: expected x,y,width,height in pixels such as 40,10,120,300, got"
+                f" {' '.join(box)}"
             )
         return {
             str(pictures[0]): [tuple(float(v) for v in b.split(",")) for b in box]
@@ -190,7 +195,8 @@ def boxes_for(
             failed[str(picture)] = str(error)
         if boxes.get(str(picture)) == []:
             failed[str(picture)] = (
-                f"{file}: OpenPose found nobody with at least 4 points for {picture}; give --box instead"
+                f"{file}: OpenPose found nobody with at least 4 points for {picture};"
+                " give --box instead"
             )
     return boxes, failed
 
@@ -244,7 +250,10 @@ def infer(
         bool,
         typer.Option(
             "--resume",
-            help="Leave out pictures whose results are all in the folder; make what is missing.",
+            help=(
+                "Leave out pictures whose results are all in the folder; make what is"
+                " missing."
+            ),
         ),
     ] = False,
     precision: Annotated[
@@ -257,7 +266,10 @@ def infer(
         float | None,
         typer.Option(
             min=1,
-            help="Focal length of the pictures in pixels; where left out, what the file says (EXIF), else a long one.",
+            help=(
+                "Focal length of the pictures in pixels; where left out, what the file"
+                " says (EXIF), else a long one."
+            ),
         ),
     ] = None,
 ) -> None:
@@ -272,7 +284,8 @@ def infer(
     model = Forward(open_model(weights, body), precision)
     if weights is None:
         print(
-            "These are the small weights: they know rendered bodies only. On photographs expect a rough pose; give --weights for more."
+            "These are the small weights: they know rendered bodies only. On"
+            " photographs expect a rough pose; give --weights for more."
         )
     done, bad = infer_files(
         model,
@@ -394,8 +407,8 @@ def parse_value(
 
 # %% ../../nbs/10_shell/05_commands.ipynb #a791a8d2
 def read_settings(
-    function: Callable,  # a converter
-    pairs: list[str],  # name=value, as typed
+    function: Callable,
+    pairs: list[str],  # a converter  # name=value, as typed
 ) -> dict[str, Any]:
     "The converter's own options as the user set them."
     known, found = own_options(function), {}
@@ -403,7 +416,9 @@ def read_settings(
         name, equals, text = pair.partition("=")
         if not equals or name not in known:
             raise ValueError(
-                f"--set: expected name=value with a name of {', '.join(known) or 'none: it has no options of its own'}, got {pair!r}"
+                "--set: expected name=value with a name of"
+                f" {', '.join(known) or 'none: it has no options of its own'}, got"
+                f" {pair!r}"
             )
         try:
             found[name] = parse_value(text, known[name].annotation)
@@ -435,7 +450,10 @@ def list_converters() -> Iterator[str]:  # lines
             comment = re.search(
                 rf"^    {name}\b[^#\n]*#\s*(.*)$", inspect.getsource(function), re.M
             )
-            yield f"    --set {name}={p.default}  ({_kind(p.annotation)}) {comment[1] if comment else ''}"
+            yield (
+                f"    --set {name}={p.default}  ({_kind(p.annotation)})"
+                f" {comment[1] if comment else ''}"
+            )
 
 # %% ../../nbs/10_shell/05_commands.ipynb #0da93324
 def asked_for(
@@ -451,7 +469,8 @@ def asked_for(
             continue
         if name not in takes:
             raise ValueError(
-                f"--{option}: this dataset's converter has no such option; its own are {', '.join(own_options(function)) or 'none'} (--set name=value)"
+                f"--{option}: this dataset's converter has no such option; its own are"
+                f" {', '.join(own_options(function)) or 'none'} (--set name=value)"
             )
         if any(pair.partition("=")[0] == name for pair in pairs):
             raise ValueError(
@@ -492,7 +511,10 @@ def convert(
     workers: Annotated[
         str | None,
         typer.Option(
-            help="Processes, all cores where left out; or dask://host:port of a running scheduler."
+            help=(
+                "Processes, all cores where left out; or dask://host:port of a running"
+                " scheduler."
+            )
         ),
     ] = None,
     resume: Annotated[
@@ -503,7 +525,10 @@ def convert(
         list[str],
         typer.Option(
             "--set",
-            help="name=value: an option of this dataset's converter; may be given several times.",
+            help=(
+                "name=value: an option of this dataset's converter; may be given"
+                " several times."
+            ),
         ),
     ] = [],
     listed: Annotated[
@@ -524,7 +549,10 @@ def convert(
     split: Annotated[
         str | None,
         typer.Option(
-            help="Which part to convert, where a dataset has the choice (see --list); synthetic: what the card calls this set."
+            help=(
+                "Which part to convert, where a dataset has the choice (see --list);"
+                " synthetic: what the card calls this set."
+            )
         ),
     ] = None,
 ) -> None:
@@ -559,13 +587,14 @@ def convert(
 
 # %% ../../nbs/10_shell/05_commands.ipynb #a0597890
 def print_card(
-    card: dict,  # of `records.card`
-    folder: Path,  # where the records lie
+    card: dict,
+    folder: Path,  # of `records.card`  # where the records lie
 ) -> None:
     "A few lines that say what is in a converted set."
     splits = ", ".join(f"{n} {split}" for split, n in card["splits"].items())
     print(
-        f"{folder}: {card['written']} examples of {card['dataset']} ({splits}) in {len(card['shards'])} shards; {card['read']} read"
+        f"{folder}: {card['written']} examples of {card['dataset']} ({splits}) in"
+        f" {len(card['shards'])} shards; {card['read']} read"
     )
     for reason, n in sorted(card["dropped"].items()):
         print(f"  left out: {n} {reason}")
@@ -574,9 +603,7 @@ def print_card(
         print(f"  {name:<20}{c['visible']:>7} {c['occluded']:>8} {c['missing']:>7}")
 
 # %% ../../nbs/10_shell/05_commands.ipynb #37c667d8
-def print_people(
-    table: Any,  # of `dataset_card.people_table`
-) -> None:
+def print_people(table: Any) -> None:  # of `dataset_card.people_table`
     "Sizes, scales and viewpoints in a few lines."
 
     def spread(column):
@@ -673,7 +700,9 @@ def evaluate(
         bool,
         typer.Option(
             "--baseline",
-            help="Measure the mean pose beside the model; its summary is mean_pose.csv.",
+            help=(
+                "Measure the mean pose beside the model; its summary is mean_pose.csv."
+            ),
         ),
     ] = False,
     sheet: Annotated[
@@ -704,7 +733,8 @@ def evaluate(
         )
     if sheet:
         print(
-            f"sheet: {save_sheet(error_sheet(model, dirs, table, measure='err_pa_mm' if table.err_pa_mm.notna().any() else 'err_2d_px'), out / 'sheet.jpg')}"
+            "sheet:"
+            f" {save_sheet(error_sheet(model, dirs, table, measure='err_pa_mm' if table.err_pa_mm.notna().any() else 'err_2d_px'), out / 'sheet.jpg')}"
         )
     print(f"table: {out / 'errors.csv.gz'}")
 
@@ -771,7 +801,8 @@ def body_inspect(
     print(f"{file} holds")
     for key, size in file_contents(file).items():
         print(
-            f"  {key:<20} {size}{'' if key.startswith(tuple(used)) else '   (extra, not used)'}"
+            f"  {key:<20}"
+            f" {size}{'' if key.startswith(tuple(used)) else '   (extra, not used)'}"
         )
     body = load_body(file)
     print(f"{body}\ntree")
@@ -793,7 +824,11 @@ def body_convert(
     regressors: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Keypoint rows to attach, .npy or .npz: J_regressor_h36m.npy, J_regressor_extra.npy, regressor_<name>.npy; may be given several times."
+            help=(
+                "Keypoint rows to attach, .npy or .npz: J_regressor_h36m.npy,"
+                " J_regressor_extra.npy, regressor_<name>.npy; may be given several"
+                " times."
+            )
         ),
     ] = None,
 ) -> None:
@@ -846,7 +881,8 @@ def body_build(out: Out) -> None:
 
     if out.suffix != ".npz":
         raise ValueError(
-            f"{out}: expected a name that ends in .npz, got {out.suffix or 'none'}; `hmr_nb body convert` makes other formats of it"
+            f"{out}: expected a name that ends in .npz, got {out.suffix or 'none'};"
+            " `hmr_nb body convert` makes other formats of it"
         )
     if not out.parent.is_dir():
         raise FileNotFoundError(
@@ -888,7 +924,10 @@ def fit_regressor(
     local: Annotated[
         str,
         typer.Option(
-            help="How far a vertex strays, as a share of its distance; auto: as the held-out error allows; 0: exact least squares."
+            help=(
+                "How far a vertex strays, as a share of its distance; auto: as the"
+                " held-out error allows; 0: exact least squares."
+            )
         ),
     ] = "auto",
     max_vertices: Annotated[
@@ -954,7 +993,10 @@ def import_weights(
         bool,
         typer.Option(
             "--training",
-            help="hmr2: also the critic and the optimizers' memory, so that training can go on.",
+            help=(
+                "hmr2: also the critic and the optimizers' memory, so that training can"
+                " go on."
+            ),
         ),
     ] = False,
 ) -> None:
@@ -1002,7 +1044,8 @@ def pick(
 
     if find_spec("voila") is None:
         raise ImportError(
-            "the picker's own page needs Voila: pip install 'hmr_nb[voila]' (in JupyterLab, KeypointPicker works without it)"
+            "the picker's own page needs Voila: pip install 'hmr_nb[voila]' (in"
+            " JupyterLab, KeypointPicker works without it)"
         )
     made_on = load_body(body) if body else open_body()
     with named(marks):  # what is wrong is said here, not in the page
@@ -1027,9 +1070,9 @@ def pick(
 
 
 def picker_page(
-    path: Path,  # .ipynb
-    body: Path | None,  # the open body if None
-    marks: Path,
+    path: Path,
+    body: Path | None,
+    marks: Path,  # .ipynb  # the open body if None
 ) -> Path:  # the notebook
     "A notebook that holds a picker and nothing else."
     given = f"load_body({str(body.resolve())!r})" if body else "open_body()"

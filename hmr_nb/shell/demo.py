@@ -169,7 +169,9 @@ def _recover_section(
     ]
     page.section(
         "Bodies from pictures",
-        "Twelve renders of the open body, of people, clothes, rooms, poses and views that the model never saw. Top: the picture; below: what was recovered, drawn over it.",
+        "Twelve renders of the open body, of people, clothes, rooms, poses and views"
+        " that the model never saw. Top: the picture; below: what was recovered, drawn"
+        " over it.",
     )
     page.picture(
         grid(
@@ -187,7 +189,9 @@ def _recover_section(
         "One of them from the side and from behind",
     )
     page.table(table).text(
-        "14 keypoints; hips laid on hips. PA: after rotation and scale. Meshes (GLB) and parameters (npz) lie in people/ beside this page. The small weights know rendered bodies only."
+        "14 keypoints; hips laid on hips. PA: after rotation and scale. Meshes (GLB)"
+        " and parameters (npz) lie in people/ beside this page. The small weights know"
+        " rendered bodies only."
     )
     return table
 
@@ -208,11 +212,13 @@ def _toe_section(page: Page, body: BodyData, samples: Samples) -> pd.DataFrame:
     ]
     page.section(
         "A new keypoint: toes",
-        "Marked on the mesh in a few poses, fitted as a non-negative mean of vertices, added to the set by one line. Nothing was trained again.",
+        "Marked on the mesh in a few poses, fitted as a non-negative mean of vertices,"
+        " added to the set by one line. Nothing was trained again.",
     )
     page.picture(
         grid(drawn, columns=6),
-        "The same pictures with the new keypoints toe_l and toe_r (blue left, orange right)",
+        "The same pictures with the new keypoints toe_l and toe_r (blue left, orange"
+        " right)",
     ).table(table)
     report = {n: fits[n].report for n in ("toe_l", "toe_r")}
     fitted = [
@@ -226,7 +232,8 @@ def _toe_section(page: Page, body: BodyData, samples: Samples) -> pd.DataFrame:
         for n, r in report.items()
     ]
     page.text(
-        "How well the marks agree: residual of the fit, and the error on each pose when it is left out."
+        "How well the marks agree: residual of the fit, and the error on each pose when"
+        " it is left out."
     ).table(pd.DataFrame(fitted))
     return table
 
@@ -257,7 +264,9 @@ def run_demo(
     model = small_hmr(body)
     page = Page(
         "hmr_nb: what it does, on what ships",
-        "Human shape and pose from one picture, keypoints of your own, and how a model carries over between domains. Everything on this page was computed by the command hmr_nb demo, without a download.",
+        "Human shape and pose from one picture, keypoints of your own, and how a model"
+        " carries over between domains. Everything on this page was computed by the"
+        " command hmr_nb demo, without a download.",
     )
     steps = {
         "Bodies from 12 pictures": lambda: _recover_section(page, out, model, samples),

@@ -62,7 +62,8 @@ def domain_table(
         )
     if not rows:
         raise ValueError(
-            f"domain {domain or ''}: expected at least one example, got none; is the folder the result of `hmr_nb convert`?"
+            f"domain {domain or ''}: expected at least one example, got none; is the"
+            " folder the result of `hmr_nb convert`?"
         )
     return pd.DataFrame(rows)
 
@@ -204,7 +205,8 @@ def error_by(
     missing = [c for c in [*columns, value] if c not in errors]
     if missing:
         raise ValueError(
-            f"the table has no column {', '.join(missing)}; it has {', '.join(errors.columns)}"
+            f"the table has no column {', '.join(missing)}; it has"
+            f" {', '.join(errors.columns)}"
         )
     rows = []
     for key, part in errors.groupby(columns, observed=True):

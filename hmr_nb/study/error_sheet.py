@@ -37,7 +37,8 @@ def at_percentiles(
     "People from good to bad in each domain, without anybody's choice."
     if measure not in table:
         raise ValueError(
-            f"measure: expected a column of the table, such as 'err_mm' or 'err_pa_mm', got {measure!r}"
+            "measure: expected a column of the table, such as 'err_mm' or 'err_pa_mm',"
+            f" got {measure!r}"
         )
     if not all(0 <= p <= 100 for p in percentiles):
         raise ValueError(
@@ -125,7 +126,8 @@ def error_sheet(
     chosen = at_percentiles(table, percentiles, measure)
     if chosen.empty:
         raise ValueError(
-            f"measure: nobody in the table has {measure!r}; for records without truth in space give measure='err_2d_px'"
+            f"measure: nobody in the table has {measure!r}; for records without truth"
+            " in space give measure='err_2d_px'"
         )
     samples = chosen["sample"].tolist()
     unit = UNITS.get(measure.rsplit("_", 1)[-1], "")

@@ -46,7 +46,8 @@ def root_points(
         if set(root) <= set(points.names):
             return [points.index(n) for n in root]
     raise ValueError(
-        f"{points.name}: expected hip_l and hip_r, or a pelvis, as the root of MPJPE; it has {', '.join(points.names)}"
+        f"{points.name}: expected hip_l and hip_r, or a pelvis, as the root of MPJPE;"
+        f" it has {', '.join(points.names)}"
     )
 
 # %% ../../nbs/9_study/01_evaluate.ipynb #4c90ed22
@@ -253,7 +254,8 @@ def measure(
             bar.update(n)
     if not tables:
         raise ValueError(
-            f"{', '.join(dirs)}: expected records{f' of split {split!r}' if split else ''}, found none"
+            f"{', '.join(dirs)}: expected"
+            f" records{f' of split {split!r}' if split else ''}, found none"
         )
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "sample", np.arange(len(table)) // len(points))
@@ -390,7 +392,10 @@ def _mean_rows(part: pd.DataFrame, over: str) -> dict:
     )
     return {
         **{names.get(c, c): people[c].mean() for c in values},
-        "mean_over": f"{people.err_mm.notna().sum()} {'people' if over == 'frame' else 'sequences'}",
+        "mean_over": (
+            f"{people.err_mm.notna().sum()}"
+            f" {'people' if over == 'frame' else 'sequences'}"
+        ),
         **counts,
     }
 
@@ -453,7 +458,8 @@ def load_results(
         file = folder / "errors.csv.gz"
         if not file.is_file():
             raise FileNotFoundError(
-                f"{file}: no such file; expected a folder written by `hmr_nb evaluate … --out {folder}`"
+                f"{file}: no such file; expected a folder written by `hmr_nb evaluate …"
+                f" --out {folder}`"
             )
         tables.append(
             pd.read_csv(

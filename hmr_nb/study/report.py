@@ -37,7 +37,8 @@ def data_uri(
         content = np.asarray(content)
         if content.dtype != np.uint8 or content.ndim != 3 or content.shape[2] != 3:
             raise ValueError(
-                f"picture: expected (h, w, 3) uint8, got {content.shape} {content.dtype}"
+                f"picture: expected (h, w, 3) uint8, got {content.shape}"
+                f" {content.dtype}"
             )
         Image.fromarray(content).save(buffer, format="JPEG", quality=quality)
         kind = "jpeg"
@@ -86,23 +87,26 @@ class Page:
     def table(self, frame: pd.DataFrame, decimals: int = 1) -> "Page":
         "A table; numbers are rounded."
         self.parts.append(
-            f'<div class="table">{frame.to_html(index=False, border=0, float_format=lambda v: f"{v:.{decimals}f}", na_rep="–")}</div>'
+            "<div"
+            f' class="table">{frame.to_html(index=False, border=0, float_format=lambda v: f"{v:.{decimals}f}", na_rep="–")}</div>'
         )
         return self
 
     def picture(self, content: Array | Figure, caption: str) -> "Page":
         "A picture and what it shows."
         self.parts.append(
-            f'<figure><img alt="{html.escape(caption)}" src="{data_uri(content)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+            f'<figure><img alt="{html.escape(caption)}"'
+            f' src="{data_uri(content)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
         )
         return self
 
 # %% ../../nbs/9_study/05_report.ipynb #e463c08c
-def page_html(
-    page: Page,  # what was added so far
-) -> str:  # a whole html document
+def page_html(page: Page) -> str:  # what was added so far  # a whole html document
     "The page as text."
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(page.title)}</title><style>{_STYLE}</style>'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+        f' initial-scale=1"><title>{html.escape(page.title)}</title><style>{_STYLE}</style>'
+    )
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n'
         + "\n".join(p for p in page.parts if p)
@@ -199,6 +203,7 @@ def add_domain_study(
     page.picture(ax.figure, "Mean error of each keypoint, with 95 % intervals")
     page.section("How the domains differ").picture(
         domain_figure(table, poses),
-        "Left: from where people are seen. Right: how they stand; near dots are similar poses",
+        "Left: from where people are seen. Right: how they stand; near dots are similar"
+        " poses",
     )
     return page.table(domain_distances(table, poses), decimals=2)

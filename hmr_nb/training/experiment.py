@@ -102,11 +102,13 @@ def _checked(name: str, default: Any, value: Any) -> Any:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(
-            f"experiment: {name} must be {kind.__name__}, such as {default!r}; got {value!r}"
+            f"experiment: {name} must be {kind.__name__}, such as {default!r}; got"
+            f" {value!r}"
         )
     if value not in CHOICES.get(name, (value,)):
         raise ValueError(
-            f"experiment: {name} must be one of {', '.join(CHOICES[name])}; got {value!r}"
+            f"experiment: {name} must be one of {', '.join(CHOICES[name])}; got"
+            f" {value!r}"
         )
     return value
 
@@ -136,19 +138,19 @@ class Experiment(StepSettings, CostSettings, ModelSettings):
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
                 raise ValueError(
-                    f"experiment: unknown setting {name!r}{f'; did you mean {close[0]!r}?' if close else f'; known are {known}'}"
+                    "experiment: unknown setting"
+                    f" {name!r}{f'; did you mean {close[0]!r}?' if close else f'; known are {known}'}"
                 )
         return cls(**settings)
 
 # %% ../../nbs/7_training/01_experiment.ipynb #01d1f0e4
-def read_experiment(
-    path: str | Path,  # .toml or .json
-) -> Experiment:
+def read_experiment(path: str | Path) -> Experiment:  # .toml or .json
     "An experiment from a file."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such experiment file; expected .toml or .json with settings of hmr_nb.training.trainer.Experiment"
+            f"{path}: no such experiment file; expected .toml or .json with settings of"
+            " hmr_nb.training.trainer.Experiment"
         )
     try:
         if path.suffix == ".toml":

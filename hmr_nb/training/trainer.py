@@ -94,7 +94,8 @@ def _drawn_from(
     "Which directories have people to train on, and how often each is drawn."
     if e.data_weights and len(e.data_weights) != len(data_dirs):
         raise ValueError(
-            f"experiment: data_weights has {len(e.data_weights)} numbers for {len(data_dirs)} directories; give one for each, in their order"
+            f"experiment: data_weights has {len(e.data_weights)} numbers for"
+            f" {len(data_dirs)} directories; give one for each, in their order"
         )
     used = [_has(d, "train") for d in data_dirs]
     return [d for d, has in zip(data_dirs, used) if has], [
@@ -578,8 +579,8 @@ def validation_batches(
 # %% ../../nbs/7_training/05_trainer.ipynb #89f27d80
 def save_state(
     trainer: Trainer,
-    path: Path,  # .npz to write
-    rows: list[dict],  # the log so far
+    path: Path,
+    rows: list[dict],  # .npz to write  # the log so far
 ) -> None:
     "Everything needed to go on, in one file that is whole or not there."
     about = json.dumps({"experiment": asdict(trainer.experiment), "rows": rows})
@@ -605,7 +606,9 @@ def load_state(
         if differ:
             k = differ[0]
             raise ValueError(
-                f"{path}: belongs to another experiment ({k}: {about['experiment'].get(k)!r} there, {now[k]!r} here); choose another --out"
+                f"{path}: belongs to another experiment ({k}:"
+                f" {about['experiment'].get(k)!r} there, {now[k]!r} here); choose"
+                " another --out"
             )
         for i, v in enumerate(trainer.state()):
             v.assign(stored[f"{i:04d}"])
@@ -751,8 +754,8 @@ class Keep(keras.callbacks.Callback):
 # %% ../../nbs/7_training/05_trainer.ipynb #6ae3f42d
 def drawn_guesses(
     trainer: Trainer,
-    batch: dict,  # of `validation_batches`
-    count: int = 8,
+    batch: dict,
+    count: int = 8,  # of `validation_batches`
 ) -> np.ndarray:  # (H, W, 3) uint8
     "People with the points that the model finds."
     points, images = trainer.model.keypoints, np.asarray(batch["image"])[:count]
@@ -777,7 +780,8 @@ class Pages(keras.callbacks.Callback):
             import tensorboard  # noqa: F401
         except ImportError as error:
             raise ImportError(
-                "pages for TensorBoard need it: pip install tensorboard; or train without --tensorboard"
+                "pages for TensorBoard need it: pip install tensorboard; or train"
+                " without --tensorboard"
             ) from error
         self.writer, self.batch = (
             tf.summary.create_file_writer(str(folder)),
@@ -857,7 +861,8 @@ def _steps(e: Experiment, dirs: Sequence[Path]) -> int:
         )
     if e.batch % replicas():
         raise ValueError(
-            f"batch: {e.batch} people cannot be shared out to {replicas()} devices; choose a multiple"
+            f"batch: {e.batch} people cannot be shared out to {replicas()} devices;"
+            " choose a multiple"
         )
     return e.steps_per_epoch or -(-n // e.batch)
 
@@ -877,7 +882,9 @@ def _begin(
     )
     if not rows and first >= trainer.experiment.epochs:
         raise ValueError(
-            f"{trainer.experiment.start}: was trained for {first} epochs of {steps} steps already, the experiment asks for {trainer.experiment.epochs}; raise epochs"
+            f"{trainer.experiment.start}: was trained for {first} epochs of {steps}"
+            f" steps already, the experiment asks for {trainer.experiment.epochs};"
+            " raise epochs"
         )
     return rows, first
 

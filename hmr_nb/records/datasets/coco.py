@@ -26,7 +26,8 @@ def read_points(
     table = np.array(numbers, float)
     if table.shape != (51,) or not np.isin(table[2::3], (0, 1, 2)).all():
         raise ValueError(
-            f"expected 17 times x, y, v with v 0, 1 or 2, got {len(table)} numbers, v of {sorted(set(table[2::3].tolist()))}"
+            f"expected 17 times x, y, v with v 0, 1 or 2, got {len(table)} numbers, v"
+            f" of {sorted(set(table[2::3].tolist()))}"
         )
     kp, state = table.reshape(17, 3)[:, :2], table[2::3].astype(int)
     state[~np.isfinite(kp).all(1)] = 0
@@ -57,7 +58,8 @@ def read_coco(
         people: dict = {key: [] for key in names}
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{file}: expected COCO's person_keypoints file with images and annotations ({type(error).__name__}: {error})"
+            f"{file}: expected COCO's person_keypoints file with images and annotations"
+            f" ({type(error).__name__}: {error})"
         ) from error
     for row in rows:
         try:
@@ -70,16 +72,19 @@ def read_coco(
                 else ""
             )
             raise ValueError(
-                f"{file}: annotation {who} cannot be read ({type(error).__name__}: {error}){hint}"
+                f"{file}: annotation {who} cannot be read ({type(error).__name__}:"
+                f" {error}){hint}"
             ) from error
     split = (
         "train"
         if "train" in Path(file).stem
-        else "val"
-        if "val" in Path(file).stem
-        else "test"
-        if "test" in Path(file).stem
-        else "train"
+        else (
+            "val"
+            if "val" in Path(file).stem
+            else "test"
+            if "test" in Path(file).stem
+            else "train"
+        )
     )
     return [
         Photo(names[key], NAMES, found, split, int(key))
@@ -105,19 +110,21 @@ def label_files(
     years = {m[1] for f in found if (m := re.search(r"(\d{4})\.json$", f.name))}
     if year is None and len(years) > 1:
         raise ValueError(
-            f"{data}: has labels of {' and '.join(sorted(years))}, which are the same photographs; say which with year={max(years)}"
+            f"{data}: has labels of {' and '.join(sorted(years))}, which are the same"
+            f" photographs; say which with year={max(years)}"
         )
     found = [f for f in found if year is None or f.stem.endswith(str(year))]
     if not found:
         raise FileNotFoundError(
-            f"{data}: no person_keypoints_*{year or ''}.json; expected COCO's folder with annotations/ as unpacked from annotations_trainval2017.zip"
+            f"{data}: no person_keypoints_*{year or ''}.json; expected COCO's folder"
+            " with annotations/ as unpacked from annotations_trainval2017.zip"
         )
     return found
 
 
 def likely_folders(
-    data: str | Path,  # what the user gave
-    file: Path,  # a label file
+    data: str | Path,
+    file: Path,  # what the user gave  # a label file
 ) -> list[Path]:  # best first
     """Where the pictures of a label file may be: the official layout, HMR's, all in one
     folder."""

@@ -54,9 +54,7 @@ class Metadata(NamedTuple):
     cameras: dict[tuple[str, str], RoomCamera]  # (person, camera id)
 
 
-def read_metadata(
-    file: str | Path,  # metadata.xml, from code-v1.2.zip
-) -> Metadata:
+def read_metadata(file: str | Path) -> Metadata:  # metadata.xml, from code-v1.2.zip
     "Names and cameras of all recordings."
     try:
         root = ElementTree.fromstring(Path(file).read_text(encoding="utf-8"))
@@ -71,11 +69,13 @@ def read_metadata(
         UnicodeDecodeError,
     ) as error:
         raise ValueError(
-            f"{file}: expected Human3.6M's metadata.xml with mapping, actionnames and w0 ({error}); it is in code-v1.2.zip, Release-v1.2/metadata.xml"
+            f"{file}: expected Human3.6M's metadata.xml with mapping, actionnames and"
+            f" w0 ({error}); it is in code-v1.2.zip, Release-v1.2/metadata.xml"
         ) from error
     if len(numbers) != 300:
         raise ValueError(
-            f"{file}: expected 300 numbers in w0 (4 cameras x 11 people x 6, then 4 x 9), found {len(numbers)}"
+            f"{file}: expected 300 numbers in w0 (4 cameras x 11 people x 6, then 4 x"
+            f" 9), found {len(numbers)}"
         )
     trials = {}
     # more rows follow, with other matters
@@ -110,7 +110,8 @@ def read_cdf(
         pose = np.asarray(cdflib.CDF(file)["Pose"], float)
     except Exception as error:  # the library raises many kinds for files that are cut short or of another kind
         raise ValueError(
-            f"{file}: expected a CDF file with a variable Pose ({type(error).__name__}: {error}); is it complete?"
+            f"{file}: expected a CDF file with a variable Pose ({type(error).__name__}:"
+            f" {error}); is it complete?"
         ) from error
     if pose.size == 0 or pose.shape[-1] != 32 * width:
         raise ValueError(
@@ -225,7 +226,8 @@ def _metadata_in(data: Path) -> Metadata:
     file = _find(data, "metadata.xml") or (beside if beside.is_file() else None)
     if file is None:
         raise FileNotFoundError(
-            f"{data}: no metadata.xml; it is in code-v1.2.zip of the dataset's page, Release-v1.2/metadata.xml: put it beside the folders S1, S5, …"
+            f"{data}: no metadata.xml; it is in code-v1.2.zip of the dataset's page,"
+            " Release-v1.2/metadata.xml: put it beside the folders S1, S5, …"
         )
     return read_metadata(file)
 
@@ -251,14 +253,17 @@ def _labels(
         flat.is_file() or (root / person / "Videos" / f"{name}.{camera}.mp4").is_file()
     ):
         raise FileNotFoundError(
-            f"{mono}: no such file, nor {world}, though there are other files of this recording; download {feature}, or set pose3d to mono_universal if you have that"
+            f"{mono}: no such file, nor {world}, though there are other files of this"
+            f" recording; download {feature}, or set pose3d to mono_universal if you"
+            " have that"
         )
     else:
         return None
     px = read_cdf(flat, 2) if flat.is_file() else cam.project(m)
     if len(px) != len(m):
         raise ValueError(
-            f"{flat}: has {len(px)} frames, {mono.parent.name} has {len(m)}; one of the two is incomplete"
+            f"{flat}: has {len(px)} frames, {mono.parent.name} has {len(m)}; one of the"
+            " two is incomplete"
         )
     if person == "S9" and name in S9_DISPLACED and options["s9"] == "fix":
         m = m + cam.R @ [-0.2, 0, 0]
@@ -303,9 +308,11 @@ def _fetched(root: Path, options: dict) -> Iterator[View]:
                 px, m = (
                     f["pose/2d"][()],
                     f[
-                        "pose/3d"
-                        if "pose/3d" in f and options["pose3d"] == "mono"
-                        else "pose/3d-univ"
+                        (
+                            "pose/3d"
+                            if "pose/3d" in f and options["pose3d"] == "mono"
+                            else "pose/3d-univ"
+                        )
                     ][()]
                     / 1000,
                 )
@@ -323,7 +330,8 @@ def _fetched(root: Path, options: dict) -> Iterator[View]:
                 )
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(
-                f"{file}: expected h36m-fetch's pose/2d (m, 32, 2), pose/3d-univ (m, 32, 3), frame, camera, intrinsics ({error})"
+                f"{file}: expected h36m-fetch's pose/2d (m, 32, 2), pose/3d-univ (m,"
+                f" 32, 3), frame, camera, intrinsics ({error})"
             ) from error
         for c, (fx, cx, fy, cy) in inner.items():
             mine = np.flatnonzero(camera == c)
@@ -388,7 +396,9 @@ def _videopose(file: Path, root: Path, meta: Metadata, options: dict) -> Iterato
             continue
         if np.ndim(world) != 3 or world.shape[1:] != (32, 3):
             raise ValueError(
-                f"{file}: {person}, {name}: expected (frames, 32, 3), got {np.shape(world)}; the file with 17 points is not the one that VideoPose3D's own converter writes"
+                f"{file}: {person}, {name}: expected (frames, 32, 3), got"
+                f" {np.shape(world)}; the file with 17 points is not the one that"
+                " VideoPose3D's own converter writes"
             )
         for camera in CAMERAS:
             cam = meta.cameras[person, camera]
@@ -428,12 +438,16 @@ def _mmpose(files: list[Path], options: dict) -> Iterator[View]:
             or data["S"].shape[1:] != (17, 4)
         ):
             raise ValueError(
-                f"{file}: expected mmpose's imgname (n,), part (n, 17, 3) and S (n, 17, 4), found {', '.join(f'{k} {v.shape}' for k, v in data.items()) or 'none'}"
+                f"{file}: expected mmpose's imgname (n,), part (n, 17, 3) and S (n, 17,"
+                " 4), found"
+                f" {', '.join(f'{k} {v.shape}' for k, v in data.items()) or 'none'}"
             )
         found = [MMPOSE_NAME.search(str(name)) for name in data["imgname"]]
         if None in found:
             raise ValueError(
-                f"{file}: expected names such as S1/S1_Directions_1.54138969/S1_Directions_1.54138969_000001.jpg, got {data['imgname'][found.index(None)]!r}"
+                f"{file}: expected names such as"
+                " S1/S1_Directions_1.54138969/S1_Directions_1.54138969_000001.jpg, got"
+                f" {data['imgname'][found.index(None)]!r}"
             )
         films = np.array(
             [
@@ -517,11 +531,15 @@ def _clips(data: Path, options: dict) -> list[Clip]:
         films += 1
     if not clips:
         raise FileNotFoundError(
-            f"{data}: has no labels of {', '.join(options['subjects'])} for split {options['split']} and protocol {options['protocol']}; found {films} films of other people or cameras"
+            f"{data}: has no labels of {', '.join(options['subjects'])} for split"
+            f" {options['split']} and protocol {options['protocol']}; found {films}"
+            " films of other people or cameras"
         )
     if not any(c.film for c in clips):
         raise FileNotFoundError(
-            f"{data}: has labels, but no films: expected such as {clips[0].subject}/Videos/{clips[0].source.split('/')[1]}.mp4, or pictures unpacked from them"
+            f"{data}: has labels, but no films: expected such as"
+            f" {clips[0].subject}/Videos/{clips[0].source.split('/')[1]}.mp4, or"
+            " pictures unpacked from them"
         )
     return sorted(clips, key=lambda c: (c.split != "train", int(c.subject[1:])))
 
@@ -569,7 +587,8 @@ def convert_h36m(
     for name, values in allowed.items():
         if options[name] not in values:
             raise ValueError(
-                f"{name}: expected one of {', '.join(map(str, values))}, got {options[name]!r}"
+                f"{name}: expected one of {', '.join(map(str, values))}, got"
+                f" {options[name]!r}"
             )
     if step < 1:
         raise ValueError(f"step: expected 1 or more, got {step}")

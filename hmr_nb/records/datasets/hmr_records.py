@@ -46,7 +46,8 @@ def _rows(
             }
     except (tf.errors.OpError, ValueError, IndexError) as error:
         raise ValueError(
-            f"{path}: not a whole TFRecord file of examples ({type(error).__name__}); copy it again, or read with skip_bad=True"
+            f"{path}: not a whole TFRecord file of examples ({type(error).__name__});"
+            " copy it again, or read with skip_bad=True"
         ) from error
     except Exception as error:  # protobuf's own kind for bytes that are no message
         raise ValueError(
@@ -205,9 +206,11 @@ def _person(
     if ("image/encoded" if item.kind == "hmr" else "image_raw") not in row:
         return Dropped(
             where,
-            "pose without a picture"
-            if {"pose", "shape"} <= set(row)
-            else f"not a record of {item.kind}",
+            (
+                "pose without a picture"
+                if {"pose", "shape"} <= set(row)
+                else f"not a record of {item.kind}"
+            ),
             split,
         )
     f = _hmr_fields(row) if item.kind == "hmr" else _hmr2_fields(row, places)
@@ -244,7 +247,8 @@ def _convert(kind: str, data, out, workers, resume, progress, options: dict) -> 
     ]
     if not files or not files[0].exists():
         raise FileNotFoundError(
-            f"{data}: expected a folder with *.tfrecord files of {'HMR' if kind == 'hmr' else 'hmr2.0'}, or one such file; found none"
+            f"{data}: expected a folder with *.tfrecord files of"
+            f" {'HMR' if kind == 'hmr' else 'hmr2.0'}, or one such file; found none"
         )
     asked = [
         Asked(

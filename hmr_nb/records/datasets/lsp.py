@@ -27,7 +27,8 @@ def read_joints(
     file = Path(data) / "joints.mat"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{data}: no joints.mat; expected the folder of LSP, LSP-extended or HR-LSPET as unpacked: joints.mat and the pictures"
+            f"{data}: no joints.mat; expected the folder of LSP, LSP-extended or"
+            " HR-LSPET as unpacked: joints.mat and the pictures"
         )
     try:
         joints = scipy.io.loadmat(file)["joints"].astype(float)
@@ -35,7 +36,8 @@ def read_joints(
         Exception
     ) as error:  # SciPy raises many kinds for files that are none of MATLAB's
         raise ValueError(
-            f"{file}: expected a MATLAB 5 file with an array 'joints' ({type(error).__name__}: {error})"
+            f"{file}: expected a MATLAB 5 file with an array 'joints'"
+            f" ({type(error).__name__}: {error})"
         ) from error
     flat = not (Path(data) / "images").is_dir() and any(Path(data).glob("*.png"))
     if joints.ndim == 3 and joints.shape[:2] == (3, 14):
@@ -57,7 +59,8 @@ def read_joints(
         state = np.where(labelled & (kp > 0).all(-1), 2, 0)
     else:
         raise ValueError(
-            f"{file}: expected joints of shape (3, 14, n) for LSP or (14, 3, n) for LSP-extended and HR-LSPET, got {joints.shape}"
+            f"{file}: expected joints of shape (3, 14, n) for LSP or (14, 3, n) for"
+            f" LSP-extended and HR-LSPET, got {joints.shape}"
         )
     state = np.where(np.isfinite(kp).all(-1), state, 0)
     return kind, np.where(state[..., None] > 0, kp, np.nan), state
@@ -73,7 +76,8 @@ def _pictures(
         found = sorted(p.name for p in data.glob("*.png"))
         if len(found) != n:
             raise ValueError(
-                f"{data}: {len(found)} png files, but joints.mat has labels of {n}; they belong together by order, so unpack the whole download"
+                f"{data}: {len(found)} png files, but joints.mat has labels of {n};"
+                " they belong together by order, so unpack the whole download"
             )
         return found
     if not (data / "images").is_dir():
@@ -92,7 +96,8 @@ def _photos(
     found, kp, state = read_joints(data)
     if found != kind:
         raise ValueError(
-            f"{data / 'joints.mat'}: this is {found}, not {kind}; use convert_{found} (hmr_nb convert {found})"
+            f"{data / 'joints.mat'}: this is {found}, not {kind}; use convert_{found}"
+            f" (hmr_nb convert {found})"
         )
     train = options.get("train_count", len(kp))
     return [Photo(source, NAMES, [Person(kp[i], state[i])], "train" if i < train else "test", i + 1, str(data / source), None, options["min_points"], options["min_side"])

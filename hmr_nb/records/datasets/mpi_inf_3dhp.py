@@ -31,7 +31,10 @@ from hmr_nb.records.video import (
 NAMES = keypoint_set("mpi_inf_3dhp28").names  # of the training half
 TEST_NAMES = keypoint_set("mpi_inf_3dhp17").names  # of the test half
 VNECT_CAMERAS = (0, 1, 2, 4, 5, 6, 7, 8)  # the eight that everyone trains on
-_LENGTHS = "6416 12430 6502 6081 12488 12283 6171 6675 12820 12312 6188 6145 6239 6320 6468 6054"
+_LENGTHS = (
+    "6416 12430 6502 6081 12488 12283 6171 6675 12820 12312 6188 6145 6239 6320 6468"
+    " 6054"
+)
 # {(subject, sequence): frames}
 OFFICIAL_FRAMES = {
     (i // 2 + 1, i % 2 + 1): int(n) for i, n in enumerate(_LENGTHS.split())
@@ -56,7 +59,8 @@ def read_annotations(
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such file; each folder S?/Seq? of MPI-INF-3DHP has an annot.mat"
+            f"{file}: no such file; each folder S?/Seq? of MPI-INF-3DHP has an"
+            " annot.mat"
         )
     try:
         mat = scipy.io.loadmat(file, variable_names=("annot2", "annot3", "cameras"))
@@ -65,7 +69,8 @@ def read_annotations(
         Exception
     ) as error:  # SciPy raises many kinds for files that are none of MATLAB's
         raise ValueError(
-            f"{file}: expected a MATLAB 5 file with annot2 and annot3 ({type(error).__name__}: {error}); download it again"
+            f"{file}: expected a MATLAB 5 file with annot2 and annot3"
+            f" ({type(error).__name__}: {error}); download it again"
         ) from error
     ids = (
         mat["cameras"].ravel().astype(int).tolist()
@@ -76,12 +81,14 @@ def read_annotations(
     for camera in cameras:
         if camera not in ids or ids.index(camera) >= min(map(len, cells)):
             raise ValueError(
-                f"{file}: has no labels of camera {camera}; it has those of {', '.join(map(str, ids))}"
+                f"{file}: has no labels of camera {camera}; it has those of"
+                f" {', '.join(map(str, ids))}"
             )
         px, mm = (np.atleast_2d(np.asarray(c[ids.index(camera)])) for c in cells)
         if px.shape[1:] != (56,) or mm.shape != (len(px), 84):
             raise ValueError(
-                f"{file}: camera {camera}: expected rows of 56 and of 84 numbers, got arrays of {px.shape} and {mm.shape}"
+                f"{file}: camera {camera}: expected rows of 56 and of 84 numbers, got"
+                f" arrays of {px.shape} and {mm.shape}"
             )
         labels[camera] = (
             px.reshape(-1, 28, 2).astype(np.float32),
@@ -96,14 +103,15 @@ def read_calibration(
     "All cameras of a sequence."
     lines = [
         line.split()
-        for line in Path(file)
-        .read_text(encoding="utf-8", errors="replace")
-        .splitlines()
+        for line in (
+            Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+        )
         if line.strip()
     ]
     if not lines or lines[0][0] != "Skeletool":
         raise ValueError(
-            f"{file}: expected 'Skeletool Camera Calibration File', found {' '.join(lines[0])[:60] if lines else 'an empty file'!r}"
+            f"{file}: expected 'Skeletool Camera Calibration File', found"
+            f" {' '.join(lines[0])[:60] if lines else 'an empty file'!r}"
         )
     cameras, fields = {}, {}
     for key, *values in lines[1:] + [["name", "end"]]:
@@ -121,7 +129,8 @@ def read_calibration(
                 )
             except (KeyError, ValueError, IndexError) as error:
                 raise ValueError(
-                    f"{file}: camera {fields['name'][0]}: expected size, and 16 numbers each for intrinsic and extrinsic ({error})"
+                    f"{file}: camera {fields['name'][0]}: expected size, and 16 numbers"
+                    f" each for intrinsic and extrinsic ({error})"
                 ) from error
             fields = {}
         fields[key] = values
@@ -234,9 +243,7 @@ class FilmLabels(NamedTuple):
     activity: np.ndarray  # (n,) 1 to 7
 
 
-def read_test_labels(
-    file: str | Path,  # annot_data.mat of a test film
-) -> FilmLabels:
+def read_test_labels(file: str | Path) -> FilmLabels:  # annot_data.mat of a test film
     "The labels of a test film."
     found = {}
     try:
@@ -266,11 +273,14 @@ def read_test_labels(
             arrays.append((x[:, 0] / (1 if width == 2 else 1000)).astype(np.float32))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{file}: no such file; each folder TS? of the test set has an annot_data.mat"
+            f"{file}: no such file; each folder TS? of the test set has an"
+            " annot_data.mat"
         ) from None
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{file}: expected a MATLAB 7.3 file (HDF5) with annot2, annot3, univ_annot3, valid_frame and activity_annotation, found {sorted(found)} ({error})"
+            f"{file}: expected a MATLAB 7.3 file (HDF5) with annot2, annot3,"
+            f" univ_annot3, valid_frame and activity_annotation, found {sorted(found)}"
+            f" ({error})"
         ) from error
     return FilmLabels(
         *arrays, flat["valid_frame"] > 0, flat["activity_annotation"].astype(int)
@@ -278,8 +288,8 @@ def read_test_labels(
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #c32c7fc9
 def _test_clips(
-    root: Path,  # with the folders TS1 …
-    which: str,  # "annot3" or "univ_annot3"
+    root: Path,
+    which: str,  # with the folders TS1 …  # "annot3" or "univ_annot3"
 ) -> list[Clip]:
     "The clips of the test films."
     clips = []
@@ -288,7 +298,8 @@ def _test_clips(
         frames, (rows, valid) = np.flatnonzero(labels.valid), TEST_FRAMES[folder.name]
         if len(labels.valid) == rows and len(frames) != valid:
             raise ValueError(
-                f"{folder / 'annot_data.mat'}: expected {valid} valid frames, found {len(frames)}; download today's version of the test set"
+                f"{folder / 'annot_data.mat'}: expected {valid} valid frames, found"
+                f" {len(frames)}; download today's version of the test set"
             )
         film = find_film(
             [
@@ -309,7 +320,8 @@ def _root(data: Path, pattern: str, what: str) -> Path:
         for found in sorted(data.glob(depth + pattern)):
             return data if not depth else found.parents[pattern.count("/")]
     raise FileNotFoundError(
-        f"{data}: expected {what}, found {', '.join(sorted(p.name for p in data.glob('*'))[:8]) or 'nothing'}"
+        f"{data}: expected {what}, found"
+        f" {', '.join(sorted(p.name for p in data.glob('*'))[:8]) or 'nothing'}"
     )
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #8258ee6c
@@ -323,7 +335,8 @@ def _clips(data: Path, split: str, options: dict) -> list[Clip]:
     root = _root(
         data,
         "S[1-8]/Seq[12]",
-        "the training set's folders S1/Seq1 and so on (for the test set, set split to test)",
+        "the training set's folders S1/Seq1 and so on (for the test set, set split to"
+        " test)",
     )
     clips = []
     for subject, sequence in OFFICIAL_FRAMES:
@@ -334,11 +347,13 @@ def _clips(data: Path, split: str, options: dict) -> list[Clip]:
             clips += _sequence_clips(root, subject, sequence, options)
     if not clips:
         raise FileNotFoundError(
-            f"{root}: has none of the subjects {', '.join(f'S{s}' for s in options['subjects'])}"
+            f"{root}: has none of the subjects"
+            f" {', '.join(f'S{s}' for s in options['subjects'])}"
         )
     if not any(c.film for c in clips):
         raise FileNotFoundError(
-            f"{root}: has labels, but no imageSequence/video_N.avi, nor frames unpacked from them, for any of the cameras {options['cameras']}"
+            f"{root}: has labels, but no imageSequence/video_N.avi, nor frames unpacked"
+            f" from them, for any of the cameras {options['cameras']}"
         )
     return sorted(clips, key=lambda c: c.split != "train")
 
@@ -370,7 +385,8 @@ def convert_mpi_inf_3dhp(
         or step < 1
     ):
         raise ValueError(
-            f"split: train or test; test_3d: annot3 or univ_annot3; step: 1 or more; got {split!r}, {test_3d!r}, {step}"
+            "split: train or test; test_3d: annot3 or univ_annot3; step: 1 or more;"
+            f" got {split!r}, {test_3d!r}, {step}"
         )
     train = {
         "subjects": list(subjects),

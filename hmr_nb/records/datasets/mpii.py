@@ -76,11 +76,13 @@ def _members(file: Path) -> tuple[list, np.ndarray, list]:
         Exception
     ) as error:  # SciPy raises many kinds for files that are none of MATLAB's
         raise ValueError(
-            f"{file}: expected MPII's file with RELEASE.annolist, img_train and single_person ({type(error).__name__}: {error})"
+            f"{file}: expected MPII's file with RELEASE.annolist, img_train and"
+            f" single_person ({type(error).__name__}: {error})"
         ) from error
     if not len(pictures) == len(train) == len(single):
         raise ValueError(
-            f"{file}: {len(pictures)} pictures, but img_train has {len(train)} and single_person {len(single)} entries; download it again"
+            f"{file}: {len(pictures)} pictures, but img_train has {len(train)} and"
+            f" single_person {len(single)} entries; download it again"
         )
     return list(pictures), train, single
 
@@ -184,14 +186,13 @@ def read_json(
     ) as error:
         where = f"entry {i}: " if "i" in locals() else ""
         raise ValueError(
-            f"{file}: expected a list of people with image and joints (16, 2), or img_paths and joint_self (16, 3); {where}{type(error).__name__}: {error}"
+            f"{file}: expected a list of people with image and joints (16, 2), or"
+            f" img_paths and joint_self (16, 3); {where}{type(error).__name__}: {error}"
         ) from error
     return _grouped(rows)
 
 # %% ../../../nbs/5_records/datasets/03_mpii.ipynb #e3756c9b
-def read_h5(
-    file: str | Path,  # pose-hg's train.h5 or valid.h5
-) -> list[Photo]:
+def read_h5(file: str | Path) -> list[Photo]:  # pose-hg's train.h5 or valid.h5
     "MPII's labels as pose-hg keeps them and SPIN reads them."
     try:
         with h5py.File(file) as content:
@@ -199,7 +200,8 @@ def read_h5(
         part = part.reshape(len(names), 16, 2)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{file}: expected an HDF5 file with imgname (n) and part (n, 16, 2) ({type(error).__name__}: {error})"
+            f"{file}: expected an HDF5 file with imgname (n) and part (n, 16, 2)"
+            f" ({type(error).__name__}: {error})"
         ) from error
     rows = []
     for name, kp in zip(names, part):
@@ -254,7 +256,9 @@ def label_files(
             ):
                 return found
     raise FileNotFoundError(
-        f"{data}: no labels of MPII; expected mpii_human_pose_v1_u12_1.mat, HRNet's train.json, bearpaw's mpii_annotations.json or pose-hg's train.h5, there or in annotations/"
+        f"{data}: no labels of MPII; expected mpii_human_pose_v1_u12_1.mat, HRNet's"
+        " train.json, bearpaw's mpii_annotations.json or pose-hg's train.h5, there or"
+        " in annotations/"
     )
 
 

@@ -34,7 +34,8 @@ def _table(
     seen = np.isfinite(table).all(1) & (table[:, 2] > 0)
     if seen.sum() > 3 and np.abs(table[seen, :2]).max() <= 1:
         raise ValueError(
-            "its coordinates lie within -1 and 1; run OpenPose with --keypoint_scale 0, for pixels"
+            "its coordinates lie within -1 and 1; run OpenPose with --keypoint_scale 0,"
+            " for pixels"
         )
     return sets[len(table)], np.where(seen[:, None], table, np.nan)
 
@@ -54,7 +55,8 @@ def read_openpose(
         raise FileNotFoundError(f"{path}: no such file") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: expected OpenPose's json with a list 'people' of keypoints x, y, confidence ({type(error).__name__}: {error})"
+            f"{path}: expected OpenPose's json with a list 'people' of keypoints x, y,"
+            f" confidence ({type(error).__name__}: {error})"
         ) from None
 
 # %% ../../../nbs/5_records/datasets/10_openpose.ipynb #e07b4002
@@ -85,7 +87,8 @@ def read_folder(
     data = Path(data)
     if not data.is_dir():
         raise FileNotFoundError(
-            f"{data}: no such folder; expected a folder of pictures and OpenPose's <picture>_keypoints.json"
+            f"{data}: no such folder; expected a folder of pictures and OpenPose's"
+            " <picture>_keypoints.json"
         )
     folder = data / "images" if (data / "images").is_dir() else data
     places = [Path(labels)] if labels else [data, data / "keypoints", folder]
@@ -96,7 +99,8 @@ def read_folder(
     }
     if not found:
         raise FileNotFoundError(
-            f"{data}: no *_keypoints.json in {', '.join(map(str, places))}; run openpose --write_json, or say with labels= where they are"
+            f"{data}: no *_keypoints.json in {', '.join(map(str, places))}; run"
+            " openpose --write_json, or say with labels= where they are"
         )
     pictures = [
         f

@@ -103,7 +103,8 @@ def read_labels(
     for key, array in arrays.items():
         if array.size != n * int(np.prod(shapes[key])):
             raise ValueError(
-                f"{file}: {key}: expected {(n, *shapes[key])}, found {array.shape}; the file is damaged or of another project"
+                f"{file}: {key}: expected {(n, *shapes[key])}, found {array.shape}; the"
+                " file is damaged or of another project"
             )
     return {key: array.reshape(n, *shapes[key]) for key, array in arrays.items()}
 
@@ -265,10 +266,7 @@ def read_spin(
     )
 
 # %% ../../../nbs/5_records/datasets/09_spin.ipynb #1bcd6123
-def _files(
-    data: str | Path,
-    suffix: str,  # of the label files
-) -> list[Path]:
+def _files(data: str | Path, suffix: str) -> list[Path]:  # of the label files
     "The label file, or those of a folder."
     data = Path(data)
     found = (
@@ -304,7 +302,8 @@ def convert_spin(
     files = _files(data, ".npz")
     if len(files) > 1:
         raise ValueError(
-            f"{data}: has {', '.join(f.name for f in files)}; each has pictures of its own, so give one file"
+            f"{data}: has {', '.join(f.name for f in files)}; each has pictures of its"
+            " own, so give one file"
         )
     photos = read_spin(files[0], dataset, openpose)
     return _convert_npz(dataset or files[0].stem, files[0], photos, out, workers, resume, progress, images,
@@ -428,8 +427,8 @@ class Sample(NamedTuple):
 
 
 def list_tar(
-    file: str | Path,  # an uncompressed tar of webdataset's kind
-    options: dict,
+    file: str | Path,
+    options: dict,  # an uncompressed tar of webdataset's kind
 ) -> list[Sample]:
     "The samples of an archive: files that share a name up to the first dot."
     found: dict = {}
@@ -444,7 +443,8 @@ def list_tar(
                     ] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise ValueError(
-            f"{file}: expected an uncompressed tar of pictures and data.pyd files ({error}); copy it again, or unpack .tar.gz to .tar first"
+            f"{file}: expected an uncompressed tar of pictures and data.pyd files"
+            f" ({error}); copy it again, or unpack .tar.gz to .tar first"
         ) from error
     return [
         Sample(
@@ -503,7 +503,8 @@ def read_pyd(
         return people_of_44(arrays, confidence)
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration) as error:
         raise ValueError(
-            f"{file}: expected a list of people with keypoints_2d (44, 3), … ({type(error).__name__}: {error})"
+            f"{file}: expected a list of people with keypoints_2d (44, 3), …"
+            f" ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -567,7 +568,8 @@ def convert_4dhumans(
     samples = [s for file in _files(data, ".tar") for s in list_tar(file, options)]
     if not samples:
         raise ValueError(
-            f"{data}: holds no pictures with data.pyd beside them; expected 4D-Humans' training tars"
+            f"{data}: holds no pictures with data.pyd beside them; expected 4D-Humans'"
+            " training tars"
         )
     with RecordWriter(out, "4dhumans", resume=resume, options=options) as writer:
         convert_items(writer, convert_sample, samples, workers, progress)

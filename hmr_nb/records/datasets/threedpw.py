@@ -51,9 +51,7 @@ def _person_of(held: dict, i: int, n: int) -> dict[str, Any]:
             "valid": rows("campose_valid") > 0, "betas": betas, "gender": _GENDERS.get(gender, "")}  # fmt: skip
 
 
-def read_sequence(
-    file: str | Path,  # sequenceFiles/…/*.pkl
-) -> Sequence3D:
+def read_sequence(file: str | Path) -> Sequence3D:  # sequenceFiles/…/*.pkl
     "A file of 3DPW, read without running what it names."
     held = load_pickle(file)
     try:
@@ -63,12 +61,14 @@ def read_sequence(
         )
         if cameras.shape[1:] != (4, 4) or K.shape != (3, 3):
             raise ValueError(
-                f"cam_poses, cam_intrinsics: expected (n, 4, 4) and (3, 3), got {cameras.shape} and {K.shape}"
+                "cam_poses, cam_intrinsics: expected (n, 4, 4) and (3, 3), got"
+                f" {cameras.shape} and {K.shape}"
             )
         people = [_person_of(held, i, len(cameras)) for i in range(len(held["poses"]))]
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ValueError(
-            f"{file}: expected a sequence of 3DPW ({type(error).__name__}: {error}); is it one of sequenceFiles.zip?"
+            f"{file}: expected a sequence of 3DPW ({type(error).__name__}: {error}); is"
+            " it one of sequenceFiles.zip?"
         ) from error
     return Sequence3D(str(held.get("sequence") or Path(file).stem), cameras, K, people)
 
@@ -235,7 +235,8 @@ def _sequence_files(data: Path, split: str) -> tuple[Path, list[Path]]:
     if root is None:
         found = ", ".join(sorted(p.name for p in data.glob("*"))[:8]) or "nothing"
         raise FileNotFoundError(
-            f"{data}: expected sequenceFiles and imageFiles, found {found}; unpack sequenceFiles.zip and imageFiles.zip there"
+            f"{data}: expected sequenceFiles and imageFiles, found {found}; unpack"
+            " sequenceFiles.zip and imageFiles.zip there"
         )
     folders = {"all": ("train", "validation", "test"), "val": ("validation",)}.get(
         split, (split,)
@@ -273,7 +274,8 @@ def convert_threedpw(
         or step < 1
     ):
         raise ValueError(
-            f"split: all, train, val or test; frames: detected or camera; step: 1 or more; got {split!r}, {frames!r}, {step}"
+            "split: all, train, val or test; frames: detected or camera; step: 1 or"
+            f" more; got {split!r}, {frames!r}, {step}"
         )
     root, files = _sequence_files(Path(data), split)
     options = {"split": split, "frames": frames, "step": step, "confidence": confidence}

@@ -24,8 +24,9 @@ from hmr_nb.records.video import (
 
 # %% ../../../nbs/5_records/datasets/07_total_capture.ipynb #799e1bb3
 JOINTS = (
-    "Hips Spine Spine1 Spine2 Spine3 Neck Head RightShoulder RightArm RightForeArm RightHand "
-    "LeftShoulder LeftArm LeftForeArm LeftHand RightUpLeg RightLeg RightFoot LeftUpLeg LeftLeg LeftFoot"
+    "Hips Spine Spine1 Spine2 Spine3 Neck Head RightShoulder RightArm RightForeArm"
+    " RightHand LeftShoulder LeftArm LeftForeArm LeftHand RightUpLeg RightLeg RightFoot"
+    " LeftUpLeg LeftLeg LeftFoot"
 ).split()
 NAMES = keypoint_set("total_capture21").names  # the same points under this book's words
 INCH = 0.0254  # m
@@ -39,7 +40,8 @@ def read_skeleton(
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such file; it is in the dataset's s1_vicon_pos_ori.tar.gz and so on"
+            f"{file}: no such file; it is in the dataset's s1_vicon_pos_ori.tar.gz and"
+            " so on"
         )
     words, _, body = file.read_text(errors="replace").partition("\n")
     words = words.split()
@@ -57,7 +59,8 @@ def read_skeleton(
             else f"{numbers.size} numbers"
         )
         raise ValueError(
-            f"{file}: expected a line of joint names and then lines of {len(words) or 21} x {width} numbers, found {what}; is it complete?"
+            f"{file}: expected a line of joint names and then lines of"
+            f" {len(words) or 21} x {width} numbers, found {what}; is it complete?"
         )
     x = numbers.reshape(-1, len(words), width)[:, [words.index(w) for w in JOINTS]]
     return x * INCH if width == 3 else x
@@ -74,7 +77,9 @@ def read_calibration(
         rows = np.array(rest, float).reshape(int(count), 4 + 4 + int(order) + 9 + 3)
     except ValueError as error:
         raise ValueError(
-            f"{file}: expected the number of cameras, the order of distortion, and 20 numbers and the distortion for each camera ({error}); save the site's page of numbers as plain text"
+            f"{file}: expected the number of cameras, the order of distortion, and 20"
+            f" numbers and the distortion for each camera ({error}); save the site's"
+            " page of numbers as plain text"
         ) from error
     cameras, k = {}, int(order)
     for i, row in enumerate(rows, 1):
@@ -160,22 +165,27 @@ def _clips(data: Path, options: dict) -> list[Clip]:
             else "calibration.cal"
         )
         raise FileNotFoundError(
-            f"{data}: expected {missing}, found {', '.join(sorted(p.name for p in data.glob('*'))[:8]) or 'nothing'}"
+            f"{data}: expected {missing}, found"
+            f" {', '.join(sorted(p.name for p in data.glob('*'))[:8]) or 'nothing'}"
         )
     cameras, films = read_calibration(calibration), _films(data)
     unknown = [c for c in options["cameras"] if c not in cameras]
     if unknown:
         raise ValueError(
-            f"{calibration}: has no camera {unknown[0]}; it has {', '.join(map(str, cameras))}"
+            f"{calibration}: has no camera {unknown[0]}; it has"
+            f" {', '.join(map(str, cameras))}"
         )
     clips = [c for f in labels for c in _recording(f.parent, cameras, films, options)]
     if not clips:
         raise FileNotFoundError(
-            f"{data}: has no recording of {', '.join(options['subjects'])} for split {options['split']}; found {', '.join(f'{f.parent.parent.name}/{f.parent.name}' for f in labels[:8])}"
+            f"{data}: has no recording of {', '.join(options['subjects'])} for split"
+            f" {options['split']}; found"
+            f" {', '.join(f'{f.parent.parent.name}/{f.parent.name}' for f in labels[:8])}"
         )
     if not any(c.film for c in clips):
         raise FileNotFoundError(
-            f"{data}: has labels, but no films such as TC_S1_acting1_cam1.mp4 for any of them"
+            f"{data}: has labels, but no films such as TC_S1_acting1_cam1.mp4 for any"
+            " of them"
         )
     return sorted(clips, key=lambda c: c.split != "train")
 
