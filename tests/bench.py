@@ -9,6 +9,7 @@ from bench_smpl import smpl_rows
 from hmr_nb.body.open_body import open_body
 from hmr_nb.body.smpl import SMPL
 from hmr_nb.keypoints.joint_regressor import fit_regressor, near_vertices
+from hmr_nb.model.view import View
 
 
 def seconds(call, repeats: int = 15) -> float:
@@ -251,7 +252,7 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
     from hmr_nb.basics.camera import box_from_keypoints
     from hmr_nb.basics.keypoints import keypoint_set
     from hmr_nb.records.augment import augment
-    from hmr_nb.records.records import Example, RecordWriter
+    from hmr_nb.records.records import RecordWriter, Sample
     from hmr_nb.records.stream import record_dataset
 
     rng, points = np.random.default_rng(0), keypoint_set("lsp14")
@@ -260,7 +261,7 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
         for i in range(count):
             kp = rng.uniform(50, 250, (14, 2))
             writer.write(
-                Example(
+                Sample(
                     points.names,
                     kp,
                     image=np.roll(pictures[i % 20], i, (0, 1)),
@@ -269,7 +270,7 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
                 )
             )
     ours = (
-        augment(record_dataset(folder / "records", points), size, points, color=0)
+        augment(record_dataset(folder / "records", points), View(size), points, color=0)
         .batch(32)
         .prefetch(2)
     )

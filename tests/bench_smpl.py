@@ -139,8 +139,10 @@ def rounds(layer: SMPL, peers: Peers, batch: int) -> dict[str, float]:
     # the few numbers that are fetched wait for the whole; smplx's vertices are not
     # copied out either
     ours = {
-        "mesh": lambda: mesh(pose, betas).joints.numpy(), "keypoints": lambda: layer.keypoints_only(pose, betas).numpy(), "products": products(layer, batch),
-    }  # fmt: skip
+        "mesh": lambda: mesh(pose, betas).joints.numpy(),
+        "keypoints": lambda: layer.keypoints_only(pose, betas).numpy(),
+        "products": products(layer, batch),
+    }
     runs = {n: lambda k, call=call: timed(call, k) for n, call in ours.items()} | {
         n: lambda k, n=n: peers.ask(n, inputs, k) for n in peers.names
     }

@@ -8,12 +8,12 @@ from hmr_nb.basics.camera import (
     apply_affine,
     box_from_keypoints,
     compose,
-    crop_for_box,
     flip_affine,
     ndc_to_px,
     warp_image,
 )
 from hmr_nb.basics.keypoints import keypoint_set
+from hmr_nb.model.view import View
 from hmr_nb.records.augment import (
     augment,
     test_view,
@@ -21,7 +21,7 @@ from hmr_nb.records.augment import (
     view_pixels,
     view_window,
 )
-from hmr_nb.records.records import Example, RecordWriter, decode_jpeg, encode_jpeg
+from hmr_nb.records.records import RecordWriter, Sample, decode_jpeg, encode_jpeg
 from hmr_nb.records.stream import record_dataset
 from hmr_nb.training.experiment import Experiment
 from hmr_nb.training.trainer import training_batches
@@ -43,8 +43,18 @@ def folder(tmp_path_factory):
             )[:side, :side]
             kp = side * rng.uniform(1 / 6, 5 / 6, (14, 2))
             kp[i % 14] = np.nan
-            writer.write(Example(LSP.names, kp, image=image, box=box_from_keypoints(kp), kp3d=rng.normal(size=(14, 3)), pose=rng.normal(0, .5, (24, 3)),
-                                 betas=rng.normal(size=10), frame=i))  # fmt: skip
+            writer.write(
+                Sample(
+                    LSP.names,
+                    kp,
+                    image=image,
+                    box=box_from_keypoints(kp),
+                    kp3d=rng.normal(size=(14, 3)),
+                    pose=rng.normal(0, 0.5, (24, 3)),
+                    betas=rng.normal(size=10),
+                    frame=i,
+                )
+            )
     return out
 
 
@@ -55,10 +65,10 @@ def items(dataset):
 def test_the_person_fills_the_view_as_the_rule_says(folder):
     for stored, view in zip(
         items(record_dataset(folder, LSP, seed=None)),
-        items(test_view(record_dataset(folder, LSP, seed=None), 224, LSP)),
+        items(test_view(record_dataset(folder, LSP, seed=None), View(224), LSP)),
     ):
         kp = np.where(stored["state"][:, None] > 0, stored["kp2d"], np.nan)
-        rule = crop_for_box(box_from_keypoints(kp), 224)
+        rule = View(224).crop(box_from_keypoints(kp)).affine
         pixel = 224 / (1.25 * max(stored["box"][2:]))  # a stored pixel in the view
         seen = stored["state"] > 0
         off = apply_affine(view["affine"], kp) - apply_affine(rule, kp)
@@ -75,8 +85,10 @@ def test_the_person_fills_the_view_as_the_rule_says(folder):
 def test_without_chance_training_is_testing(folder):
     data = record_dataset(folder, LSP, seed=None)
     for a, b in zip(
-        items(augment(data, 96, LSP, jitter_px=0, scale=(1, 1), flip=False, color=0)),
-        items(test_view(data, 96, LSP)),
+        items(
+            augment(data, View(96), LSP, jitter_px=0, scale=(1, 1), flip=False, color=0)
+        ),
+        items(test_view(data, View(96), LSP)),
     ):
         for field in ("image", "kp2d", "kp3d", "pose", "betas", "affine"):
             np.testing.assert_array_equal(a[field], b[field])
@@ -87,7 +99,9 @@ def test_chance_is_a_function_of_seed_epoch_and_place(folder):
         return [
             d["image"].tobytes()
             for d in items(
-                augment(record_dataset(folder, LSP, seed=1, **kw), 64, LSP, seed=seed)
+                augment(
+                    record_dataset(folder, LSP, seed=1, **kw), View(64), LSP, seed=seed
+                )
             )
         ]
 
@@ -100,7 +114,7 @@ def test_chance_is_a_function_of_seed_epoch_and_place(folder):
 def test_shift_scale_and_mirror_stay_in_their_ranges(folder):
     scales, shifts, mirrored = [], [], []
     data = record_dataset(folder, LSP, seed=None, epochs=8)
-    for d, s in zip(items(augment(data, 224, LSP, color=0)), items(data)):
+    for d, s in zip(items(augment(data, View(224), LSP, color=0)), items(data)):
         x, y, w, h = s["box"]
         scales.append(abs(d["affine"][0, 0]) * 1.25 * max(w, h) / 224)
         shifts.append(
@@ -119,7 +133,7 @@ def test_shift_scale_and_mirror_stay_in_their_ranges(folder):
 def test_a_mirrored_person_has_its_sides_exchanged(folder):
     data = record_dataset(folder, LSP, seed=None, epochs=2)
     joints = keypoint_set("smpl24").flip
-    for d, s in zip(items(augment(data, 96, LSP)), items(data)):
+    for d, s in zip(items(augment(data, View(96), LSP)), items(data)):
         seen = s["state"] > 0
         px = apply_affine(d["affine"], s["kp2d"])
         back = LSP.flip if d["affine"][0, 0] < 0 else np.arange(14)
@@ -174,7 +188,7 @@ def test_turned_views_turn_the_person_too(folder):
     data = record_dataset(folder, LSP, seed=None)
     angles = []
     for d, s in zip(
-        items(augment(data, 96, LSP, jitter_px=0, scale=(1, 1), rotation=40)),
+        items(augment(data, View(96), LSP, jitter_px=0, scale=(1, 1), rotation=40)),
         items(data),
     ):
         A, sign = d["affine"][:, :2], np.sign(np.linalg.det(d["affine"][:, :2]))
@@ -197,7 +211,7 @@ def test_turned_views_turn_the_person_too(folder):
 def test_cover_hides_pixels_and_keeps_points(folder):
     data = record_dataset(folder, LSP, seed=None)
     plain, covered = (
-        items(augment(data, 64, LSP, seed=2, occlusion=o)) for o in (0.0, 0.5)
+        items(augment(data, View(64), LSP, seed=2, occlusion=o)) for o in (0.0, 0.5)
     )
     hidden = np.array(
         [np.any(a["image"] != b["image"], -1).mean() for a, b in zip(plain, covered)]
@@ -214,7 +228,7 @@ def test_an_experiment_says_how_people_are_drawn_and_changed(folder, tmp_path):
         with RecordWriter(tmp_path / name, name) as writer:
             for i in range(6):
                 writer.write(
-                    Example(
+                    Sample(
                         LSP.names,
                         np.full((14, 2), 5.0),
                         image=np.zeros((20, 20, 3), np.uint8),
@@ -251,7 +265,7 @@ def test_balance_by_frames_or_by_datasets(folder, tmp_path):
     with RecordWriter(tmp_path / "few", "few") as writer:
         for i in range(6):
             writer.write(
-                Example(
+                Sample(
                     LSP.names,
                     np.full((14, 2), 5.0),
                     image=np.zeros((20, 20, 3), np.uint8),

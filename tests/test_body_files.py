@@ -256,10 +256,21 @@ def test_real_chumpy_files(path, golden):
 @pytest.mark.parametrize("protocol", range(6))
 def test_every_protocol_of_plain_data(tmp_path, protocol):
     data = {
-        "poses": np.arange(12.0).reshape(3, 4), "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)), "big endian": np.arange(3, dtype=">f4"),
-        "scalar": np.float64(2.5), "zero-d": np.array(7), "text": "männlich", "bytes": b"\xff\x00", "none": None, "set": {1, 2}, "empty": np.zeros((0, 3)),
-        "strings": np.array(["a", "bc"]), "objects": np.array([{"x": 1}, None], object), "bool": np.array([True, False]), "sparse": sparse.csr_matrix(np.eye(2)),
-    }  # fmt: skip
+        "poses": np.arange(12.0).reshape(3, 4),
+        "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "big endian": np.arange(3, dtype=">f4"),
+        "scalar": np.float64(2.5),
+        "zero-d": np.array(7),
+        "text": "männlich",
+        "bytes": b"\xff\x00",
+        "none": None,
+        "set": {1, 2},
+        "empty": np.zeros((0, 3)),
+        "strings": np.array(["a", "bc"]),
+        "objects": np.array([{"x": 1}, None], object),
+        "bool": np.array([True, False]),
+        "sparse": sparse.csr_matrix(np.eye(2)),
+    }
     path = tmp_path / "data.pkl"
     path.write_bytes(pickle.dumps(data, protocol))
     again = load_pickle(path)
@@ -482,11 +493,14 @@ def other_model(joints, shapes, dtype=np.float64, seed=0):
     parents = np.array([2**32 - 1] + [rng.integers(0, i) for i in range(1, joints)])
     weights = rng.random((V, joints))
     return {
-        "v_template": rng.standard_normal((V, 3)).astype(dtype), "shapedirs": rng.standard_normal((V, 3, shapes)).astype(dtype),
-        "posedirs": rng.standard_normal((V, 3, 9 * (joints - 1))).astype(dtype), "J_regressor": rng.random((joints, V)).astype(dtype),
-        "weights": weights / weights.sum(1, keepdims=True), "kintree_table": np.stack([parents, np.arange(joints)]).astype(np.int64),
+        "v_template": rng.standard_normal((V, 3)).astype(dtype),
+        "shapedirs": rng.standard_normal((V, 3, shapes)).astype(dtype),
+        "posedirs": rng.standard_normal((V, 3, 9 * (joints - 1))).astype(dtype),
+        "J_regressor": rng.random((joints, V)).astype(dtype),
+        "weights": weights / weights.sum(1, keepdims=True),
+        "kintree_table": np.stack([parents, np.arange(joints)]).astype(np.int64),
         "f": rng.integers(0, V, (70, 3)).astype(np.uint32),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(

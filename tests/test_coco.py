@@ -208,16 +208,31 @@ def test_one_file_and_pictures_elsewhere(folder, tmp_path):
         convert_coco(folder / TRAIN, tmp_path / "r2", progress=False)
 
 
-@pytest.mark.parametrize(("edit", "says"), [
-    (lambda c: c["annotations"][0].update(keypoints=[1, 2, 2]), "annotation 1 .*got 3 numbers"),
-    (lambda c: c["annotations"][0].update(keypoints=[0, 0, 7] * 17), "annotation 1 .*v 0, 1 or 2"),
-    (lambda c: c["annotations"][0].update(keypoints="text"), "annotation 1 "),
-    (lambda c: c["annotations"][0].pop("keypoints"), "annotation 1 .*is this the instances file"),
-    (lambda c: c["annotations"][0].update(image_id=12345), "annotation 1 .*12345"),
-    (lambda c: c["annotations"].insert(0, None), "annotation \\? "),
-    (lambda c: c.pop("images"), "expected COCO's person_keypoints file"),
-    (lambda c: c["images"][0].pop("file_name"), "expected COCO's person_keypoints file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            lambda c: c["annotations"][0].update(keypoints=[1, 2, 2]),
+            "annotation 1 .*got 3 numbers",
+        ),
+        (
+            lambda c: c["annotations"][0].update(keypoints=[0, 0, 7] * 17),
+            "annotation 1 .*v 0, 1 or 2",
+        ),
+        (lambda c: c["annotations"][0].update(keypoints="text"), "annotation 1 "),
+        (
+            lambda c: c["annotations"][0].pop("keypoints"),
+            "annotation 1 .*is this the instances file",
+        ),
+        (lambda c: c["annotations"][0].update(image_id=12345), "annotation 1 .*12345"),
+        (lambda c: c["annotations"].insert(0, None), "annotation \\? "),
+        (lambda c: c.pop("images"), "expected COCO's person_keypoints file"),
+        (
+            lambda c: c["images"][0].pop("file_name"),
+            "expected COCO's person_keypoints file",
+        ),
+    ],
+)
 def test_damaged_label_files(folder, tmp_path, edit, says):
     change(folder, edit)
     with pytest.raises(ValueError, match=says) as error:

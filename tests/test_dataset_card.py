@@ -10,7 +10,7 @@ from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.records.card import card_warnings, contact_sheet, people_table
 from hmr_nb.records.datasets.lsp import read_joints
-from hmr_nb.records.records import Dropped, Example, RecordWriter, examples
+from hmr_nb.records.records import Dropped, RecordWriter, Sample, examples
 from hmr_nb.shell.commands import (
     CONVERTERS,
     find_converter,
@@ -114,7 +114,7 @@ def test_an_empty_set(tmp_path, run):
 def test_a_set_with_one_person_and_two_points(tmp_path, run):
     with RecordWriter(tmp_path / "r", "one") as writer:
         writer.write(
-            Example(
+            Sample(
                 ["paw", "tail"], [[3, 4], [9, 9]], image=np.zeros((12, 12, 3), np.uint8)
             )
         )

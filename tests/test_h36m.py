@@ -47,10 +47,17 @@ PLACES = np.array(
 DISTORTION = np.array([-0.2071, 0.2478, -0.00142, -0.00098, -0.0031])  # OpenCV's order
 SEVENTEEN = [0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27]
 ROWS = [  # action id, trial, S1, S9, S11
-    (1, 1, "_ALL", "_ALL", "_ALL"), (1, 2, "_ALL 1", "_ALL 1", "_ALL 1"), (2, 1, "Directions 1", "Directions 1", "Directions 1"), (2, 2, "Directions", "Directions", "Directions"),
-    (3, 1, "Greeting 1", "Greeting 1", "Greeting 2"), (3, 2, "Greeting", "Greeting", "Greeting"), (4, 1, "TakingPhoto 1", "Photo 1", "Photo 1"), (4, 2, "TakingPhoto", "Photo", "Photo"),
-    (5, 1, "Waiting 1", "Waiting 1", "Waiting 1"), (5, 2, "Waiting", "Waiting", "Waiting"),
-]  # fmt: skip
+    (1, 1, "_ALL", "_ALL", "_ALL"),
+    (1, 2, "_ALL 1", "_ALL 1", "_ALL 1"),
+    (2, 1, "Directions 1", "Directions 1", "Directions 1"),
+    (2, 2, "Directions", "Directions", "Directions"),
+    (3, 1, "Greeting 1", "Greeting 1", "Greeting 2"),
+    (3, 2, "Greeting", "Greeting", "Greeting"),
+    (4, 1, "TakingPhoto 1", "Photo 1", "Photo 1"),
+    (4, 2, "TakingPhoto", "Photo", "Photo"),
+    (5, 1, "Waiting 1", "Waiting 1", "Waiting 1"),
+    (5, 2, "Waiting", "Waiting", "Waiting"),
+]
 
 
 def rotation(camera):
@@ -652,12 +659,25 @@ def broken(kind, root):
     }.get(kind, {})
 
 
-@pytest.mark.parametrize(("kind", "says"), [
-    ("no metadata", "no metadata.xml; it is in code-v1.2.zip"), ("metadata is a page", "expected Human3.6M's metadata.xml"), ("w0 cut short", "expected 300 numbers in w0"),
-    ("cdf cut short", "Directions 1.54138969.cdf: expected a CDF file"), ("cdf of another kind", "expected Pose of (1, frames, 96), got (1, 11, 64)"), ("frames differ", "has 11 frames, D3_Positions_mono has 9"),
-    ("3D not downloaded", "there are other files of this recording"), ("no films", "has labels, but no films"), ("empty", "expected S1/MyPoseFeatures/D2_Positions and so on"),
-    ("another subject", "has no labels of S7"), ("another protocol", "expected one of p1, p2, p2_first_trial"), ("another form", "expected mmpose"), ("step 0", "step: expected 1 or more"), ("unknown option", "--set"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("no metadata", "no metadata.xml; it is in code-v1.2.zip"),
+        ("metadata is a page", "expected Human3.6M's metadata.xml"),
+        ("w0 cut short", "expected 300 numbers in w0"),
+        ("cdf cut short", "Directions 1.54138969.cdf: expected a CDF file"),
+        ("cdf of another kind", "expected Pose of (1, frames, 96), got (1, 11, 64)"),
+        ("frames differ", "has 11 frames, D3_Positions_mono has 9"),
+        ("3D not downloaded", "there are other files of this recording"),
+        ("no films", "has labels, but no films"),
+        ("empty", "expected S1/MyPoseFeatures/D2_Positions and so on"),
+        ("another subject", "has no labels of S7"),
+        ("another protocol", "expected one of p1, p2, p2_first_trial"),
+        ("another form", "expected mmpose"),
+        ("step 0", "step: expected 1 or more"),
+        ("unknown option", "--set"),
+    ],
+)
 def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, says):
     root = tmp_path / "d"
     shutil.copytree(data, root)

@@ -108,8 +108,15 @@ def test_every_record_is_accounted_for(tmp_path):
     one_point = nothing.copy()
     one_point[3] = [7, 8, 1]
     bad = np.c_[np.full((19, 2), np.nan), np.ones(19)]
-    rows = [hmr2_row(), hmr2_row(keypoints_2d=nothing), hmr2_row(keypoints_2d=one_point), hmr2_row(keypoints_2d=bad), hmr2_row(image_raw=b"no picture"),
-            {"something": np.array(3)}, hmr2_row(1)]  # fmt: skip
+    rows = [
+        hmr2_row(),
+        hmr2_row(keypoints_2d=nothing),
+        hmr2_row(keypoints_2d=one_point),
+        hmr2_row(keypoints_2d=bad),
+        hmr2_row(image_raw=b"no picture"),
+        {"something": np.array(3)},
+        hmr2_row(1),
+    ]
     write(tmp_path / "train.tfrecord", rows)
     facts = convert_hmr2_records(tmp_path, tmp_path / "r", workers=1, progress=False)
     assert (facts["read"], facts["written"]) == (7, 2)

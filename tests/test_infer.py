@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmr_nb.basics.camera import (
+    Crop,
     apply_affine,
     cam_to_translation,
-    crop_for_box,
     perspective,
     project,
     px_to_ndc,
@@ -40,8 +40,9 @@ from hmr_nb.inference.infer import (
     result_names,
     show,
 )
-from hmr_nb.making.domains import render_example, smpl_layer, wardrobe_of
+from hmr_nb.making.domains import Camera, render_example, smpl_layer, wardrobe_of
 from hmr_nb.model.hmr import HMROutput, small_hmr
+from hmr_nb.model.view import View
 from hmr_nb.records.records import decode_jpeg
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "real"
@@ -120,7 +121,7 @@ def through_infer(studio, name, index, size=224):
     body, smpl, render = studio
     made = render(name, index)
     example, image = made.example, decode_jpeg(made.example.jpeg)
-    oracle = Oracle(body, smpl, example, crop_for_box(example.box, size), size)
+    oracle = Oracle(body, smpl, example, View(size).crop(example.box).affine, size)
     return (
         made,
         image,
@@ -217,14 +218,18 @@ def test_a_body_is_placed_where_it_stood(seed, focal, depth, where):
     trans, center, crop = (
         np.array([*where, depth]),
         np.array([320.0, 240.0]),
-        crop_for_box((100, 50, 200, 300)),
+        View(224).crop((100, 50, 200, 300)).affine,
     )
     cam = best_cam(joints, perspective(joints + trans, focal, center), crop, 224)
     np.testing.assert_allclose(
         place_body(joints, cam, crop, 224, focal, center), trans, rtol=1e-5, atol=1e-5
     )
     assert (
-        np.abs(cam_to_translation(cam, crop, 224, focal, center) - trans).max() > 1e-5
+        np.abs(
+            cam_to_translation(cam, Crop(crop, 224), Camera.simple(focal, center))
+            - trans
+        ).max()
+        > 1e-5
     )
 
 
@@ -295,7 +300,7 @@ def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
     from hmr_nb.basics.camera import box_from_keypoints
     from hmr_nb.basics.keypoints import keypoint_set
     from hmr_nb.records.augment import test_view as as_in_test
-    from hmr_nb.records.records import Example, RecordWriter
+    from hmr_nb.records.records import RecordWriter, Sample
     from hmr_nb.records.stream import record_dataset
 
     points, size, photo = keypoint_set("lsp14"), 224, load_photo(PHOTO)
@@ -305,7 +310,7 @@ def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
     kp = np.random.default_rng(0).uniform([300, 100], [560, 600], (14, 2))
     box = box_from_keypoints(kp)
     with RecordWriter(tmp_path / "records", "own") as writer:
-        writer.write(Example(points.names, kp, image=big, box=box, source="one"))
+        writer.write(Sample(points.names, kp, image=big, box=box, source="one"))
     item = next(
         iter(
             as_in_test(

@@ -219,11 +219,17 @@ def test_people_of_one_picture_stay_together(folder):
     assert [len(p.people) for p in photos] == [4, 4]
 
 
-@pytest.mark.parametrize(("arrays", "says"), [
-    ({"part": np.zeros((3, 24, 3))}, r"part: expected \(8, 24, 3\), found \(3, 24, 3\)"),
-    ({"S": np.zeros((N, 24, 3))}, r"S: expected \(8, 24, 4\)"),
-    ({"pose": np.zeros((N, 69))}, r"pose: expected \(8, 72\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        (
+            {"part": np.zeros((3, 24, 3))},
+            r"part: expected \(8, 24, 3\), found \(3, 24, 3\)",
+        ),
+        ({"S": np.zeros((N, 24, 3))}, r"S: expected \(8, 24, 4\)"),
+        ({"pose": np.zeros((N, 69))}, r"pose: expected \(8, 72\)"),
+    ],
+)
 def test_wrong_shapes_are_named(folder, arrays, says):
     spin(folder / "a.npz", **arrays)
     with pytest.raises(ValueError, match=says) as error:
@@ -258,8 +264,18 @@ def test_files_that_are_no_label_files(folder, convert):
 @pytest.mark.parametrize("convert", [convert_spin, convert_4dhumans])
 def test_objects_in_npz_files_run_nothing(folder, convert, monkeypatch):
     monkeypatch.chdir(folder)
-    np.savez("good.npz", imgname=NAMES.astype(object), center=(LOW + HIGH) / 2, scale=(HIGH - LOW).max(1), extra_info=np.array([Hostile()] * N, object),
-             **({"part": part24()} if convert is convert_spin else {"extra_keypoints_2d": part24()[:, :19]}))  # fmt: skip
+    np.savez(
+        "good.npz",
+        imgname=NAMES.astype(object),
+        center=(LOW + HIGH) / 2,
+        scale=(HIGH - LOW).max(1),
+        extra_info=np.array([Hostile()] * N, object),
+        **(
+            {"part": part24()}
+            if convert is convert_spin
+            else {"extra_keypoints_2d": part24()[:, :19]}
+        ),
+    )
     # what is not wanted is not read
     assert quick(convert, folder / "good.npz", folder / "r")["written"] == 7
     np.savez("hostile.npz", imgname=np.array([Hostile()], object))
@@ -292,8 +308,17 @@ def test_bad_pictures_are_counted(folder):
 def person_44(i, **more):
     kp = np.zeros((44, 3), np.float32)
     kp[25:39, :2], kp[25:39, 2] = KP[i], 1
-    return {"keypoints_2d": kp, "keypoints_3d": np.zeros((44, 4), np.float32), "center": (LOW + HIGH)[i] / 2, "scale": (HIGH - LOW)[i] / 200,
-            "body_pose": np.full(72, .1, np.float32), "betas": np.zeros(10), "has_body_pose": np.array(1.0), "has_betas": np.array([1.0]), "extra_info": {"a": "b"}} | more  # fmt: skip
+    return {
+        "keypoints_2d": kp,
+        "keypoints_3d": np.zeros((44, 4), np.float32),
+        "center": (LOW + HIGH)[i] / 2,
+        "scale": (HIGH - LOW)[i] / 200,
+        "body_pose": np.full(72, 0.1, np.float32),
+        "betas": np.zeros(10),
+        "has_body_pose": np.array(1.0),
+        "has_betas": np.array([1.0]),
+        "extra_info": {"a": "b"},
+    } | more
 
 
 def write_tar(path, members, mode="w"):
@@ -306,15 +331,30 @@ def write_tar(path, members, mode="w"):
 
 @pytest.fixture
 def members(folder):
-    return {f"{n.removesuffix('.jpg')}.{kind}": data for i, n in enumerate(NAMES.tolist())
-            for kind, data in (("jpg", (folder / n).read_bytes()), ("data.pyd", pickle.dumps([person_44(i)])), ("detection.npz", b"masks"))}  # fmt: skip
+    return {
+        f"{n.removesuffix('.jpg')}.{kind}": data
+        for i, n in enumerate(NAMES.tolist())
+        for kind, data in (
+            ("jpg", (folder / n).read_bytes()),
+            ("data.pyd", pickle.dumps([person_44(i)])),
+            ("detection.npz", b"masks"),
+        )
+    }
 
 
 def test_npz_with_scale_in_pixels(folder):
     extra3 = np.zeros((N, 19, 4))
     extra3[:, 5] = [1, 2, 3, 1]
-    np.savez(folder / "val.npz", imgname=[n.encode() for n in NAMES], center=(LOW + HIGH) / 2, scale=HIGH - LOW, extra_keypoints_3d=extra3, body_pose=np.zeros((N, 72)), betas=np.zeros((N, 10)),
-             has_betas=np.array([0] + [1] * 7))  # fmt: skip
+    np.savez(
+        folder / "val.npz",
+        imgname=[n.encode() for n in NAMES],
+        center=(LOW + HIGH) / 2,
+        scale=HIGH - LOW,
+        extra_keypoints_3d=extra3,
+        body_pose=np.zeros((N, 72)),
+        betas=np.zeros((N, 10)),
+        has_betas=np.array([0] + [1] * 7),
+    )
     facts = quick(convert_4dhumans, folder / "val.npz", folder / "r")
     assert (
         facts["written"],
@@ -534,10 +574,25 @@ def test_labels_in_another_folder_and_18_beside_25(folder):
     )
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("", "expected OpenPose's json"), ("[]", "expected OpenPose's json"), ('{"people": 3}', "expected OpenPose's json"), ('{"people": [{"pose_keypoints_2d": [1, 2]}]}', "expected OpenPose's json"),
-    ('{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}', "18 or 25 points a person, found 1"), ('{"people": [{"pose_keypoints_2d": [0.1, 0.2, 0.9' + ", 0.1, 0.2, 0.9" * 24 + "]}]}", "keypoint_scale 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected OpenPose's json"),
+        ("[]", "expected OpenPose's json"),
+        ('{"people": 3}', "expected OpenPose's json"),
+        ('{"people": [{"pose_keypoints_2d": [1, 2]}]}', "expected OpenPose's json"),
+        (
+            '{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}',
+            "18 or 25 points a person, found 1",
+        ),
+        (
+            '{"people": [{"pose_keypoints_2d": [0.1, 0.2, 0.9'
+            + ", 0.1, 0.2, 0.9" * 24
+            + "]}]}",
+            "keypoint_scale 0",
+        ),
+    ],
+)
 def test_json_that_is_not_openposes(folder, text, says):
     (folder / "images/im0001_keypoints.json").write_text(text)
     with pytest.raises(ValueError, match=says) as error:

@@ -172,9 +172,15 @@ def test_bad_pictures_are_counted(tmp_path):
     assert lines[1] == "images/im0001.jpg,image missing,train" and len(lines) == 6
 
 
-@pytest.mark.parametrize(("joints", "says"), [
-    (np.zeros((2, 14, 5)), "shape"), (np.zeros((14, 14, 3)), "shape"), (np.zeros((14, 3)), "shape"), (np.array([["text"]]), "expected"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("joints", "says"),
+    [
+        (np.zeros((2, 14, 5)), "shape"),
+        (np.zeros((14, 14, 3)), "shape"),
+        (np.zeros((14, 3)), "shape"),
+        (np.array([["text"]]), "expected"),
+    ],
+)
 def test_other_label_files_are_refused(tmp_path, joints, says):
     (tmp_path / "images").mkdir()
     scipy.io.savemat(tmp_path / "joints.mat", {"joints": joints})

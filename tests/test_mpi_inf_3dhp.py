@@ -459,12 +459,25 @@ def broken(kind, data, tmp_path):
     }.get(kind, {})
 
 
-@pytest.mark.parametrize(("kind", "says"), [
-    ("no annot.mat", "annot.mat: no such file"), ("annot.mat cut short", "expected a MATLAB 5 file"), ("keys of another file", "annot2 and annot3"), ("pixels without metres", "annot2 and annot3"),
-    ("rows differ", "expected rows of 56 and of 84"), ("an HDF5 file", "expected a MATLAB 5 file"), ("no films", "no imageSequence/video_N.avi"),
-    ("calibration of another program", "expected 'Skeletool"), ("calibration cut short", "camera 0: expected size"), ("empty", "expected the training set's folders S1/Seq1"),
-    ("camera not there", "no labels of camera 77"), ("another subject", "none of the subjects S5"), ("another split", "train or test"), ("another 3D", "annot3 or univ_annot3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("no annot.mat", "annot.mat: no such file"),
+        ("annot.mat cut short", "expected a MATLAB 5 file"),
+        ("keys of another file", "annot2 and annot3"),
+        ("pixels without metres", "annot2 and annot3"),
+        ("rows differ", "expected rows of 56 and of 84"),
+        ("an HDF5 file", "expected a MATLAB 5 file"),
+        ("no films", "no imageSequence/video_N.avi"),
+        ("calibration of another program", "expected 'Skeletool"),
+        ("calibration cut short", "camera 0: expected size"),
+        ("empty", "expected the training set's folders S1/Seq1"),
+        ("camera not there", "no labels of camera 77"),
+        ("another subject", "none of the subjects S5"),
+        ("another split", "train or test"),
+        ("another 3D", "annot3 or univ_annot3"),
+    ],
+)
 def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, says):
     root, options = broken(kind, data, tmp_path)
     settings = [

@@ -108,8 +108,16 @@ def folder(tmp_path_factory):
     for n in range(1, 9):
         shutil.copy(RAW / "images" / f"im{n:04d}.jpg", path / "images" / f"{n:03d}.jpg")
     mixed = [0, 1, "0", "1", 1, 1, 1, 1, EMPTY, EMPTY, 1, 1, 1, 1, 1, "0"]
-    rects = [[rect(points16(1), mixed)], [rect(points16(2)), rect(points16(2), mixed)], [rect(points16(3), ids=()), rect(points16(3), mixed)],
-             [rect(points16(4), mixed)], [rect(points16(5), mixed, range(5))], [], [{"x1": 1.0, "x2": 2.0}], [rect(points16(8), mixed)]]  # fmt: skip
+    rects = [
+        [rect(points16(1), mixed)],
+        [rect(points16(2)), rect(points16(2), mixed)],
+        [rect(points16(3), ids=()), rect(points16(3), mixed)],
+        [rect(points16(4), mixed)],
+        [rect(points16(5), mixed, range(5))],
+        [],
+        [{"x1": 1.0, "x2": 2.0}],
+        [rect(points16(8), mixed)],
+    ]
     write(
         path / "mpii_human_pose_v1_u12_1.mat",
         rects,
@@ -293,10 +301,20 @@ def test_hrnets_test_file_has_no_labels(tmp_path):
     assert (photo.split, photo.people[0].why_not) == ("test", "no points labelled")
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("a.mat", b"<html>"), ("a.mat", b""), ("a.json", b"{"), ("a.json", b"[1]"), ("a.json", b'{"image": 1}'), ("a.json", b"\xff\xfe"), ("a.h5", b"nothing"),
-    ("a.json", b'[{"image": "a.jpg", "joints": [[1, 2]], "joints_vis": [1]}]'), ("a.json", b'[{"joints": []}]'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.mat", b"<html>"),
+        ("a.mat", b""),
+        ("a.json", b"{"),
+        ("a.json", b"[1]"),
+        ("a.json", b'{"image": 1}'),
+        ("a.json", b"\xff\xfe"),
+        ("a.h5", b"nothing"),
+        ("a.json", b'[{"image": "a.jpg", "joints": [[1, 2]], "joints_vis": [1]}]'),
+        ("a.json", b'[{"joints": []}]'),
+    ],
+)
 def test_files_that_are_none_of_mpiis(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}: expected") as error:

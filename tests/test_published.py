@@ -16,13 +16,13 @@ from hmr_nb.model.discriminator import Discriminator
 from hmr_nb.model.hmr import load_hmr, weights_info
 from hmr_nb.model.published import (
     body_with_rows,
-    critic_names,
-    critic_weights,
+    discriminator_names,
+    discriminator_weights,
     hmr2_names,
     import_weights,
     load_hmr2,
     load_hmr_tf1,
-    read_critic,
+    read_discriminator,
     read_training,
     tf1_names,
 )
@@ -422,7 +422,7 @@ def test_toes_of_hmr2_stand_where_it_inserted_them(shelf, body, tmp_path):
     [("hmr-tf1", "disc_loss_goldens_hmr1.npz"), ("hmr2", "disc_loss_goldens_hmr2.npz")],
 )
 def test_critic_as_the_reference(kind, golden, tmp_path):
-    every = [n for names in critic_names(kind).values() for n in names]
+    every = [n for names in discriminator_names(kind).values() for n in names]
     table = json.loads(
         (
             GOLDENS
@@ -446,9 +446,9 @@ def test_critic_as_the_reference(kind, golden, tmp_path):
     )
     critic = Discriminator()
     critic.build((None, 24, 3, 3), (None, 10))
-    read = read_critic(kind, tmp_path / "run")
-    assert set(read) == set(critic_weights(critic))
-    for name, weight in critic_weights(critic).items():
+    read = read_discriminator(kind, tmp_path / "run")
+    assert set(read) == set(discriminator_weights(critic))
+    for name, weight in discriminator_weights(critic).items():
         weight.assign(read[name])
     seen = np.load(GOLDENS / "disc_loss_inputs.npz")["disc_in"]
     rotations = np.concatenate(
@@ -525,6 +525,8 @@ def test_every_mean_of_adam_comes_back_on_its_weight(which, tmp_path):
             square == -number[theirs[ours]]
         ).all(), ours
     for ours, (mean, square) in run.critic_moments.items():
-        want = np.array([number[n] for n in critic_names("hmr2")[ours]], "float32")
+        want = np.array(
+            [number[n] for n in discriminator_names("hmr2")[ours]], "float32"
+        )
         found = mean.reshape(len(want), -1)
         assert (found == want[:, None]).all() and (square == -mean).all(), ours

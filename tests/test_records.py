@@ -18,15 +18,15 @@ from hmr_nb.basics.keypoints import KeypointSet, keypoint_set
 from hmr_nb.records.card import card_table
 from hmr_nb.records.records import (
     Dropped,
-    Example,
     RecordWriter,
+    Sample,
     card,
     convert_items,
     cut_person,
-    decode_example,
     decode_jpeg,
-    encode_example,
+    decode_sample,
     encode_jpeg,
+    encode_sample,
     examples,
     file_digest,
     source_set,
@@ -42,7 +42,7 @@ PIXEL = np.zeros((8, 9, 3), np.uint8)
 
 def person(i, **changes):
     kp = np.array([[i, 1], [2, i], [np.nan, 3]], float)
-    return Example(
+    return Sample(
         NAMES,
         **{
             "kp2d": kp,
@@ -84,12 +84,30 @@ def test_what_goes_in_comes_out(data, k):
         data.draw(hnp.arrays(int, k, elements=st.integers(0, 2))),
         0,
     )
-    one = Example([f"p{i}" for i in range(k)], kp, state, PIXEL, kp3d=maybe(k, 3), crop=arrays(2, 3), box=maybe(4), pose=maybe(24, 3),
-                  betas=maybe(10), trans=maybe(3), focal=data.draw(st.none() | st.floats(1, 1e4, width=32)), center=maybe(2), source=text, intrinsics=maybe(4),
-                  distortion=maybe(5), gender=data.draw(st.sampled_from(["", "neutral", "male", "female"])),
-                  dataset=text, subject=text, sequence=text, frame=data.draw(st.integers(-(2**60), 2**60)))  # fmt: skip
-    record = encode_example(one)
-    back = decode_example(record, one.names)
+    one = Sample(
+        [f"p{i}" for i in range(k)],
+        kp,
+        state,
+        PIXEL,
+        kp3d=maybe(k, 3),
+        crop=arrays(2, 3),
+        box=maybe(4),
+        pose=maybe(24, 3),
+        betas=maybe(10),
+        trans=maybe(3),
+        focal=data.draw(st.none() | st.floats(1, 1e4, width=32)),
+        center=maybe(2),
+        source=text,
+        intrinsics=maybe(4),
+        distortion=maybe(5),
+        gender=data.draw(st.sampled_from(["", "neutral", "male", "female"])),
+        dataset=text,
+        subject=text,
+        sequence=text,
+        frame=data.draw(st.integers(-(2**60), 2**60)),
+    )
+    record = encode_sample(one)
+    back = decode_sample(record, one.names)
     for field in (
         "kp2d",
         "state",
@@ -114,7 +132,7 @@ def test_what_goes_in_comes_out(data, k):
         one.pose is not None and one.betas is not None,
     )
     assert (back.source, back.frame, back.split) == (one.source, one.frame, one.split)
-    assert encode_example(back) == record
+    assert encode_sample(back) == record
     assert (
         np.isnan(back.kp2d[back.state == 0]).all()
         and np.isfinite(back.kp2d[back.state > 0]).all()
@@ -176,7 +194,7 @@ def mortal(function):
         return function(*a, **k)
     return step
 
-records.encode_example, records._put, os.replace = mortal(records.encode_example), mortal(records._put), mortal(os.replace)
+records.encode_sample, records._put, os.replace = mortal(records.encode_sample), mortal(records._put), mortal(os.replace)
 for left in map(int, sys.argv[1:]):  # so many steps of writing to live
     child = os.fork()
     if not child:
@@ -331,7 +349,7 @@ def test_one_directory_one_set_of_points(tmp_path):
         RecordWriter(tmp_path, "persons", shard_size=1) as writer,
     ):
         writer.write(person(1))
-        writer.write(Example(["nose"], [[1, 2]], image=PIXEL))
+        writer.write(Sample(["nose"], [[1, 2]], image=PIXEL))
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):
@@ -404,7 +422,7 @@ def test_mixing_sets_with_different_points(tmp_path):
     with RecordWriter(tmp_path / "b", "others") as writer:
         for i in range(4):
             writer.write(
-                Example(
+                Sample(
                     ["wrist_r", "tail", "nose"],
                     [[5, 5], [6, 6], [7, 7]],
                     [2, 2, 1],

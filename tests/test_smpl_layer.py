@@ -366,9 +366,14 @@ def random_body(joints, vertices, shapes, rng):
     weights = rng.random((vertices, joints))
     regressor = rng.random((joints, vertices))
     return BodyData(
-        rng.normal(size=(vertices, 3)), rng.normal(size=(vertices, 3, shapes)) * 0.1, rng.normal(size=(vertices, 3, 9 * (joints - 1))) * 0.01,
-        regressor / regressor.sum(1, keepdims=True), weights / weights.sum(1, keepdims=True), parents, rng.integers(0, vertices, (5, 3)),
-    )  # fmt: skip
+        rng.normal(size=(vertices, 3)),
+        rng.normal(size=(vertices, 3, shapes)) * 0.1,
+        rng.normal(size=(vertices, 3, 9 * (joints - 1))) * 0.01,
+        regressor / regressor.sum(1, keepdims=True),
+        weights / weights.sum(1, keepdims=True),
+        parents,
+        rng.integers(0, vertices, (5, 3)),
+    )
 
 
 def slow_body(body, R, betas):
@@ -443,9 +448,15 @@ def test_a_child_may_stand_before_its_parent(seed):
     place = np.argsort(order)
     columns = np.concatenate([np.arange(9 * (j - 1), 9 * j) for j in order[1:]])
     shuffled = replace(
-        body, parents=np.array([-1 if body.parents[j] < 0 else place[body.parents[j]] for j in order]), posedirs=body.posedirs[..., columns],
-        J_regressor=body.J_regressor[order], weights=body.weights[:, order], joint_names=tuple(f"j{j}" for j in order),
-    )  # fmt: skip
+        body,
+        parents=np.array(
+            [-1 if body.parents[j] < 0 else place[body.parents[j]] for j in order]
+        ),
+        posedirs=body.posedirs[..., columns],
+        J_regressor=body.J_regressor[order],
+        weights=body.weights[:, order],
+        joint_names=tuple(f"j{j}" for j in order),
+    )
     pose, betas = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 2))
     a = run_body(
         BodyFunction(body, dtype="float64", jit=False),
@@ -597,9 +608,14 @@ def test_joints_do_not_depend_on_the_number_of_vertices():
     are the same; more vertices change nothing."""
     body, (pose, betas) = golden_body(), some(3)
     more = replace(
-        body, v_template=np.r_[body.v_template, body.v_template[:50]], shapedirs=np.r_[body.shapedirs, body.shapedirs[:50]], posedirs=np.r_[body.posedirs, body.posedirs[:50]],
-        weights=np.r_[body.weights, body.weights[:50]], J_regressor=np.c_[body.J_regressor, np.zeros((24, 50))], keypoint_regressors={},
-    )  # fmt: skip
+        body,
+        v_template=np.r_[body.v_template, body.v_template[:50]],
+        shapedirs=np.r_[body.shapedirs, body.shapedirs[:50]],
+        posedirs=np.r_[body.posedirs, body.posedirs[:50]],
+        weights=np.r_[body.weights, body.weights[:50]],
+        J_regressor=np.c_[body.J_regressor, np.zeros((24, 50))],
+        keypoint_regressors={},
+    )
     out = SMPL(more, jit=False)(pose, betas)
     same(out.joints, layer(jit=False)(pose, betas).joints, atol=1e-6)
     same(out.vertices[:, 200:], out.vertices[:, :50], atol=1e-6)

@@ -268,11 +268,22 @@ def broken(kind, root):
     }.get(kind, {})
 
 
-@pytest.mark.parametrize(("kind", "says"), [
-    ("no calibration", "expected calibration.cal"), ("calibration is a page", "save the site's page of numbers"), ("calibration cut short", "save the site's page of numbers"),
-    ("no labels", "expected gt_skel_gbl_pos.txt"), ("labels cut short", "is it complete?"), ("another skeleton", "no RightUpLeg in the first line"), ("words among the numbers", "expected numbers after the first line"),
-    ("no films", "has labels, but no films"), ("another subject", "no recording of S5"), ("another camera", "has no camera 9"), ("another split", "all, train or test"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("no calibration", "expected calibration.cal"),
+        ("calibration is a page", "save the site's page of numbers"),
+        ("calibration cut short", "save the site's page of numbers"),
+        ("no labels", "expected gt_skel_gbl_pos.txt"),
+        ("labels cut short", "is it complete?"),
+        ("another skeleton", "no RightUpLeg in the first line"),
+        ("words among the numbers", "expected numbers after the first line"),
+        ("no films", "has labels, but no films"),
+        ("another subject", "no recording of S5"),
+        ("another camera", "has no camera 9"),
+        ("another split", "all, train or test"),
+    ],
+)
 def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, says):
     root = tmp_path / "d"
     shutil.copytree(data, root)

@@ -20,15 +20,34 @@ from hmr_nb.model.hmr import load_hmr
 from hmr_nb.training.trainer import (
     Experiment,
     Trainer,
-    batch_costs,
+    batch_losses,
     fit,
     training_batches,
 )
 
 TINY = Experiment(
-    name="tiny", encoder="small", encoder_weights="", input_size=96, rotation="6d", hidden=16, batch=2, epochs=3, steps_per_epoch=2, critic_poses=32,
-    learning_rate=1e-4, optimizer="muon", schedule="trapezoid", warmup=2, clip_norm=1.0, average=0.9, dropout=0.5, color=0.2, w_hints=1.0, w_heat=0.1, early=0.3,
-)  # fmt: skip
+    name="tiny",
+    encoder="small",
+    encoder_weights="",
+    input_size=96,
+    rotation="6d",
+    hidden=16,
+    batch=2,
+    epochs=3,
+    steps_per_epoch=2,
+    critic_poses=32,
+    learning_rate=1e-4,
+    optimizer="muon",
+    schedule="trapezoid",
+    warmup=2,
+    clip_norm=1.0,
+    average=0.9,
+    dropout=0.5,
+    color=0.2,
+    w_hints=1.0,
+    w_heat=0.1,
+    early=0.3,
+)
 RUN = """
 import os, signal, sys, keras, tensorflow as tf
 tf.config.run_functions_eagerly(True)
@@ -162,18 +181,18 @@ def test_goes_on_from_a_published_run(tmp_path, data):
     import tensorflow as tf
 
     from hmr_nb.model.hmr import named_weights, save_weights_file
-    from hmr_nb.model.published import critic_weights
+    from hmr_nb.model.published import discriminator_weights
     from hmr_nb.training.trainer import Trainer, fit
 
     e = replace(TINY, optimizer="adamw", epochs=9)
     trainer, rng = Trainer(e), np.random.default_rng(0)
     arrays = {
         f"critic/{k}": rng.random(w.shape, "float32")
-        for k, w in critic_weights(trainer.critic).items()
+        for k, w in discriminator_weights(trainer.critic).items()
     }
     for player, named, optimizer in (
         ("model", named_weights(trainer.model), trainer.optimizer),
-        ("critic", critic_weights(trainer.critic), trainer.critic_optimizer),
+        ("critic", discriminator_weights(trainer.critic), trainer.critic_optimizer),
     ):
         known = [k for k, w in named.items() if w.trainable]
         arrays |= {
@@ -195,7 +214,8 @@ def test_goes_on_from_a_published_run(tmp_path, data):
         int(again.critic_optimizer.iterations),
     ) == (8, 8, 7)
     np.testing.assert_array_equal(
-        critic_weights(again.critic)["joint_kernel"], arrays["critic/joint_kernel"]
+        discriminator_weights(again.critic)["joint_kernel"],
+        arrays["critic/joint_kernel"],
     )
     fc1 = named_weights(again.model)["regressor/fc1/kernel"]
     place = again.optimizer._get_variable_index(fc1)
@@ -318,7 +338,7 @@ def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(
         paid.append(
             {
                 k: float(v)
-                for k, v in batch_costs(
+                for k, v in batch_losses(
                     Trainer(recipe, 1, points), batch, training=False
                 )[1].items()
             }

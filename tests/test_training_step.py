@@ -9,8 +9,8 @@ from test_published import BODY_WORDS, GOLDENS, VALUE, golden_weight, images
 
 from hmr_nb.model.hmr import named_weights
 from hmr_nb.model.published import (
-    critic_names,
-    critic_weights,
+    discriminator_names,
+    discriminator_weights,
     hmr2_names,
     import_weights,
 )
@@ -88,12 +88,12 @@ def by_their_names(trainer, read) -> dict[str, np.ndarray]:
     ours, theirs, judges = (
         named_weights(trainer.model),
         hmr2_names(),
-        critic_names("hmr2"),
+        discriminator_names("hmr2"),
     )
     found = {
         theirs[k]: read(w, trainer.optimizer) for k, w in ours.items() if w.trainable
     }
-    for k, w in critic_weights(trainer.critic).items():
+    for k, w in discriminator_weights(trainer.critic).items():
         found |= dict(
             zip(
                 judges[k], read(w, trainer.critic_optimizer).reshape(len(judges[k]), -1)
@@ -188,8 +188,14 @@ def step(tmp_path_factory):
 def test_costs(step):
     "Each is the weighted one: 60 for keypoints and joints, 1 for the critic."
     ours = step["costs"]
-    ours = {"generator_loss_log": ours["loss"], "kp2d_loss_log": 60 * ours["keypoints"], "kp3d_loss_log": 60 * ours["joints"], "pose_shape_loss_log": ours["pose"],
-            "gen_disc_loss_log": ours["adversary"], "discriminator_loss_log": ours["critic"]}  # fmt: skip
+    ours = {
+        "generator_loss_log": ours["loss"],
+        "kp2d_loss_log": 60 * ours["keypoints"],
+        "kp3d_loss_log": 60 * ours["joints"],
+        "pose_shape_loss_log": ours["pose"],
+        "gen_disc_loss_log": ours["adversary"],
+        "discriminator_loss_log": ours["critic"],
+    }
     for theirs in (STORED["tf2.6_losses"], STORED["tf2.15"]["losses"]):
         assert (
             set(theirs) - set(ours) == {"disc_real_loss_log", "disc_fake_loss_log"}

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from hmr_nb.basics.camera import apply_affine, invert
 from hmr_nb.basics.keypoints import keypoint_set
-from hmr_nb.records.records import Dropped, Example, decode_jpeg
+from hmr_nb.records.records import Dropped, Sample, decode_jpeg
 from hmr_nb.records.video import (
     Clip,
-    Film,
+    VideoFile,
     convert_clip,
     cut_clips,
-    film_frames,
-    find_film,
+    find_video,
     fit_intrinsics,
+    video_frames,
 )
 
 NAMES = keypoint_set("mpi_inf_3dhp17").names
@@ -50,7 +50,7 @@ def films(tmp_path_factory):
         "from 0": "zero/frame_%06d.jpg",
         "from 1": "one/%06d.jpg",
     }
-    return root, {k: find_film([root / p]) for k, p in places.items()}, X, px
+    return root, {k: find_video([root / p]) for k, p in places.items()}, X, px
 
 
 def clip_of(film, X, px, frames=None, **changes):
@@ -70,9 +70,9 @@ def clip_of(film, X, px, frames=None, **changes):
 @pytest.mark.parametrize("kind", ["mjpg", "mp4", "xvid"])
 def test_wanted_frames_are_those_of_a_whole_pass(films, kind, wanted):
     film = films[1][kind]
-    whole = dict(film_frames(film, range(COUNT)))
+    whole = dict(video_frames(film, range(COUNT)))
     assert all(p is not None for p in whole.values())
-    for n, picture in film_frames(film, wanted):
+    for n, picture in video_frames(film, wanted):
         assert (picture is None) if n >= COUNT else (picture == whole[n]).all()
 
 
@@ -121,15 +121,15 @@ def test_every_frame_of_a_cut_film_has_an_outcome(films, tmp_path_factory, cut, 
     data = (root / "a.avi").read_bytes()
     file = tmp_path_factory.mktemp("cut") / "cut.avi"
     file.write_bytes(data[: len(data) * cut // 100])
-    results = convert_clip(clip_of(Film(str(file)), X, px, frames))
+    results = convert_clip(clip_of(VideoFile(str(file)), X, px, frames))
     assert len(results) == len(frames)
     for n, r in zip(frames, results):
-        if isinstance(r, Example):
+        if isinstance(r, Sample):
             assert r.frame == n < COUNT
             r.image = decode_jpeg(r.jpeg)
         else:
             assert r.reason in ("video ends before this frame", "video unreadable")
-    written = [r.frame for r in results if isinstance(r, Example)]
+    written = [r.frame for r in results if isinstance(r, Sample)]
     # nothing after a hole: no frame takes the place of another
     assert written == frames[: len(written)]
 
@@ -145,15 +145,15 @@ def test_reasons(films, tmp_path):
 
     assert (
         reason(film=None)
-        == reason(film=Film(str(tmp_path / "no.avi")))
+        == reason(film=VideoFile(str(tmp_path / "no.avi")))
         == {"video missing"}
     )
     assert (
-        reason(film=Film(str(tmp_path / "page.avi")))
-        == reason(film=Film(str(tmp_path / "empty.mp4")))
+        reason(film=VideoFile(str(tmp_path / "page.avi")))
+        == reason(film=VideoFile(str(tmp_path / "empty.mp4")))
         == {"video unreadable"}
     )
-    assert reason(film=Film(str(tmp_path / "no_%06d.jpg"))) == {"image missing"}
+    assert reason(film=VideoFile(str(tmp_path / "no_%06d.jpg"))) == {"image missing"}
     assert reason(kp=few.kp * np.nan) == {"no labels"}
     assert reason(kp=few.kp + 5000) == {"mostly outside the image"}
     assert reason(size=(2048, 2048)) == {
@@ -161,7 +161,7 @@ def test_reasons(films, tmp_path):
     }
     assert reason(why_not="as asked") == {"as asked"}
     assert all(
-        isinstance(r, Example) for r in convert_clip(few._replace(size=(512, 512)))
+        isinstance(r, Sample) for r in convert_clip(few._replace(size=(512, 512)))
     )
     lone = few._replace(kp=np.where(np.arange(17)[:, None] == 3, few.kp, np.nan))
     assert {r.reason for r in convert_clip(lone)} == {"no labels"}

@@ -146,18 +146,14 @@ def _flip(
 KeypointSet.flip = property(_flip)
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #6eff174a
-def _edge_indices(
-    points: KeypointSet,  # (e, 2) int
-) -> np.ndarray:
+def _edge_indices(points: KeypointSet) -> np.ndarray:  # (e, 2) int
     "The drawing lines as pairs of positions."
     return np.array(
         [[points.index(a), points.index(b)] for a, b in points.edges], dtype=int
     ).reshape(-1, 2)
 
 
-def _sides(
-    points: KeypointSet,  # (k,) "l", "r" or "c"
-) -> list[str]:
+def _sides(points: KeypointSet) -> list[str]:  # (k,) "l", "r" or "c"
     "Which side each point lies on, for colours."
     side = {True: "l", False: "r"}
     return [
@@ -354,18 +350,80 @@ def keypoint_set(
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #6922d56e
 NEAR_EQUALS = (  # (words, how they differ, what is done)
-    (("neck", "neck_mid_shoulders"), "LSP's and MPII's neck lies at the base of the skull; OpenPose's neck is the middle of the shoulders, never marked by anybody", "kept apart"),
-    (("neck", "thorax"), "MPII's thorax is the top of the breastbone, its neck the base of the skull", "kept apart"),
-    (("neck", "smpl_neck"), "SMPL's neck is a joint inside the body, between the collar bones", "kept apart; regress neck from the body"),
-    (("head_top", "mpi_head", "h36m_head", "tc_head", "smpl_head"), "the head top is the top of the skull; a head joint lies about 10 to 20 cm lower, in the skull or at the nose", "kept apart"),
-    (("head_top", "h36m_head_top"), "Human3.6M's end of the head is within some cm of the top of the skull; SPIN's files keep it in a place of its own", "joined in h36m32 and h36m17, apart in spin24"),
-    (("hip_l", "smpl_left_hip"), "SMPL's hip is a joint deep inside the pelvis, some 6 cm beside the middle; LSP's hip is marked at the surface", "kept apart; regress hip_l from the body"),
-    (("hip_r", "smpl_right_hip"), "SMPL's hip is a joint deep inside the pelvis, some 6 cm beside the middle; LSP's hip is marked at the surface", "kept apart; regress hip_r from the body"),
-    (("pelvis", "mid_hip", "mpi_pelvis", "h36m_pelvis", "tc_pelvis", "smpl_pelvis"), "MPII's pelvis is marked by eye, OpenPose's mid-hip is the middle of the hips, the others are roots of skeletons", "kept apart"),
-    (("toe_l", "small_toe_l", "mpi_toe_l", "h36m_toe_end_l"), "the big toe, the small toe, the end of a shoe", "kept apart"),
-    (("toe_r", "small_toe_r", "mpi_toe_r", "h36m_toe_end_r"), "the big toe, the small toe, the end of a shoe", "kept apart"),
-    (("pelvis", "nose"), "the pelvis is not the nose (an index map once made it so)", "kept apart"),
-)  # fmt: skip
+    (
+        ("neck", "neck_mid_shoulders"),
+        (
+            "LSP's and MPII's neck lies at the base of the skull; OpenPose's neck is"
+            " the middle of the shoulders, never marked by anybody"
+        ),
+        "kept apart",
+    ),
+    (
+        ("neck", "thorax"),
+        "MPII's thorax is the top of the breastbone, its neck the base of the skull",
+        "kept apart",
+    ),
+    (
+        ("neck", "smpl_neck"),
+        "SMPL's neck is a joint inside the body, between the collar bones",
+        "kept apart; regress neck from the body",
+    ),
+    (
+        ("head_top", "mpi_head", "h36m_head", "tc_head", "smpl_head"),
+        (
+            "the head top is the top of the skull; a head joint lies about 10 to 20 cm"
+            " lower, in the skull or at the nose"
+        ),
+        "kept apart",
+    ),
+    (
+        ("head_top", "h36m_head_top"),
+        (
+            "Human3.6M's end of the head is within some cm of the top of the skull;"
+            " SPIN's files keep it in a place of its own"
+        ),
+        "joined in h36m32 and h36m17, apart in spin24",
+    ),
+    (
+        ("hip_l", "smpl_left_hip"),
+        (
+            "SMPL's hip is a joint deep inside the pelvis, some 6 cm beside the middle;"
+            " LSP's hip is marked at the surface"
+        ),
+        "kept apart; regress hip_l from the body",
+    ),
+    (
+        ("hip_r", "smpl_right_hip"),
+        (
+            "SMPL's hip is a joint deep inside the pelvis, some 6 cm beside the middle;"
+            " LSP's hip is marked at the surface"
+        ),
+        "kept apart; regress hip_r from the body",
+    ),
+    (
+        ("pelvis", "mid_hip", "mpi_pelvis", "h36m_pelvis", "tc_pelvis", "smpl_pelvis"),
+        (
+            "MPII's pelvis is marked by eye, OpenPose's mid-hip is the middle of the"
+            " hips, the others are roots of skeletons"
+        ),
+        "kept apart",
+    ),
+    (
+        ("toe_l", "small_toe_l", "mpi_toe_l", "h36m_toe_end_l"),
+        "the big toe, the small toe, the end of a shoe",
+        "kept apart",
+    ),
+    (
+        ("toe_r", "small_toe_r", "mpi_toe_r", "h36m_toe_end_r"),
+        "the big toe, the small toe, the end of a shoe",
+        "kept apart",
+    ),
+    (
+        ("pelvis", "nose"),
+        "the pelvis is not the nose (an index map once made it so)",
+        "kept apart",
+    ),
+)
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #d351df23
 def _check_rename(a: str, b: str) -> None:

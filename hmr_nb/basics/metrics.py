@@ -36,7 +36,9 @@ def known_points(
     return pred, true, np.isfinite(pred).all(-1) & np.isfinite(true).all(-1)
 
 
-def _mean(values: np.ndarray) -> np.ndarray:  # (..., k), NaN where unknown  # (...)
+def _mean(
+    values: np.ndarray,  # (..., k), NaN where unknown
+) -> np.ndarray:  # (...)
     "Mean over the known points, NaN where there is none."
     known = np.isfinite(values)
     n = known.sum(-1)

@@ -301,9 +301,7 @@ def _dot(
 MeshView.show, MeshView.paint, MeshView.dot = _show, _paint, _dot
 
 # %% ../../nbs/1_basics/10_scene.ipynb #e9b182e2
-def _eye(
-    view: MeshView,  # (3,) m, in the body's frame
-) -> np.ndarray:
+def _eye(view: MeshView) -> np.ndarray:  # (3,) m, in the body's frame
     "Where the camera stands."
     return np.asarray(view.camera.position, float) + view.centre
 

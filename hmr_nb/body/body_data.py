@@ -142,7 +142,9 @@ FINGERS = tuple(
 )
 
 
-def usual_joint_names(j: int) -> tuple[str, ...]:  # number of joints  # j names
+def usual_joint_names(
+    j: int,  # number of joints
+) -> tuple[str, ...]:  # j names
     """The joint names of SMPL, SMPL-H, SMPL-X or MANO by the number of joints; plain
     numbers for other trees."""
     hands = [f"{side}_{name}" for side in ("left", "right") for name in FINGERS]

@@ -25,17 +25,63 @@ from .smpl import SMPL
 PRESETS = {  # joint: degrees about x, y, z of its own frame
     "rest": {},
     "standing": {"left_shoulder": (0, 0, -70), "right_shoulder": (0, 0, 70)},
-    "arms up": {"left_collar": (0, 0, 20), "right_collar": (0, 0, -20), "left_shoulder": (0, 0, 55), "right_shoulder": (0, 0, -55)},
-    "wave": {"left_shoulder": (0, 0, -70), "right_shoulder": (0, 0, 5), "right_elbow": (0, 0, -70)},
-    "walk": {"left_hip": (-25, 0, 0), "right_hip": (18, 0, 0), "left_knee": (12, 0, 0), "right_knee": (30, 0, 0), "right_ankle": (15, 0, 0),
-             "left_shoulder": (0, 25, -68), "right_shoulder": (0, 25, 68), "left_elbow": (0, -20, 0), "right_elbow": (0, 35, 0)},
-    "run": {"left_hip": (-60, 0, 0), "right_hip": (25, 0, 0), "left_knee": (80, 0, 0), "right_knee": (50, 0, 0), "spine1": (10, 0, 0), "right_ankle": (30, 0, 0),
-            "left_shoulder": (30, 30, -60), "right_shoulder": (0, 40, 60), "left_elbow": (0, -90, 0), "right_elbow": (0, 90, 0)},
-    "sit": {"left_hip": (-88, 0, 5), "right_hip": (-88, 0, -5), "left_knee": (88, 0, 0), "right_knee": (88, 0, 0),
-            "left_shoulder": (0, -25, -60), "right_shoulder": (0, 25, 60), "left_elbow": (0, -40, 0), "right_elbow": (0, 40, 0)},
-    "squat": {"left_hip": (-105, 0, 18), "right_hip": (-105, 0, -18), "left_knee": (120, 0, 0), "right_knee": (120, 0, 0), "left_ankle": (-22, 0, 0),
-              "right_ankle": (-22, 0, 0), "spine1": (20, 0, 0), "spine2": (10, 0, 0), "left_shoulder": (0, -80, -8), "right_shoulder": (0, 80, 8)},
-}  # fmt: skip
+    "arms up": {
+        "left_collar": (0, 0, 20),
+        "right_collar": (0, 0, -20),
+        "left_shoulder": (0, 0, 55),
+        "right_shoulder": (0, 0, -55),
+    },
+    "wave": {
+        "left_shoulder": (0, 0, -70),
+        "right_shoulder": (0, 0, 5),
+        "right_elbow": (0, 0, -70),
+    },
+    "walk": {
+        "left_hip": (-25, 0, 0),
+        "right_hip": (18, 0, 0),
+        "left_knee": (12, 0, 0),
+        "right_knee": (30, 0, 0),
+        "right_ankle": (15, 0, 0),
+        "left_shoulder": (0, 25, -68),
+        "right_shoulder": (0, 25, 68),
+        "left_elbow": (0, -20, 0),
+        "right_elbow": (0, 35, 0),
+    },
+    "run": {
+        "left_hip": (-60, 0, 0),
+        "right_hip": (25, 0, 0),
+        "left_knee": (80, 0, 0),
+        "right_knee": (50, 0, 0),
+        "spine1": (10, 0, 0),
+        "right_ankle": (30, 0, 0),
+        "left_shoulder": (30, 30, -60),
+        "right_shoulder": (0, 40, 60),
+        "left_elbow": (0, -90, 0),
+        "right_elbow": (0, 90, 0),
+    },
+    "sit": {
+        "left_hip": (-88, 0, 5),
+        "right_hip": (-88, 0, -5),
+        "left_knee": (88, 0, 0),
+        "right_knee": (88, 0, 0),
+        "left_shoulder": (0, -25, -60),
+        "right_shoulder": (0, 25, 60),
+        "left_elbow": (0, -40, 0),
+        "right_elbow": (0, 40, 0),
+    },
+    "squat": {
+        "left_hip": (-105, 0, 18),
+        "right_hip": (-105, 0, -18),
+        "left_knee": (120, 0, 0),
+        "right_knee": (120, 0, 0),
+        "left_ankle": (-22, 0, 0),
+        "right_ankle": (-22, 0, 0),
+        "spine1": (20, 0, 0),
+        "spine2": (10, 0, 0),
+        "left_shoulder": (0, -80, -8),
+        "right_shoulder": (0, 80, 8),
+    },
+}
 
 
 def preset_poses(
@@ -180,7 +226,10 @@ def _set(
     explorer.choose(explorer.joint)
 
 
-def _choose(explorer: BodyExplorer, joint: str) -> None:  # its name
+def _choose(
+    explorer: BodyExplorer,
+    joint: str,  # its name
+) -> None:
     "Take hold of a joint: its sliders show its angles."
     if joint not in explorer.body.joint_names:
         raise ValueError(
@@ -205,9 +254,7 @@ def _choose(explorer: BodyExplorer, joint: str) -> None:  # its name
 BodyExplorer.set, BodyExplorer.choose = _set, _choose
 
 # %% ../../nbs/2_body/07_explorer.ipynb #5a77ee78
-def _vertices(
-    explorer: BodyExplorer,  # (v, 3) m
-) -> np.ndarray:
+def _vertices(explorer: BodyExplorer) -> np.ndarray:  # (v, 3) m
     "The mesh as it is now."
     return ops.convert_to_numpy(
         explorer.smpl(explorer.pose[None], explorer.betas[None]).vertices[0]

@@ -25,11 +25,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from hmr_nb.basics.camera import (
-    VIEW_MARGIN,
+    Crop,
     apply_affine,
     box_from_keypoints,
     cam_to_translation,
-    crop_for_box,
     default_focal,
     invert,
     ndc_to_px,
@@ -41,8 +40,10 @@ from ..basics.drawing import keypoints_image, picture
 from ..basics.files import write_whole
 from ..basics.rendering import overlay, render_views
 from ..basics.shapes import Array, check_shape
+from ..making.domains import Camera
 from ..model.encoder import fast_precision, rebuild
-from ..model.hmr import HMR, HMROutput, decode, view_size
+from ..model.hmr import HMR, HMROutput, decode
+from ..model.view import View
 from ..records.datasets.openpose import read_openpose
 
 # %% ../../nbs/8_inference/01_infer.ipynb #dcfb8d12
@@ -83,7 +84,7 @@ def load_photo(
 # %% ../../nbs/8_inference/01_infer.ipynb #13b07417
 def whole_box(
     image: np.ndarray,  # (h, w, 3)
-    margin: float = 1.25,  # of `crop_for_box`
+    margin: float = 1.25,  # of `View.crop`
 ) -> tuple[float, float, float, float]:  # x, y, width, height, px
     "A box such that the crop is the largest square around the whole picture."
     h, w = image.shape[:2]
@@ -155,10 +156,7 @@ class Forward:
         state = self.model.regressor(features)[-1]
         return decode(self.smpl, state, self.model.settings["rotation"])
 
-    def recover(
-        self,  # of images (b, h, w, 3) in -1..1
-        images: Array,
-    ) -> HMROutput:
+    def recover(self, images: Array) -> HMROutput:  # of images (b, h, w, 3) in -1..1
         "The last correction."
         return self.run(ops.convert_to_tensor(images, "float32"))
 
@@ -174,7 +172,7 @@ def place_body(
 ) -> np.ndarray:  # (3,) add this to body points: camera frame of the photograph, m
     """Where the photograph's camera shows the joints in the middle and the size in
     which the crop's camera does."""
-    start = cam_to_translation(cam, crop, size, focal, center)
+    start = cam_to_translation(cam, Crop(crop, size), Camera.simple(focal, center))
     t = start.copy()
     weak = apply_affine(
         invert(crop), ndc_to_px(project(joints[None], cam[None])[0], size)
@@ -209,7 +207,7 @@ def assumed_focal(
     """A focal length where none is known: the diagonal, but longer where a person fills
     the picture."""
     largest = max((max(box[2:]) for box in boxes), default=0)
-    return max(default_focal(height, width), NEAREST_FOCAL * VIEW_MARGIN * largest)
+    return max(default_focal(height, width), NEAREST_FOCAL * View().margin * largest)
 
 
 def photo_focal(
@@ -297,7 +295,7 @@ def person_views(
     the same rule."""
     h, w = image.shape[:2]
     # an error for a box without size
-    crops = np.array([crop_for_box(box, size) for box in boxes]).reshape(-1, 2, 3)
+    crops = np.array([View(size).crop(box).affine for box in boxes]).reshape(-1, 2, 3)
     for x, y, bw, bh in boxes:
         if x >= w or y >= h or x + bw <= 0 or y + bh <= 0:
             raise ValueError(
@@ -344,7 +342,7 @@ def infer(
     image = np.asarray(image)
     h, w = check_shape(image, "h w 3", "image")["h"], image.shape[1]
     boxes = [whole_box(image)] if boxes is None else list(boxes)
-    focal, size = focal or assumed_focal(h, w, boxes), size or view_size(model)
+    focal, size = focal or assumed_focal(h, w, boxes), size or model.view.size
     center = np.array([(w - 1) / 2, (h - 1) / 2] if center is None else center, float)
     views, crops = person_views(image, boxes, size)
     people = People(photo=image, faces=model.smpl.faces)

@@ -219,8 +219,8 @@ FRAME_STYLE = """
 
 
 def data_address(
-    image: np.ndarray,
-    side: int = 1024,  # (h, w, 3) uint8  # longest side, px
+    image: np.ndarray,  # (h, w, 3) uint8
+    side: int = 1024,  # longest side, px
 ) -> str:  # a JPEG as text, for the browser
     "A picture on its way to the browser."
     small, buffer = Image.fromarray(image), io.BytesIO()

@@ -174,7 +174,7 @@ def columns_of(
 
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #9204d1c7
 def full_report(
-    P: np.ndarray,
+    P: np.ndarray,  # the problem and its solution
     w: np.ndarray,  # the problem and its solution
     row: np.ndarray,  # (v,)
     marked: Marked,
@@ -779,8 +779,8 @@ def fit_marks(
 
 
 def meshes_of(
-    marks: Mapping[str, Any],
-    body: BodyData,  # with all poses by name
+    marks: Mapping[str, Any],  # with all poses by name
+    body: BodyData,
 ) -> dict[str, np.ndarray]:  # {pose: (v, 3)} and {"pose, build": (v, 3)}
     "The meshes that a marks file speaks of."
     meshes = pose_meshes(body, marks.get("poses", {}))

@@ -157,9 +157,7 @@ def do(
     return replace(flip(state, change), done=(*state.done, change), undone=())
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #29adb540
-def marked(
-    state: PickerState,  # items
-) -> frozenset[int]:
+def marked(state: PickerState) -> frozenset[int]:  # items
     "What is marked for the current keypoint on the current mesh."
     return state.marks.get(state.keypoint, {}).get(
         (state.pose, state.shape), frozenset()
@@ -364,7 +362,7 @@ def spot_mark(
 def to_marks(
     state: PickerState,
     body: str = "",  # name of the body
-    topology: str = "",  # its fingerprint, see `hmr_nb.body.body_data.topology`
+    topology: str = "",  # its fingerprint, see `hmr_nb.joint_regressor.topology`
     poses: Mapping[str, Array] | None = None,  # {name: (24, 3)} axis-angle, rad
     shapes: Mapping[str, Array] | None = None,  # {name: (s,)} shape coefficients
 ) -> dict[str, Any]:  # ready for json and for `save_marks`

@@ -248,8 +248,8 @@ KEYS = {
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #30c517ca
 def report_plot(
-    report: Mapping[str, Any],
-    width: int = 274,  # of a RegressorFit  # px
+    report: Mapping[str, Any],  # of a RegressorFit
+    width: int = 274,  # px
 ) -> str:  # html
     "Residual and leave-one-out error of every mesh, as bars."
     residual, unseen = (
@@ -438,7 +438,9 @@ def arrange(
     return box
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #3e707aac
-def autosave_of(path: str | Path) -> Path:  # of the marks file
+def autosave_of(
+    path: str | Path,  # of the marks file
+) -> Path:
     "Where unsaved changes are kept: the same name with `.autosave` before its ending."
     path = Path(path)
     return path.with_suffix(f".autosave{path.suffix}")
@@ -459,8 +461,8 @@ def read_session(
 
 
 def open_session(
-    saved: Mapping[str, Any],
-    body: BodyData,  # as `load_marks` gives it
+    saved: Mapping[str, Any],  # as `load_marks` gives it
+    body: BodyData,
 ) -> PickerState:
     "Go on with a saved session; refuse one that was made on another mesh."
     if saved.get("topology", topology(body)) != topology(body):
@@ -551,9 +553,7 @@ class KeypointPicker:
         self.show(said)
 
     @property
-    def vertices(
-        self,  # (v, 3)
-    ) -> np.ndarray:
+    def vertices(self) -> np.ndarray:  # (v, 3)
         "The mesh that is shown."
         return self.mesh_of(self.state.pose, self.state.shape)
 
@@ -564,11 +564,7 @@ class KeypointPicker:
         }
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #24b09e73
-def _mesh_of(
-    picker: KeypointPicker,  # (v, 3)
-    pose: str,
-    shape: str,
-) -> np.ndarray:
+def _mesh_of(picker: KeypointPicker, pose: str, shape: str) -> np.ndarray:  # (v, 3)
     "The body in a pose and a build; made once."
     name = pose if shape == MEAN else f"{pose}, {shape}"
     if name not in picker.meshes:
@@ -882,7 +878,10 @@ KeypointPicker.pose_all, KeypointPicker.start, KeypointPicker.fill_strip = (
 )
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #bfbb9c97
-def _change(picker: KeypointPicker, state: PickerState) -> None:  # the new one
+def _change(
+    picker: KeypointPicker,
+    state: PickerState,  # the new one
+) -> None:
     "Take a new state over, draw it, keep it."
     before, picker.state = picker.state, state
     if state == before:
@@ -995,9 +994,7 @@ def _lasso(
 KeypointPicker.area, KeypointPicker.click, KeypointPicker.lasso = _area, _click, _lasso
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #aa74c05c
-def _marks(
-    picker: KeypointPicker,  # as in a marks file
-) -> dict[str, Any]:
+def _marks(picker: KeypointPicker) -> dict[str, Any]:  # as in a marks file
     "All that was marked, with the poses, the builds and the log."
     return to_marks(
         picker.state,
@@ -1293,8 +1290,7 @@ KeypointPicker.connect = _connect
 # %% ../../nbs/3_keypoints/07_picker.ipynb #ab0afbaf
 def _still(
     picker: KeypointPicker,
-    # see `hmr_nb.basics.drawing.mesh`
-    views: tuple[str, ...] = ("front", "three_quarter"),
+    views: tuple[str, ...] = ("front", "three_quarter"),  # see `hmr_nb.draw.mesh`
     # show only what is within this distance of the marks, m
     close: float | None = None,
 ) -> None:

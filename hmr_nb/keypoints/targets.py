@@ -20,9 +20,9 @@ from ..body.body_data import BodyData
 
 # %% ../../nbs/3_keypoints/03_targets.ipynb #32e45d74
 def area_mean(
-    V: Array,
-    F: Array,
-    triangles: Array,  # (v, 3)  # (f, 3)  # (n,) face numbers
+    V: Array,  # (v, 3)
+    F: Array,  # (f, 3)
+    triangles: Array,  # (n,) face numbers
 ) -> np.ndarray:  # (3,) m
     "The centre of a patch of triangles, each as heavy as its area."
     corners = np.asarray(V, float)[np.asarray(F)[np.asarray(triangles)]]

@@ -316,9 +316,28 @@ HAIRS = np.array(
         [0.48, 0.21, 0.09],
     ]
 )
-CLOTHES = np.array([[.08, .08, .09], [.92, .92, .90], [.55, .56, .57], [.27, .28, .30], [.10, .15, .32], [.15, .30, .62], [.45, .62, .80], [.72, .64, .50],
-                    [.78, .12, .12], [.45, .08, .14], [.10, .38, .20], [.35, .38, .20], [.95, .78, .20], [.92, .45, .12], [.45, .20, .50], [.90, .58, .66],
-                    [.12, .52, .55], [.40, .26, .17]])  # fmt: skip
+CLOTHES = np.array(
+    [
+        [0.08, 0.08, 0.09],
+        [0.92, 0.92, 0.90],
+        [0.55, 0.56, 0.57],
+        [0.27, 0.28, 0.30],
+        [0.10, 0.15, 0.32],
+        [0.15, 0.30, 0.62],
+        [0.45, 0.62, 0.80],
+        [0.72, 0.64, 0.50],
+        [0.78, 0.12, 0.12],
+        [0.45, 0.08, 0.14],
+        [0.10, 0.38, 0.20],
+        [0.35, 0.38, 0.20],
+        [0.95, 0.78, 0.20],
+        [0.92, 0.45, 0.12],
+        [0.45, 0.20, 0.50],
+        [0.90, 0.58, 0.66],
+        [0.12, 0.52, 0.55],
+        [0.40, 0.26, 0.17],
+    ]
+)
 _SHIRT = np.array([9, 9, 7, 5, 6, 7, 6, 4, 7, 4, 4, 3, 3, 4, 3, 3, 3, 2.0])
 _TROUSERS = np.array([9, 4, 5, 6, 7, 9, 4, 6, 2, 2, 2, 4, 1, 1, 1, 1, 1, 4.0])
 _SHOES = np.array([9, 8, 4, 3, 2, 2, 1, 2, 3, 1, 1, 1, 1, 1, 1, 1, 1, 6.0])
@@ -388,10 +407,39 @@ def draw_look(
         if rng.random() < (0.03 if sporty else 0.22)
         else None
     )
-    return Look(skin, hair, shirt, other_color(rng, _SHIRT, shirt, tint), trousers, pick_color(rng, CLOTHES, _SHOES, tint),
-                sleeves=float(rng.choice([.02, .3, .42, .7, .97], p=[.2, .3, .3, .05, .15] if sporty else [.08, .15, .32, .08, .37])),
-                legs=float(rng.choice([.22, .38, .52, .75, .97], p=[.2, .4, .12, .06, .22] if sporty else [.04, .08, .1, .08, .7])),
-                pattern=str(rng.choice(PATTERNS, p=use / use.sum())), hem=float(rng.choice([0., .06, .12, .2], p=[.3, .35, .25, .1])), collar=float(rng.uniform(.01, .09)),
-                jacket=jacket, seam=str(rng.choice(["plain", "stripe", "checks", "faded"], p=[.5, .25, .05, .2])),
-                socks=pick_color(rng, CLOTHES, _SHOES, tint) if rng.random() < .7 else None, belt=pick_color(rng, CLOTHES, _SHOES, tint) if rng.random() < .3 else None,
-                hairdo=hairdo, beard=beard, seed=float(rng.uniform(0, 7)))  # fmt: skip
+    return Look(
+        skin,
+        hair,
+        shirt,
+        other_color(rng, _SHIRT, shirt, tint),
+        trousers,
+        pick_color(rng, CLOTHES, _SHOES, tint),
+        sleeves=float(
+            rng.choice(
+                [0.02, 0.3, 0.42, 0.7, 0.97],
+                p=[0.2, 0.3, 0.3, 0.05, 0.15]
+                if sporty
+                else [0.08, 0.15, 0.32, 0.08, 0.37],
+            )
+        ),
+        legs=float(
+            rng.choice(
+                [0.22, 0.38, 0.52, 0.75, 0.97],
+                p=[0.2, 0.4, 0.12, 0.06, 0.22]
+                if sporty
+                else [0.04, 0.08, 0.1, 0.08, 0.7],
+            )
+        ),
+        pattern=str(rng.choice(PATTERNS, p=use / use.sum())),
+        hem=float(rng.choice([0.0, 0.06, 0.12, 0.2], p=[0.3, 0.35, 0.25, 0.1])),
+        collar=float(rng.uniform(0.01, 0.09)),
+        jacket=jacket,
+        seam=str(
+            rng.choice(["plain", "stripe", "checks", "faded"], p=[0.5, 0.25, 0.05, 0.2])
+        ),
+        socks=pick_color(rng, CLOTHES, _SHOES, tint) if rng.random() < 0.7 else None,
+        belt=pick_color(rng, CLOTHES, _SHOES, tint) if rng.random() < 0.3 else None,
+        hairdo=hairdo,
+        beard=beard,
+        seed=float(rng.uniform(0, 7)),
+    )

@@ -28,12 +28,7 @@ from joblib import Parallel, delayed
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from hmr_nb.basics.camera import (
-    apply_affine,
-    box_from_keypoints,
-    crop_for_box,
-    perspective,
-)
+from ..basics.camera import apply_affine, box_from_keypoints, perspective
 from ..basics.keypoints import SMPL_JOINTS, SMPL_PARENTS, KeypointSet, keypoint_set
 from hmr_nb.basics.rendering import (
     Rendering,
@@ -54,7 +49,7 @@ from hmr_nb.making.places import (
     Box,
     Cutout,
     Place,
-    View,
+    Scenery,
     add_cutouts,
     cast_shadows,
     develop,
@@ -65,11 +60,12 @@ from hmr_nb.making.places import (
     make_thing,
     view_rotation,
 )
+from ..model.view import View
 from ..records.open_poses import open_poses
 from hmr_nb.records.records import (
     STORED_MARGIN,
-    Example,
     RecordWriter,
+    Sample,
     _dask,
     card,
     encode_jpeg,
@@ -104,14 +100,53 @@ class Domain:
         return zlib.crc32(self.name.encode())
 
 
-DOMAINS = {d.name: d for d in (
-    Domain("studio", ("studio",), cameras=((1.55, 4.4, 1150.), (.75, 4.9, 1230.), (2.3, 4.6, 1090.), (1.1, 5.3, 1300.)), subjects=20),
-    Domain("street", ("town", "town", "indoors", "indoors", "park"), steep=.15, roll=4., distance=(2.4, 8.), zoom=(.25, .75), lamps=3, occluded=.4, cut=.05, motion=.05),
-    Domain("sports", ("pitch", "pitch", "gym", "park"), "sports", pitch=(5., 9.), steep=.06, roll=13., distance=(4., 16.), zoom=(.3, .8), lamps=2, occluded=.08, cut=.25, motion=.5),
-)}  # fmt: skip
+DOMAINS = {
+    d.name: d
+    for d in (
+        Domain(
+            "studio",
+            ("studio",),
+            cameras=(
+                (1.55, 4.4, 1150.0),
+                (0.75, 4.9, 1230.0),
+                (2.3, 4.6, 1090.0),
+                (1.1, 5.3, 1300.0),
+            ),
+            subjects=20,
+        ),
+        Domain(
+            "street",
+            ("town", "town", "indoors", "indoors", "park"),
+            steep=0.15,
+            roll=4.0,
+            distance=(2.4, 8.0),
+            zoom=(0.25, 0.75),
+            lamps=3,
+            occluded=0.4,
+            cut=0.05,
+            motion=0.05,
+        ),
+        Domain(
+            "sports",
+            ("pitch", "pitch", "gym", "park"),
+            "sports",
+            pitch=(5.0, 9.0),
+            steep=0.06,
+            roll=13.0,
+            distance=(4.0, 16.0),
+            zoom=(0.3, 0.8),
+            lamps=2,
+            occluded=0.08,
+            cut=0.25,
+            motion=0.5,
+        ),
+    )
+}
 
 
-def find_domain(name: str) -> Domain:  # a key of DOMAINS
+def find_domain(
+    name: str,  # a key of DOMAINS
+) -> Domain:
     "A recipe by its name."
     if name not in DOMAINS:
         raise ValueError(
@@ -237,9 +272,9 @@ def sample_block(
 
 
 def sample_scene(
-    name: str,
+    name: str,  # of the domain: "studio", "street", "sports"
     seed: int,
-    index: int,  # of the domain: "studio", "street", "sports"
+    index: int,
 ) -> Scene:
     "One scene, the same for the same three arguments."
     return sample_block(name, seed, index // BLOCK)[index % BLOCK]
@@ -397,8 +432,20 @@ def wardrobe_of(
         V[:, 1] += 0.95 - V[:, 1].max()  # feet on the lower edge
         look = draw_look(np.random.default_rng([17, i]))
         rays = ray_scene(V, w.faces)
-        shots = [render(V, w.faces, 8 * 88 / 1.9, (21.5, 43.5), (88, 44), lambda hits, look=look: dress(hits, w.faces, w.rest, look, w.fit),
-                        np.full((88, 44, 3), b, np.uint8), supersample=2, scene=rays) for b in (0, 255)]  # fmt: skip
+        shots = [
+            render(
+                V,
+                w.faces,
+                8 * 88 / 1.9,
+                (21.5, 43.5),
+                (88, 44),
+                lambda hits, look=look: dress(hits, w.faces, w.rest, look, w.fit),
+                np.full((88, 44, 3), b, np.uint8),
+                supersample=2,
+                scene=rays,
+            )
+            for b in (0, 255)
+        ]
         over_black, over_white = (s.image.astype(np.float32) / 255 for s in shots)
         pictures.append(np.dstack([over_black, 1 - (over_white - over_black).mean(-1)]))
     return w._replace(crowd=np.stack(pictures))
@@ -463,7 +510,7 @@ def stand_before(
 
 def share_hidden(
     V: np.ndarray,  # (v, 3) m, in place
-    view: View,
+    view: Scenery,
     focal: float,  # px
     center: Array,  # (2,) px
 ) -> float:  # 0…1
@@ -553,7 +600,7 @@ def frame_person(
     points = perspective(kp3d[list(marked)], focal, middle)
     edges = np.array([-np.inf, -np.inf, np.inf, np.inf]) if edges is None else edges
     inside = points[(points >= edges[:2]).all(1) & (points <= edges[2:]).all(1)]
-    crop = crop_for_box(box_from_keypoints(inside), size, margin=STORED_MARGIN)
+    crop = View(size, STORED_MARGIN).crop(box_from_keypoints(inside)).affine
     center, f = apply_affine(crop, middle[None])[0], crop[0, 0] * focal
     x, y, w, h = box_from_keypoints(inside)
     corner = apply_affine(crop, np.array([[x, y]]))[0]
@@ -570,11 +617,31 @@ def frame_person(
     )
 
 # %% ../../nbs/6_making/09_domains.ipynb #8dc90efb
-UNDER_SKIN = {"hip": .19, "pelvis": .19, "spine": .17, "collar": .14, "neck": .12, "thorax": .14, "smpl_head": .14, "head_top": .14, "nose": .06, "eye": .06, "ear": .06,
-              "toe": .06, "heel": .07, "wrist": .07, "hand": .06, "elbow": .08, "ankle": .08, "foot": .08}  # fmt: skip
+UNDER_SKIN = {
+    "hip": 0.19,
+    "pelvis": 0.19,
+    "spine": 0.17,
+    "collar": 0.14,
+    "neck": 0.12,
+    "thorax": 0.14,
+    "smpl_head": 0.14,
+    "head_top": 0.14,
+    "nose": 0.06,
+    "eye": 0.06,
+    "ear": 0.06,
+    "toe": 0.06,
+    "heel": 0.07,
+    "wrist": 0.07,
+    "hand": 0.06,
+    "elbow": 0.08,
+    "ankle": 0.08,
+    "foot": 0.08,
+}
 
 
-def skin_depth(name: str) -> float:  # of a point  # m
+def skin_depth(
+    name: str,  # of a point
+) -> float:  # m
     "How deep a point may lie under the surface that shows it."
     return next((d for part, d in UNDER_SKIN.items() if part in name), 0.10)
 
@@ -604,7 +671,7 @@ class Shot(NamedTuple):
 
     image: np.ndarray  # (size, size, 3) uint8
     person: Rendering  # the person as if nothing stood before
-    view: View  # the place
+    view: Scenery  # the place
 
 
 def surroundings(
@@ -616,7 +683,7 @@ def surroundings(
     size: int,  # px
     lamps: Any,  # from `hang_lamps`
     rng: np.random.Generator,
-) -> View:
+) -> Scenery:
     "The place around a person, with a seat if need be, and what stands before."
     domain = find_domain(scene.domain)
     place = make_place(str(rng.choice(domain.places)), rng)
@@ -625,7 +692,7 @@ def surroundings(
     crowd = np.zeros((0, 1, 1, 4)) if wardrobe.crowd is None else wardrobe.crowd
     D = pixel_rays(frame.focal, frame.center, (0, 0, size, size))
 
-    def look(place: Place) -> View:
+    def look(place: Place) -> Scenery:
         view = look_at_place(place, D, scene.up, scene.foot, lamps)
         add_cutouts(
             view,
@@ -659,7 +726,7 @@ def shadow_map(
     scene: Scene,
     V: np.ndarray,  # (v, 3) m, in place
     rays: Any,  # of `ray_scene`: the body
-    view: View,
+    view: Scenery,
     lamps: Any,  # from `hang_lamps`
     rng: np.random.Generator,
 ) -> np.ndarray:  # (h, w) 0…1 how much light is left
@@ -708,8 +775,20 @@ def photograph(
     def colors(hits):
         return dress(hits, wardrobe.faces, wardrobe.rest, look, wardrobe.fit)
 
-    person = render(V, wardrobe.faces, frame.focal, frame.center, (size, size), colors, (np.clip(back, 0, 1) * 255).astype(np.uint8),
-                    lamps.lights, lamps.ambient, supersample=2, shadows=True, scene=rays)  # fmt: skip
+    person = render(
+        V,
+        wardrobe.faces,
+        frame.focal,
+        frame.center,
+        (size, size),
+        colors,
+        (np.clip(back, 0, 1) * 255).astype(np.uint8),
+        lamps.lights,
+        lamps.ambient,
+        supersample=2,
+        shadows=True,
+        scene=rays,
+    )
     image = person.image.astype(np.float32) / 255
     if rng.random() < domain.motion:
         moved = limb_motion(V, joints, wardrobe.weights, *random_spin(rng))
@@ -740,7 +819,7 @@ def repeat_edges(
 class Rendered(NamedTuple):
     "A picture with all its truth."
 
-    example: Example
+    example: Sample
     # (size, size) int, the part of the body that each pixel shows, -1: not the person
     mask: np.ndarray | None
     # (size, size) float32 m, of the person; NaN: not the person
@@ -748,10 +827,10 @@ class Rendered(NamedTuple):
 
 
 def pixels_of(
-    what: str,
+    what: str,  # "mask" or "depth"
     shot: Shot,
     frame: Frame,
-    wardrobe: Wardrobe,  # "mask" or "depth"
+    wardrobe: Wardrobe,
 ) -> np.ndarray:  # (h, w)
     "Part labels or depth, where the picture shows the person."
     if what == "mask" and wardrobe.labels is None:
@@ -796,11 +875,33 @@ def render_scene(
     frame = frame_person(kp3d, scene.focal, size, edges, marked)
     shot = photograph(scene, V, kp3d[:24], frame, wardrobe, size)
     state = states_of(names, frame, kp3d[:, 2], shot.person.depth, shot.view.depth)
-    example = Example(names, frame.kp2d, state, jpeg=encode_jpeg(shot.image, 92), crop=frame.crop, kp3d=kp3d, box=frame.box,
-                      pose=scene.pose, betas=scene.betas, trans=trans, focal=frame.focal, center=frame.center, gender="neutral",
-                      intrinsics=np.array([scene.focal, scene.focal, (PHOTO - 1) / 2, (PHOTO - 1) / 2]), source=f"{scene.domain}/{scene.seed}/{scene.index}",
-                      dataset=scene.domain, split=split, subject=f"{scene.domain}{scene.seed}_{scene.subject:02d}" if scene.subject >= 0 else "",
-                      sequence=f"seed{scene.seed}" + (f"_camera{scene.camera}" if scene.camera >= 0 else ""), frame=scene.index)  # fmt: skip
+    example = Sample(
+        names,
+        frame.kp2d,
+        state,
+        jpeg=encode_jpeg(shot.image, 92),
+        crop=frame.crop,
+        kp3d=kp3d,
+        box=frame.box,
+        pose=scene.pose,
+        betas=scene.betas,
+        trans=trans,
+        focal=frame.focal,
+        center=frame.center,
+        gender="neutral",
+        intrinsics=np.array(
+            [scene.focal, scene.focal, (PHOTO - 1) / 2, (PHOTO - 1) / 2]
+        ),
+        source=f"{scene.domain}/{scene.seed}/{scene.index}",
+        dataset=scene.domain,
+        split=split,
+        subject=f"{scene.domain}{scene.seed}_{scene.subject:02d}"
+        if scene.subject >= 0
+        else "",
+        sequence=f"seed{scene.seed}"
+        + (f"_camera{scene.camera}" if scene.camera >= 0 else ""),
+        frame=scene.index,
+    )
     return Rendered(
         example,
         *(
@@ -856,7 +957,7 @@ def render_task(
     wardrobe: Wardrobe,
     size: int,  # px
     split: str,
-) -> list[Example]:
+) -> list[Sample]:
     "What one worker does: some pictures in a row."
     cv2.setNumThreads(1)
     build_alone()
@@ -883,9 +984,7 @@ def scene_tasks(
             yield [scenes[i] for i in mine], V[mine], kp3d[mine]
 
 # %% ../../nbs/6_making/09_domains.ipynb #443d92b1
-def fingerprint(
-    body: BodyData,  # eight hexadecimal digits
-) -> str:
+def fingerprint(body: BodyData) -> str:  # eight hexadecimal digits
     "A short name for a body's numbers, blind to rounding in a file."
     arrays = [
         np.asarray(x, float).ravel()
@@ -959,7 +1058,7 @@ def render_domain(
 
 def _in_turn(
     tasks: Iterator[tuple], rest: tuple, workers: int | str
-) -> Iterator[list[Example]]:
+) -> Iterator[list[Sample]]:
     "The tasks' results, in order, from this process, several, or a cluster."
     if workers == 1:
         return (yield from (render_task(*task, *rest) for task in tasks))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACES', 'view_rotation', 'level_axes', 'Surface', 'Box', 'box_mesh', 'chance', 'cloud', 'grain', 'surface_colors',
            'Cutout', 'Place', 'some_surface', 'make_thing', 'around', 'make_place', 'Lamps', 'hang_lamps',
-           'cast_shadows', 'View', 'look_at_place', 'leaf_picture', 'add_cutouts', 'develop']
+           'cast_shadows', 'Scenery', 'look_at_place', 'leaf_picture', 'add_cutouts', 'develop']
 
 # %% ../../nbs/6_making/08_places.ipynb #e7df193d
 import math
@@ -274,8 +274,22 @@ _WALLS = np.array(
         [0.35, 0.40, 0.45],
     ]
 )
-_GOODS = np.array([[.12, .12, .13], [.85, .85, .83], [.45, .30, .18], [.62, .46, .30], [.70, .12, .10], [.12, .25, .50], [.16, .36, .22], [.55, .55, .56],
-                   [.85, .65, .15], [.30, .18, .12], [.75, .70, .62], [.25, .45, .55]])  # fmt: skip
+_GOODS = np.array(
+    [
+        [0.12, 0.12, 0.13],
+        [0.85, 0.85, 0.83],
+        [0.45, 0.30, 0.18],
+        [0.62, 0.46, 0.30],
+        [0.70, 0.12, 0.10],
+        [0.12, 0.25, 0.50],
+        [0.16, 0.36, 0.22],
+        [0.55, 0.55, 0.56],
+        [0.85, 0.65, 0.15],
+        [0.30, 0.18, 0.12],
+        [0.75, 0.70, 0.62],
+        [0.25, 0.45, 0.55],
+    ]
+)
 
 
 def _near(rng: np.random.Generator, colors: Array, tint: float = 0.1) -> tuple:
@@ -339,27 +353,95 @@ def make_thing(
 
     w, h = rng.uniform(0.7, 1.3), rng.uniform(0.8, 1.2)
     parts = {
-        "car": [(0, 0, .3, (4.2, .6, 1.7), two), (-.2, 0, .85, (2.2, .5, 1.5), glass), *((a, b, 0., (.6, .6, .2), dark) for a in (-1.3, 1.3) for b in (-.78, .78))],
-        "bench": [(0, 0, .42, (1.7, .07, .45), one), (0, .22, .55, (1.7, .4, .06), one), (-.7, 0, 0., (.08, .42, .4), dark), (.7, 0, 0., (.08, .42, .4), dark)],
-        "table": [(0, 0, .72 * h, (1.3 * w, .05, .8), one), *legs(1.3 * w, .8, .72 * h)],
-        "chair": [(0, 0, .43, (.45, .05, .45), one), (0, .2, .45, (.45, .5, .05), one), *legs(.45, .45, .43)],
-        "sofa": [(0, 0, 0., (1.9 * w, .42, .85), two), (0, .35, .4, (1.9 * w, .42, .2), two), (-.95 * w, 0, 0., (.2, .6, .85), two), (.95 * w, 0, 0., (.2, .6, .85), two)],
-        "shelf": [(0, 0, 0., (1.2 * w, 1.9 * h, .35), some_surface(rng, "shelf", _GOODS, (.25, .5)))],
-        "crate": [(0, 0, 0., (.7 * w, .6 * h, .6), some_surface(rng, "planks plain sign tiles", _GOODS, (.1, .3)))],
-        "pole": [(0, 0, 0., (.1 * w, 4.5 * h, .1 * w), two), (0, 0, 2.2, (.55, .55, .04), one)],
-        "bin": [(0, 0, 0., (.5, .95, .5), two), (0, 0, .95, (.54, .08, .54), dark)],
-        "fence": [(0, 0, 0., (4. * w, 1.1 * h, .05), some_surface(rng, "stripes planks ribs", _GOODS, (.08, .2)))],
-        "wall": [(0, 0, 0., (3. * w, .8 * h, .25), some_surface(rng, "bricks plain tiles", _WALLS, (.2, .5)))],
-        "bed": [(0, 0, .2, (1.6, .35, 2.), one), (0, .8, .5, (1.4, .15, .4), Surface("plain", (.9, .9, .88)))],
-        "barrier": [(0, 0, 0., (5., .9, .1), some_surface(rng, "sign", _GOODS, (.3, .5)))],
-    }  # fmt: skip
+        "car": [
+            (0, 0, 0.3, (4.2, 0.6, 1.7), two),
+            (-0.2, 0, 0.85, (2.2, 0.5, 1.5), glass),
+            *(
+                (a, b, 0.0, (0.6, 0.6, 0.2), dark)
+                for a in (-1.3, 1.3)
+                for b in (-0.78, 0.78)
+            ),
+        ],
+        "bench": [
+            (0, 0, 0.42, (1.7, 0.07, 0.45), one),
+            (0, 0.22, 0.55, (1.7, 0.4, 0.06), one),
+            (-0.7, 0, 0.0, (0.08, 0.42, 0.4), dark),
+            (0.7, 0, 0.0, (0.08, 0.42, 0.4), dark),
+        ],
+        "table": [
+            (0, 0, 0.72 * h, (1.3 * w, 0.05, 0.8), one),
+            *legs(1.3 * w, 0.8, 0.72 * h),
+        ],
+        "chair": [
+            (0, 0, 0.43, (0.45, 0.05, 0.45), one),
+            (0, 0.2, 0.45, (0.45, 0.5, 0.05), one),
+            *legs(0.45, 0.45, 0.43),
+        ],
+        "sofa": [
+            (0, 0, 0.0, (1.9 * w, 0.42, 0.85), two),
+            (0, 0.35, 0.4, (1.9 * w, 0.42, 0.2), two),
+            (-0.95 * w, 0, 0.0, (0.2, 0.6, 0.85), two),
+            (0.95 * w, 0, 0.0, (0.2, 0.6, 0.85), two),
+        ],
+        "shelf": [
+            (
+                0,
+                0,
+                0.0,
+                (1.2 * w, 1.9 * h, 0.35),
+                some_surface(rng, "shelf", _GOODS, (0.25, 0.5)),
+            )
+        ],
+        "crate": [
+            (
+                0,
+                0,
+                0.0,
+                (0.7 * w, 0.6 * h, 0.6),
+                some_surface(rng, "planks plain sign tiles", _GOODS, (0.1, 0.3)),
+            )
+        ],
+        "pole": [
+            (0, 0, 0.0, (0.1 * w, 4.5 * h, 0.1 * w), two),
+            (0, 0, 2.2, (0.55, 0.55, 0.04), one),
+        ],
+        "bin": [
+            (0, 0, 0.0, (0.5, 0.95, 0.5), two),
+            (0, 0, 0.95, (0.54, 0.08, 0.54), dark),
+        ],
+        "fence": [
+            (
+                0,
+                0,
+                0.0,
+                (4.0 * w, 1.1 * h, 0.05),
+                some_surface(rng, "stripes planks ribs", _GOODS, (0.08, 0.2)),
+            )
+        ],
+        "wall": [
+            (
+                0,
+                0,
+                0.0,
+                (3.0 * w, 0.8 * h, 0.25),
+                some_surface(rng, "bricks plain tiles", _WALLS, (0.2, 0.5)),
+            )
+        ],
+        "bed": [
+            (0, 0, 0.2, (1.6, 0.35, 2.0), one),
+            (0, 0.8, 0.5, (1.4, 0.15, 0.4), Surface("plain", (0.9, 0.9, 0.88))),
+        ],
+        "barrier": [
+            (0, 0, 0.0, (5.0, 0.9, 0.1), some_surface(rng, "sign", _GOODS, (0.3, 0.5)))
+        ],
+    }
     return _parts(x, z, turn, parts[kind])
 
 
 def around(
     rng: np.random.Generator,
-    near: float = 1.4,
-    far: float = 7.0,  # m, at least
+    near: float = 1.4,  # m, at least
+    far: float = 7.0,
 ) -> tuple[float, float, float]:  # x, z m, a turn, rad: beside or behind the person
     "A spot where a thing does not stand in the way."
     angle, r = rng.uniform(-0.3, math.pi + 0.3), rng.uniform(near, far)
@@ -634,9 +716,25 @@ def _indoor_walls(
             rng.uniform(-left, right),
             rng.uniform(0.3, 1.3),
         )
-        low, h, surface = {"picture": (rng.uniform(1., 1.8), rng.uniform(.3, .9), some_surface(rng, "plain sign people dirt stripes chequer shelf", _GOODS, (.1, .5))),
-                           "door": (0., 2.1, some_surface(rng, "plain planks", _GOODS, (.2, .6))), "curtain": (.1, 2.6, some_surface(rng, "ribs", _GOODS, (.08, .2))),
-                           "window": (.9, 1.3, Surface("tiles", (.85, .92, 1.), _near(rng, _WALLS), .6))}[kind]  # fmt: skip
+        low, h, surface = {
+            "picture": (
+                rng.uniform(1.0, 1.8),
+                rng.uniform(0.3, 0.9),
+                some_surface(
+                    rng,
+                    "plain sign people dirt stripes chequer shelf",
+                    _GOODS,
+                    (0.1, 0.5),
+                ),
+            ),
+            "door": (0.0, 2.1, some_surface(rng, "plain planks", _GOODS, (0.2, 0.6))),
+            "curtain": (0.1, 2.6, some_surface(rng, "ribs", _GOODS, (0.08, 0.2))),
+            "window": (
+                0.9,
+                1.3,
+                Surface("tiles", (0.85, 0.92, 1.0), _near(rng, _WALLS), 0.6),
+            ),
+        }[kind]
         if rng.random() < 0.7:
             boxes.append(
                 Box(
@@ -825,8 +923,12 @@ def _gym(rng: np.random.Generator) -> Place:
             (0.3, 0.6),
         ),
     )
-    boxes = [Box((0, back), (50, 8, .1), wall), Box((-rng.uniform(5, 14), 0), (.1, 8, 40), wall), Box((rng.uniform(5, 14), 0), (.1, 8, 40), wall),
-             Box((0, back - .1), (50, 1.6, .1), Surface("plain", _near(rng, _GOODS)))]  # fmt: skip
+    boxes = [
+        Box((0, back), (50, 8, 0.1), wall),
+        Box((-rng.uniform(5, 14), 0), (0.1, 8, 40), wall),
+        Box((rng.uniform(5, 14), 0), (0.1, 8, 40), wall),
+        Box((0, back - 0.1), (50, 1.6, 0.1), Surface("plain", _near(rng, _GOODS))),
+    ]
     for x in np.arange(-12, 12, 3.0):
         boxes.append(
             Box(
@@ -891,7 +993,10 @@ PLACES = {
 }
 
 
-def make_place(kind: str, rng: np.random.Generator) -> Place:  # a key of PLACES
+def make_place(
+    kind: str,  # a key of PLACES
+    rng: np.random.Generator,
+) -> Place:
     "A place of one kind, drawn from a generator."
     if kind not in PLACES:
         raise ValueError(f"place: expected one of {', '.join(PLACES)}, got {kind!r}")
@@ -988,7 +1093,7 @@ def cast_shadows(
     return 1 - dark - (1 - strength) * 0.75 * (1 - open_sky)
 
 # %% ../../nbs/6_making/08_places.ipynb #338b9f91
-class View(NamedTuple):
+class Scenery(NamedTuple):
     "What a camera sees of a place."
 
     image: np.ndarray  # (h, w, 3) colours, 0…1
@@ -1051,7 +1156,7 @@ def look_at_place(
     up: Array,  # (3,) camera frame
     foot: Array,  # (3,) m, where the person stands, camera frame
     lamps: Lamps,
-) -> View:
+) -> Scenery:
     "Ground, boxes and sky as a camera sees them."
     A = level_axes(up)
     Dp, eye = (D @ A.T).astype(np.float32), (-A @ foot).astype(np.float32)
@@ -1075,7 +1180,7 @@ def look_at_place(
     _paint_ground(image, place, on_ground, X, lights, lamps.ambient, tree)
     _paint_boxes(image, place, box, side, X, lights, lamps.ambient)
     fade = np.clip(place.haze * np.minimum(depth, 60), 0, 0.7)[..., None]
-    return View(
+    return Scenery(
         (1 - fade) * image + fade * sky,
         np.where(depth < 90, depth, np.inf),
         D * np.minimum(depth, 90)[..., None],
@@ -1133,7 +1238,7 @@ def leaf_picture(
 
 # %% ../../nbs/6_making/08_places.ipynb #06bad142
 def _stick(
-    view: View,
+    view: Scenery,
     picture: Array,
     low: Array,
     high: Array,
@@ -1171,7 +1276,7 @@ def _stick(
 
 
 def add_cutouts(
-    view: View,  # its image and depth are changed in place
+    view: Scenery,  # its image and depth are changed in place
     place: Place,
     focal: float,  # px
     center: Array,  # (2,) px

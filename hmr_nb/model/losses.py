@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['replicas', 'everywhere', 'masked_mean', 'known_difference', 'keypoint_loss', 'hip_indices', 'align_pelvis',
-           'joint_loss', 'pose_shape_loss', 'rotation_loss', 'shape_loss', 'critic_loss', 'generator_loss']
+           'joint_loss', 'pose_shape_loss', 'rotation_loss', 'shape_loss', 'discriminator_loss', 'generator_loss']
 
 # %% ../../nbs/4_model/05_losses.ipynb #2a2366ae
 from typing import Any
@@ -90,8 +90,8 @@ def hip_indices(
 
 
 def align_pelvis(
-    points: Array,
-    hips: tuple[int, int],  # (b, k, 3) m  # from `hip_indices`
+    points: Array,  # (b, k, 3) m
+    hips: tuple[int, int],  # from `hip_indices`
 ) -> Array:  # (b, k, 3) m, the middle of the hips at the origin
     "Move each person so that the middle of the hips is the origin."
     left, right = hips
@@ -154,7 +154,7 @@ def shape_loss(
     )
 
 # %% ../../nbs/4_model/05_losses.ipynb #dfcec5ef
-def critic_loss(
+def discriminator_loss(
     real: Array,  # (b, 25) verdicts on real people
     fake: Array,  # (b', 25) verdicts on guesses
 ) -> tuple[Array, Array]:  # cost of the real, cost of the fake

@@ -16,7 +16,7 @@ import pandas as pd
 from ..basics.camera import box_from_keypoints, viewpoint
 from ..basics.drawing import grid, keypoints_image
 from hmr_nb.records.records import (
-    Example,
+    Sample,
     card,
     decode_jpeg,
     examples,
@@ -67,7 +67,7 @@ def body_axes(
 
 
 def seen_from(
-    example: Example,
+    example: Sample,
     # azimuth and elevation of the camera, degrees; 0, 0 is straight from the front; NaN
     # if unknown
 ) -> tuple[float, float]:
@@ -103,10 +103,24 @@ def people_table(
         scale = float(np.sqrt(abs(np.linalg.det(e.crop[:, :2]))))
         azimuth, elevation = seen_from(e)
         known = np.isfinite(e.kp3d).all(1) if e.kp3d is not None else np.zeros(1, bool)
-        rows.append({"source": e.source, "split": e.split, "stored_px": max(height, width), "person_px": float(max(box[2:])), "scale": scale,
-                     "source_px": float(max(box[2:])) / scale, "labelled": int((e.state > 0).sum()), "occluded": int((e.state == 1).sum()),
-                     "azimuth": azimuth, "elevation": elevation, "body_m": float(np.ptp(e.kp3d[known], axis=0).max()) if known.sum() > 1 else np.nan,
-                     **_signs(e)})  # fmt: skip
+        rows.append(
+            {
+                "source": e.source,
+                "split": e.split,
+                "stored_px": max(height, width),
+                "person_px": float(max(box[2:])),
+                "scale": scale,
+                "source_px": float(max(box[2:])) / scale,
+                "labelled": int((e.state > 0).sum()),
+                "occluded": int((e.state == 1).sum()),
+                "azimuth": azimuth,
+                "elevation": elevation,
+                "body_m": float(np.ptp(e.kp3d[known], axis=0).max())
+                if known.sum() > 1
+                else np.nan,
+                **_signs(e),
+            }
+        )
     return pd.DataFrame(
         rows,
         columns=(
@@ -135,7 +149,7 @@ def _cross(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _signs(
-    e: Example,
+    e: Sample,
 ) -> dict[str, float]:  # above 0 speaks for, below 0 against; NaN if it says nothing
     "Signs of left and right being right."
     at = {n: e.kp2d[i].astype(float) for i, n in enumerate(e.names)}
@@ -192,8 +206,11 @@ def card_warnings(
     ]
     if never:
         found.append(f"never labelled: {', '.join(never)}")
-    signs = {"same_way": "shoulders and hips point opposite ways", "eyes": "who shows both eyes has the left shoulder at the left of the picture",
-             "knees": "knees bend backward"}  # fmt: skip
+    signs = {
+        "same_way": "shoulders and hips point opposite ways",
+        "eyes": "who shows both eyes has the left shoulder at the left of the picture",
+        "knees": "knees bend backward",
+    }
     for sign, words in signs.items():
         says = table[sign].dropna() if sign in table else []
         if len(says) >= 5 and (against := np.mean(says < 0)) > 0.5:

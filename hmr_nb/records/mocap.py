@@ -235,8 +235,15 @@ def read_recording(source: Source) -> list[Recording]:  # one
     n = every_nth(motion.fps, source.fps, source.assumed_fps)
     poses = motion.poses[::n].reshape(-1, 72).astype(np.float32)
     good = np.isfinite(poses).all(1)
-    facts |= {"read": len(motion.poses), "written": int(good.sum()), "not_finite": int((~good).sum()), "fps": (motion.fps or source.assumed_fps) / n,
-              "assumed": motion.fps is None, "model": motion.model, "gender": motion.gender}  # fmt: skip
+    facts |= {
+        "read": len(motion.poses),
+        "written": int(good.sum()),
+        "not_finite": int((~good).sum()),
+        "fps": (motion.fps or source.assumed_fps) / n,
+        "assumed": motion.fps is None,
+        "model": motion.model,
+        "gender": motion.gender,
+    }
     betas = np.full(10, np.nan) if motion.betas is None else motion.betas
     return (
         [Recording(poses[good], betas.astype(np.float32), facts)]
@@ -340,8 +347,13 @@ def _set_arrays(writer: PoseWriter) -> tuple[dict[str, np.ndarray], pd.DataFrame
     table = pd.DataFrame(facts)
     used = (table["written"] > 0).to_numpy()
     kept = table[used]
-    return {"poses": poses, "betas": betas[used], "fps": kept["fps"].to_numpy(float),
-            "motion": np.repeat(np.arange(len(kept), dtype=np.int32), kept["written"]), "files": kept["file"].to_numpy(str)}, table  # fmt: skip
+    return {
+        "poses": poses,
+        "betas": betas[used],
+        "fps": kept["fps"].to_numpy(float),
+        "motion": np.repeat(np.arange(len(kept), dtype=np.int32), kept["written"]),
+        "files": kept["file"].to_numpy(str),
+    }, table
 
 
 def _card(plan: dict, table: pd.DataFrame, digest: str) -> dict:
@@ -354,9 +366,28 @@ def _card(plan: dict, table: pd.DataFrame, digest: str) -> dict:
     }
     frames["between"] = frames["read"] - frames["written"] - frames["not_finite"]
     dropped = Counter(table["reason"][table["reason"] != ""])
-    return {"schema": "mocap 1", **plan, "names": [], "read": len(table), "written": len(used), "dropped": dict(sorted(dropped.items())), "splits": {"train": len(used)},
-            "keypoints": {}, "frames": frames, "frame_rate_assumed": int(used["assumed"].sum()), "models": used["model"].value_counts().sort_index().to_dict(),
-            "shards": [{"file": SET_FILE, "split": "train", "read": len(table), "written": len(used), "sha256": digest}]}  # fmt: skip
+    return {
+        "schema": "mocap 1",
+        **plan,
+        "names": [],
+        "read": len(table),
+        "written": len(used),
+        "dropped": dict(sorted(dropped.items())),
+        "splits": {"train": len(used)},
+        "keypoints": {},
+        "frames": frames,
+        "frame_rate_assumed": int(used["assumed"].sum()),
+        "models": used["model"].value_counts().sort_index().to_dict(),
+        "shards": [
+            {
+                "file": SET_FILE,
+                "split": "train",
+                "read": len(table),
+                "written": len(used),
+                "sha256": digest,
+            }
+        ],
+    }
 
 # %% ../../nbs/5_records/08_mocap.ipynb #d7000034
 def finish_set(

@@ -15,8 +15,8 @@ import numpy as np
 from ..basics.camera import apply_affine, box_from_keypoints
 from hmr_nb.records.records import (
     Dropped,
-    Example,
     RecordWriter,
+    Sample,
     card,
     convert_items,
     stored_jpeg,
@@ -53,10 +53,7 @@ FACE = frozenset(("nose", "eye_l", "eye_r", "ear_l", "ear_r"))
 MIN_INSIDE = 6  # labelled points inside the photograph
 
 
-def unfit(
-    photo: Photo,  # empty if nothing speaks against it
-    person: Person,
-) -> str:
+def unfit(photo: Photo, person: Person) -> str:  # empty if nothing speaks against it
     "Why a person is left out, as far as the labels tell."
     labelled = (person.state > 0) & np.isfinite(person.kp).all(1)
     if person.why_not:
@@ -85,7 +82,7 @@ def _record(
     photo: Photo,
     person: Person,
     data: bytes,  # the picture
-) -> Example | Dropped:
+) -> Sample | Dropped:
     "One fit person of a picture that was read."
     box = person.box or box_from_keypoints(person.kp, person.state)
     try:
@@ -107,13 +104,21 @@ def _record(
     corners = apply_affine(
         crop, np.array([box[:2], [box[0] + box[2], box[1] + box[3]]], float)
     )
-    return Example(photo.names, apply_affine(crop, person.kp), person.state, jpeg=jpeg, crop=crop, box=[*corners[0], *(corners[1] - corners[0])],
-                   source=photo.source, split=photo.split, frame=photo.number, **person.more)  # fmt: skip
+    return Sample(
+        photo.names,
+        apply_affine(crop, person.kp),
+        person.state,
+        jpeg=jpeg,
+        crop=crop,
+        box=[*corners[0], *(corners[1] - corners[0])],
+        source=photo.source,
+        split=photo.split,
+        frame=photo.number,
+        **person.more,
+    )
 
 
-def convert_photo(
-    photo: Photo,
-) -> list[Example | Dropped]:  # one for each of its people
+def convert_photo(photo: Photo) -> list[Sample | Dropped]:  # one for each of its people
     "The people of one photograph to records, or the reasons why not."
     reasons, data = [unfit(photo, p) for p in photo.people], b""
     try:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STORED_MARGIN', 'STORED_SIDE', 'JPEG_QUALITY', 'KEPT_AREA', 'SCHEMA_VERSION', 'SCHEMA', 'Results', 'DASK_PATIENCE',
-           'stored_crop', 'encode_jpeg', 'decode_jpeg', 'cut_frame', 'jpeg_size', 'cut_person', 'stored_jpeg',
-           'Example', 'encode_example', 'decode_example', 'Dropped', 'file_digest', 'write_shard', 'RecordWriter',
-           'card', 'source_set', 'damage', 'examples', 'convert_items']
+           'stored_crop', 'encode_jpeg', 'decode_jpeg', 'cut_frame', 'jpeg_size', 'cut_person', 'stored_jpeg', 'Sample',
+           'encode_sample', 'decode_sample', 'Dropped', 'file_digest', 'write_shard', 'RecordWriter', 'card',
+           'source_set', 'damage', 'examples', 'convert_items']
 
 # %% ../../nbs/5_records/01_records.ipynb #ba784e48
 import hashlib
@@ -29,7 +29,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from .. import __version__
-from ..basics.camera import compose, crop_affine, warp_image
+from ..basics.camera import Crop, compose, warp_image
 from ..basics.keypoints import KeypointSet, keypoint_set
 from ..basics.shapes import check_shape
 
@@ -60,7 +60,9 @@ def stored_crop(
         (np.array([x + w / 2, y + h / 2]) - (cut - 1) / 2) / block
         + (0.5 if block > 1 else 0.0)
     )
-    return crop_affine(corner + (cut - 1) / 2, cut, min(cut, side)), min(cut, side)
+    return Crop.square(corner + (cut - 1) / 2, cut, min(cut, side)).affine, min(
+        cut, side
+    )
 
 # %% ../../nbs/5_records/01_records.ipynb #ffe760b8
 JPEG_QUALITY = 95  # 1 to 100
@@ -366,7 +368,7 @@ SCHEMA = {  # feature: (kind, shape, in every record?, meaning)
 
 # %% ../../nbs/5_records/01_records.ipynb #353d3d79
 @dataclass(eq=False)
-class Example:
+class Sample:
     """One person in one picture, with what the source knows about it; (0, 0) px is the
     middle of the first pixel."""
 
@@ -404,7 +406,9 @@ class Example:
         return self.pose is not None and self.betas is not None
 
 # %% ../../nbs/5_records/01_records.ipynb #3dadfc06
-def _tidy(example: Example) -> None:  # changed in place: arrays of the schema's types
+def _tidy(
+    example: Sample,  # changed in place: arrays of the schema's types
+) -> None:
     "Check an example against the schema, and set its state and NaNs in step."
     example.names = list(example.names)
     if example.crop is None:
@@ -455,9 +459,7 @@ def _tidy(example: Example) -> None:  # changed in place: arrays of the schema's
         )
 
 # %% ../../nbs/5_records/01_records.ipynb #779833f6
-def encode_example(
-    example: Example,  # a serialized tf.train.Example
-) -> bytes:
+def encode_sample(example: Sample) -> bytes:  # a serialized tf.train.Example
     "An example as the bytes of one record; equal examples give equal bytes."
     import tensorflow as tf
 
@@ -486,11 +488,11 @@ def encode_example(
     ).SerializeToString(deterministic=True)
 
 # %% ../../nbs/5_records/01_records.ipynb #b34fb2b1
-def decode_example(
+def decode_sample(
     data: bytes,  # one record
     names: Sequence[str],  # (k,) from the card
     picture: bool = True,  # decode it too; else only its bytes are there
-) -> Example:
+) -> Sample:
     "The example in the bytes of one record."
     import tensorflow as tf
 
@@ -518,7 +520,7 @@ def decode_example(
             )
             values[name] = value if shape else value.item()
     values["jpeg"] = values.pop("image")
-    return Example(
+    return Sample(
         image=decode_jpeg(values["jpeg"], values["source"]) if picture else None,
         **values,
     )
@@ -554,9 +556,7 @@ def _json(facts: dict) -> bytes:
     return (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
 
 # %% ../../nbs/5_records/01_records.ipynb #c34e7b17
-def file_digest(
-    path: str | Path,  # 64 characters
-) -> str:
+def file_digest(path: str | Path) -> str:  # 64 characters
     "The SHA-256 of a file."
     with open(path, "rb") as file:
         return (
@@ -568,18 +568,18 @@ def file_digest(
 # %% ../../nbs/5_records/01_records.ipynb #6109ddf1
 def write_shard(
     path: Path,  # *.tfrecord
-    items: Sequence[Example | Dropped],  # in order; all of one split
+    items: Sequence[Sample | Dropped],  # in order; all of one split
     place: tuple[int, int] = (0, 0),  # where convert_items goes on after this shard
 ) -> dict:  # the facts that go beside it
     "Write the examples among the items to one file, and count all of them."
     import tensorflow as tf
 
-    kept = [i for i in items if isinstance(i, Example)]
+    kept = [i for i in items if isinstance(i, Sample)]
     temporary = path.with_name(path.name + ".tmp")
     try:
         with tf.io.TFRecordWriter(str(temporary)) as writer:
             for example in kept:
-                writer.write(encode_example(example))
+                writer.write(encode_sample(example))
         digest = file_digest(temporary)
         os.replace(temporary, path)
     except (OSError, tf.errors.OpError) as error:
@@ -587,10 +587,22 @@ def write_shard(
         raise OSError(f"{path}: could not be written ({error})") from error
     names = kept[0].names if kept else []
     states = np.array([e.state for e in kept]).reshape(len(kept), len(names))
-    facts = {"file": path.name, "split": items[0].split, "read": len(items), "written": len(kept), "bytes": path.stat().st_size, "sha256": digest,
-             "names": names, "visible": (states == 2).sum(0).tolist(), "occluded": (states == 1).sum(0).tolist(), "missing": (states == 0).sum(0).tolist(),
-             "with_3d": sum(e.kp3d is not None for e in kept), "with_smpl": sum(e.pose is not None and e.betas is not None for e in kept),
-             "dropped": [i for i in items if isinstance(i, Dropped)], "place": place}  # fmt: skip
+    facts = {
+        "file": path.name,
+        "split": items[0].split,
+        "read": len(items),
+        "written": len(kept),
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+        "names": names,
+        "visible": (states == 2).sum(0).tolist(),
+        "occluded": (states == 1).sum(0).tolist(),
+        "missing": (states == 0).sum(0).tolist(),
+        "with_3d": sum(e.kp3d is not None for e in kept),
+        "with_smpl": sum(e.pose is not None and e.betas is not None for e in kept),
+        "dropped": [i for i in items if isinstance(i, Dropped)],
+        "place": place,
+    }
     _put(path.with_suffix(".json"), _json(facts))
     return facts
 
@@ -627,9 +639,20 @@ def _sum_up(
     splits = Counter()
     for s in shards:
         splits[s["split"]] += s["written"]
-    return {**plan, "names": names, **totals, "dropped": dict(sorted(dropped.items())), "splits": dict(splits),
-            "keypoints": {n: {k: int(c[i]) for k, c in counts.items()} for i, n in enumerate(names)},
-            "shards": [{k: s[k] for k in ("file", "split", "read", "written", "bytes", "sha256")} for s in shards]}  # fmt: skip
+    return {
+        **plan,
+        "names": names,
+        **totals,
+        "dropped": dict(sorted(dropped.items())),
+        "splits": dict(splits),
+        "keypoints": {
+            n: {k: int(c[i]) for k, c in counts.items()} for i, n in enumerate(names)
+        },
+        "shards": [
+            {k: s[k] for k in ("file", "split", "read", "written", "bytes", "sha256")}
+            for s in shards
+        ],
+    }
 
 # %% ../../nbs/5_records/01_records.ipynb #473e1af6
 def _digests(
@@ -682,10 +705,7 @@ class RecordWriter:
         "How many items are done: where a resumed conversion goes on."
         return sum(s["read"] for s in self.shards)
 
-    def write(
-        self,  # the next item, in order
-        item: Example | Dropped,
-    ) -> None:
+    def write(self, item: Sample | Dropped) -> None:  # the next item, in order
         "Add an example, or note that one was left out."
         if self.items and (
             item.split != self.items[0].split
@@ -693,7 +713,7 @@ class RecordWriter:
             or self.size >= self.shard_bytes
         ):
             self.close_shard()
-        if isinstance(item, Example):
+        if isinstance(item, Sample):
             item.dataset = item.dataset or self.plan["dataset"]
             item.jpeg = item.jpeg or encode_jpeg(item.image)
             item.image = None  # the encoded form is enough while the shard fills
@@ -827,8 +847,8 @@ def source_set(
 
 # %% ../../nbs/5_records/01_records.ipynb #d910bbc7
 def damage(
-    path: Path,
-    facts: dict,  # a shard  # its entry on the card
+    path: Path,  # a shard
+    facts: dict,  # its entry on the card
 ) -> str:  # empty if whole
     "What is wrong with a shard, in words."
     if not path.exists():
@@ -871,7 +891,7 @@ def examples(
     split: str | None = None,  # one split only
     skip_bad: bool = False,  # leave out what is damaged, with a warning that counts it
     pictures: bool = True,  # decode them; else only their bytes are there
-) -> Iterator[Example]:
+) -> Iterator[Sample]:
     "All people of a converted set, in the order written."
     facts, lost = card(folder), Counter()
     for shard in facts["shards"]:
@@ -879,7 +899,7 @@ def examples(
             good = list(_records(Path(folder) / shard["file"], shard, skip_bad))
             lost[shard["file"]] += shard["written"] - len(good)
             for record in good:
-                yield decode_example(record, facts["names"], pictures)
+                yield decode_sample(record, facts["names"], pictures)
     if +lost:
         warnings.warn(
             f"{folder}: left out {sum(lost.values())} damaged records"
@@ -888,16 +908,16 @@ def examples(
         )
 
 # %% ../../nbs/5_records/01_records.ipynb #5479dd23
-Results = Example | Dropped | Sequence[Example | Dropped]  # what one item may become
+Results = Sample | Dropped | Sequence[Sample | Dropped]  # what one item may become
 
 
-def _finish(convert: Callable[[Any], Results], item: Any) -> list[Example | Dropped]:
+def _finish(convert: Callable[[Any], Results], item: Any) -> list[Sample | Dropped]:
     """One item to its people, their pictures encoded: this much is done in the worker
     process."""
     cv2.setNumThreads(1)  # pictures in parallel, not parts of a picture
     results = convert(item)
-    results = [results] if isinstance(results, Example | Dropped) else list(results)
-    for example in (r for r in results if isinstance(r, Example)):
+    results = [results] if isinstance(results, Sample | Dropped) else list(results)
+    for example in (r for r in results if isinstance(r, Sample)):
         example.jpeg = example.jpeg or encode_jpeg(example.image)
         example.image = None
     return results

@@ -179,9 +179,20 @@ def _parse(
     def zero(x):
         return tf.where(tf.math.is_finite(x), x, 0.0)
 
-    return {"image_jpeg": f.pop("image"), "kp2d": zero(kp2d), "state": tf.cast(tf.gather(tf.concat([f.pop("state"), [0]], 0), order), tf.int32),
-            "kp3d": zero(kp3d), "mask_3d": tf.cast(known, tf.float32), "has_3d": tf.cast(has_3d, tf.float32),
-            "pose": zero(pose), "betas": zero(betas), "has_smpl": tf.cast(has_smpl, tf.float32), **f}  # fmt: skip
+    return {
+        "image_jpeg": f.pop("image"),
+        "kp2d": zero(kp2d),
+        "state": tf.cast(
+            tf.gather(tf.concat([f.pop("state"), [0]], 0), order), tf.int32
+        ),
+        "kp3d": zero(kp3d),
+        "mask_3d": tf.cast(known, tf.float32),
+        "has_3d": tf.cast(has_3d, tf.float32),
+        "pose": zero(pose),
+        "betas": zero(betas),
+        "has_smpl": tf.cast(has_smpl, tf.float32),
+        **f,
+    }
 
 # %% ../../nbs/5_records/03_stream.ipynb #c817682a
 def _reader(index: RecordIndex) -> Callable[[np.ndarray], np.ndarray]:

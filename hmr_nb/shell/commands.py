@@ -139,7 +139,9 @@ def demo(out: Out = Path("demo")) -> None:
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def pictures_in(paths: list[Path]) -> list[Path]:  # files and folders  # files
+def pictures_in(
+    paths: list[Path],  # files and folders
+) -> list[Path]:  # files
     "Pictures, with folders opened; an error for a folder without any."
     found = []
     for path in paths:
@@ -407,8 +409,8 @@ def parse_value(
 
 # %% ../../nbs/10_shell/05_commands.ipynb #a791a8d2
 def read_settings(
-    function: Callable,
-    pairs: list[str],  # a converter  # name=value, as typed
+    function: Callable,  # a converter
+    pairs: list[str],  # name=value, as typed
 ) -> dict[str, Any]:
     "The converter's own options as the user set them."
     known, found = own_options(function), {}
@@ -587,8 +589,8 @@ def convert(
 
 # %% ../../nbs/10_shell/05_commands.ipynb #a0597890
 def print_card(
-    card: dict,
-    folder: Path,  # of `records.card`  # where the records lie
+    card: dict,  # of `records.card`
+    folder: Path,  # where the records lie
 ) -> None:
     "A few lines that say what is in a converted set."
     splits = ", ".join(f"{n} {split}" for split, n in card["splits"].items())
@@ -603,7 +605,9 @@ def print_card(
         print(f"  {name:<20}{c['visible']:>7} {c['occluded']:>8} {c['missing']:>7}")
 
 # %% ../../nbs/10_shell/05_commands.ipynb #37c667d8
-def print_people(table: Any) -> None:  # of `dataset_card.people_table`
+def print_people(
+    table: Any,  # of `dataset_card.people_table`
+) -> None:
     "Sizes, scales and viewpoints in a few lines."
 
     def spread(column):
@@ -1070,9 +1074,9 @@ def pick(
 
 
 def picker_page(
-    path: Path,
-    body: Path | None,
-    marks: Path,  # .ipynb  # the open body if None
+    path: Path,  # .ipynb
+    body: Path | None,  # the open body if None
+    marks: Path,
 ) -> Path:  # the notebook
     "A notebook that holds a picker and nothing else."
     given = f"load_body({str(body.resolve())!r})" if body else "open_body()"

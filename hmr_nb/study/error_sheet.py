@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..basics.camera import cam_to_translation
+from ..basics.camera import Crop, cam_to_translation
 from ..basics.drawing import grid
 from ..basics.files import write_whole
 from ..basics.rendering import overlay, render_views
-from ..model.hmr import HMR, view_size
+from ..making.domains import Camera
+from ..model.hmr import HMR
+from ..model.view import View
 from ..records.augment import test_view
 from ..records.stream import record_dataset
 
@@ -80,7 +82,9 @@ def drawn_person(
     "A view, the body over it, and the body from another side."
     size = len(view)
     center = np.full(2, (size - 1) / 2)
-    seen = vertices + cam_to_translation(cam, np.eye(2, 3), size, FAR * size, center)
+    seen = vertices + cam_to_translation(
+        cam, Crop(np.eye(2, 3), size), Camera.simple(FAR * size, center)
+    )
     return [
         view,
         overlay(view, seen, faces, FAR * size, center),
@@ -92,11 +96,11 @@ UNITS = {"mm": " mm", "px": " px", "deg": "°"}  # by the last word of a column'
 
 
 def _picked(
-    data_dirs, samples: Sequence[int], points, size: int, split: str | None
+    data_dirs, samples: Sequence[int], points, view: View, split: str | None
 ) -> np.ndarray:  # (n, size, size, 3) in -1..1
     "Views of some people, by their numbers in the table."
     views = {}
-    data = test_view(record_dataset(data_dirs, points, split, seed=None), size, points)
+    data = test_view(record_dataset(data_dirs, points, split, seed=None), view, points)
     for number, item in enumerate(
         itertools.islice(data.as_numpy_iterator(), max(samples) + 1)
     ):
@@ -131,9 +135,7 @@ def error_sheet(
         )
     samples = chosen["sample"].tolist()
     unit = UNITS.get(measure.rsplit("_", 1)[-1], "")
-    out = model.recover(
-        _picked(dirs, samples, model.keypoints, view_size(model), split)
-    )
+    out = model.recover(_picked(dirs, samples, model.keypoints, model.view, split))
     views = np.rint(
         (_picked(dirs, samples, model.keypoints, size, split) + 1) * 127.5
     ).astype(np.uint8)

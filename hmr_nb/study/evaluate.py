@@ -23,7 +23,8 @@ from ..basics.files import write_whole
 from ..basics.keypoints import KeypointSet, keypoint_set
 from ..basics.metrics import point_errors, pve_t_sc, rooted, similarity
 from ..body.body_data import BodyData
-from ..model.hmr import HMR, view_size
+from ..model.hmr import HMR
+from ..model.view import View
 from ..records.augment import test_view
 from ..records.open_poses import mean_pose
 from ..records.records import card, examples
@@ -210,7 +211,7 @@ def measure(
     guess: Callable[[np.ndarray], Guess],  # images (b, h, w, 3) in -1..1 -> Guess
     data_dirs: str | os.PathLike | Sequence,  # folders of records
     points: KeypointSet,  # what to measure
-    size: int,  # side of the views, px
+    view: View,  # the model's rule of scale
     batch: int = 32,  # people at a time
     split: str | None = None,  # one split only
     progress: bool = True,  # show a bar
@@ -236,7 +237,7 @@ def measure(
     with tqdm(
         total=total, unit=" people", disable=not progress, desc="evaluate"
     ) as bar:
-        for item in test_view(data, size, points).batch(batch).as_numpy_iterator():
+        for item in test_view(data, view, points).batch(batch).as_numpy_iterator():
             n = len(item["image"])
             # one shape: compiled once
             images = np.concatenate(
@@ -247,7 +248,7 @@ def measure(
                     item,
                     Guess(*(None if x is None else x[:n] for x in guess(images))),
                     points,
-                    size,
+                    view.size,
                     body,
                 )
             )
@@ -280,7 +281,7 @@ def evaluate(
         guesses(model, points),
         data_dirs,
         points,
-        view_size(model),
+        model.view,
         batch,
         split,
         progress,
@@ -338,7 +339,7 @@ def mean_pose_baseline(
         mean_guesses(model, points, root),
         data_dirs,
         points,
-        view_size(model),
+        model.view,
         batch,
         split,
         progress,

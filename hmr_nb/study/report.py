@@ -101,7 +101,9 @@ class Page:
         return self
 
 # %% ../../nbs/9_study/05_report.ipynb #e463c08c
-def page_html(page: Page) -> str:  # what was added so far  # a whole html document
+def page_html(
+    page: Page,  # what was added so far
+) -> str:  # a whole html document
     "The page as text."
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'

@@ -123,8 +123,8 @@ def label_files(
 
 
 def likely_folders(
-    data: str | Path,
-    file: Path,  # what the user gave  # a label file
+    data: str | Path,  # what the user gave
+    file: Path,  # a label file
 ) -> list[Path]:  # best first
     """Where the pictures of a label file may be: the official layout, HMR's, all in one
     folder."""

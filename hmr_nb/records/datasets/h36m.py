@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CAMERAS', 'NAMES', 'TRAIN', 'TEST', 'PROTOCOLS', 'S9_DISPLACED', 'BROKEN', 'MMPOSE_NAME', 'FORMS', 'Metadata',
-           'read_metadata', 'read_cdf', 'in_protocol', 'View', 'read_object_npz', 'convert_h36m']
+           'read_metadata', 'read_cdf', 'in_protocol', 'CameraView', 'read_object_npz', 'convert_h36m']
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #37ac7a68
 import re
@@ -25,11 +25,11 @@ from ...body.body_data import load_pickle, read_npz
 from ..records import RecordWriter, card, convert_items
 from hmr_nb.records.video import (
     Clip,
-    Film,
     RoomCamera,
+    VideoFile,
     convert_clip,
     cut_clips,
-    find_film,
+    find_video,
     fit_intrinsics,
     labels_digest,
 )
@@ -54,7 +54,9 @@ class Metadata(NamedTuple):
     cameras: dict[tuple[str, str], RoomCamera]  # (person, camera id)
 
 
-def read_metadata(file: str | Path) -> Metadata:  # metadata.xml, from code-v1.2.zip
+def read_metadata(
+    file: str | Path,  # metadata.xml, from code-v1.2.zip
+) -> Metadata:
     "Names and cameras of all recordings."
     try:
         root = ElementTree.fromstring(Path(file).read_text(encoding="utf-8"))
@@ -141,7 +143,7 @@ def in_protocol(
     )
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #577cbeae
-class View(NamedTuple):
+class CameraView(NamedTuple):
     "One camera's labels of one recording, from any of the forms."
 
     person: str
@@ -149,7 +151,7 @@ class View(NamedTuple):
     trial: int
     camera: str
     name: str  # of the file, without camera
-    film: Film | None
+    film: VideoFile | None
     frames: np.ndarray  # (n,) numbers in the film, from 0
     kp: np.ndarray  # (n, k, 2) px
     kp3d: np.ndarray  # (n, k, 3) m, camera frame
@@ -159,7 +161,7 @@ class View(NamedTuple):
 
 
 def _clips_of(
-    view: View,
+    view: CameraView,
     options: dict,  # protocol, step, drop_broken, s9, min_inside
 ) -> list[Clip]:
     "A view as clips; none if it is outside the protocol."
@@ -174,9 +176,23 @@ def _clips_of(
     if view.person == "S9" and view.name in S9_DISPLACED and options["s9"] == "drop":
         why = "labels known to be displaced"
     keep = np.flatnonzero(view.frames % options["step"] == 0)
-    return cut_clips(Clip(view.film, f"{view.person}/{view.name}.{view.camera}", view.frames[keep], view.names, view.kp[keep].astype(np.float32), view.kp3d[keep].astype(np.float32),
-                          view.K, view.distortion, split, view.person, f"{view.action}_{view.trial}.{view.camera}", why_not=why,
-                          min_inside=0 if split == "test" else options["min_inside"]))  # fmt: skip
+    return cut_clips(
+        Clip(
+            view.film,
+            f"{view.person}/{view.name}.{view.camera}",
+            view.frames[keep],
+            view.names,
+            view.kp[keep].astype(np.float32),
+            view.kp3d[keep].astype(np.float32),
+            view.K,
+            view.distortion,
+            split,
+            view.person,
+            f"{view.action}_{view.trial}.{view.camera}",
+            why_not=why,
+            min_inside=0 if split == "test" else options["min_inside"],
+        )
+    )
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #ebe11124
 def _feature(root: Path, person: str, feature: str, name: str) -> Path:
@@ -193,7 +209,7 @@ def _feature(root: Path, person: str, feature: str, name: str) -> Path:
 
 def _film_of(
     root: Path, person: str, name: str, camera: str, action: str, trial: int
-) -> Film | None:
+) -> VideoFile | None:
     "The video, or pictures unpacked from it."
     long, short = (
         f"{person}_{action}_{trial}.{camera}",
@@ -204,7 +220,7 @@ def _film_of(
         root / "images" / person / long / f"{long}_%06d.jpg",
         root / "images" / long / f"{long}_%06d.jpg",
     ]
-    return find_film([*places, root / "images" / f"{short}_%06d.jpg"])
+    return find_video([*places, root / "images" / f"{short}_%06d.jpg"])
 
 
 def _find(data: Path, *patterns: str) -> Path | None:
@@ -271,7 +287,7 @@ def _labels(
     return px, m
 
 
-def _official(root: Path, meta: Metadata, options: dict) -> Iterator[View]:
+def _official(root: Path, meta: Metadata, options: dict) -> Iterator[CameraView]:
     "The views of the official files."
     for (person, name), (action, trial) in meta.trials.items():
         for camera in (
@@ -283,7 +299,7 @@ def _official(root: Path, meta: Metadata, options: dict) -> Iterator[View]:
             labels = _labels(root, person, name, camera, cam, options)
             if labels is not None:
                 film = _film_of(root, person, name, camera, action, trial)
-                yield View(
+                yield CameraView(
                     person,
                     action,
                     trial,
@@ -297,7 +313,7 @@ def _official(root: Path, meta: Metadata, options: dict) -> Iterator[View]:
                 )
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #858b9a3b
-def _fetched(root: Path, options: dict) -> Iterator[View]:
+def _fetched(root: Path, options: dict) -> Iterator[CameraView]:
     "The views of h36m-fetch: processed/S1/Directions/annot.h5."
     for file in sorted(root.glob("S*/*/annot.h5")):
         person, (action, _, trial) = file.parts[-3], file.parent.name.partition("-")
@@ -335,8 +351,8 @@ def _fetched(root: Path, options: dict) -> Iterator[View]:
             ) from error
         for c, (fx, cx, fy, cy) in inner.items():
             mine = np.flatnonzero(camera == c)
-            film = find_film([file.parent / "imageSequence" / c / "img_%06d.jpg"])
-            yield View(
+            film = find_video([file.parent / "imageSequence" / c / "img_%06d.jpg"])
+            yield CameraView(
                 person,
                 action,
                 int(trial or 1),
@@ -385,7 +401,9 @@ def read_object_npz(
     return value if isinstance(value, dict) else np.asarray(value, object).ravel()[0]
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #76b64926
-def _videopose(file: Path, root: Path, meta: Metadata, options: dict) -> Iterator[View]:
+def _videopose(
+    file: Path, root: Path, meta: Metadata, options: dict
+) -> Iterator[CameraView]:
     "The views of VideoPose3D's data_3d_h36m.npz, with the official films."
     positions = read_object_npz(file, "positions_3d")
     for (person, name), (action, trial) in meta.trials.items():
@@ -407,7 +425,7 @@ def _videopose(file: Path, root: Path, meta: Metadata, options: dict) -> Iterato
             )
             m = cam.see(world.astype(float) - [0.2 * displaced, 0, 0])
             film = _film_of(root, person, name, camera, action, trial)
-            yield View(
+            yield CameraView(
                 person,
                 action,
                 trial,
@@ -427,7 +445,7 @@ MMPOSE_NAME = re.compile(
 )
 
 
-def _mmpose(files: list[Path], options: dict) -> Iterator[View]:
+def _mmpose(files: list[Path], options: dict) -> Iterator[CameraView]:
     "The views of mmpose's h36m_train.npz and h36m_test.npz."
     for file in files:
         data = read_npz(file, ("imgname", "part", "S"))
@@ -472,9 +490,9 @@ def _mmpose(files: list[Path], options: dict) -> Iterator[View]:
                 file.parent,
                 *(up / "images" for up in (file.parent, file.parent.parent)),
             ]
-            film = find_film([home / pattern for home in homes])
+            film = find_video([home / pattern for home in homes])
             K, residual = fit_intrinsics(px, m)
-            yield View(
+            yield CameraView(
                 person,
                 action,
                 int(trial),
@@ -493,7 +511,7 @@ def _mmpose(files: list[Path], options: dict) -> Iterator[View]:
 FORMS = ("cdf", "annot_h5", "videopose3d", "mmpose")
 
 
-def _views(data: Path, options: dict) -> Iterator[View]:
+def _views(data: Path, options: dict) -> Iterator[CameraView]:
     "The views of whatever form of the dataset lies in the folder."
     official = _find(data, "S*/MyPoseFeatures", "S*/Poses_D*_Positions*")
     fetched, npz = _find(data, "S*/*/annot.h5"), _find(data, "data_3d_h36m.npz")
@@ -505,8 +523,12 @@ def _views(data: Path, options: dict) -> Iterator[View]:
     there = dict(zip(FORMS, (official, fetched, npz, mmpose)))
     form = options["form"] or next((f for f in FORMS if there[f]), None)
     if form is None or not there.get(form):
-        raise FileNotFoundError(f"{data}: expected {form or 'S1/MyPoseFeatures/D2_Positions and so on, or processed/S1/*/annot.h5, data_3d_h36m.npz, h36m_train.npz'}, found "
-                                f"{', '.join(sorted(p.name for p in data.glob('*'))[:8]) or 'nothing'}")  # fmt: skip
+        raise FileNotFoundError(
+            f"{data}: expected"
+            f" {form or 'S1/MyPoseFeatures/D2_Positions and so on, or processed/S1/*/annot.h5, data_3d_h36m.npz, h36m_train.npz'},"
+            " found"
+            f" {', '.join(sorted(p.name for p in data.glob('*'))[:8]) or 'nothing'}"
+        )
     if form == "cdf":
         yield from _official(official.parents[1], _metadata_in(data), options)
     elif form == "annot_h5":

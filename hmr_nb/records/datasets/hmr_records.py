@@ -17,8 +17,8 @@ from ...basics.camera import box_from_keypoints
 from ...basics.keypoints import keypoint_set
 from hmr_nb.records.records import (
     Dropped,
-    Example,
     RecordWriter,
+    Sample,
     card,
     convert_items,
     decode_jpeg,
@@ -175,11 +175,19 @@ def _hmr_fields(row: dict) -> dict:
     crop = {}
     if len(row.get("meta/scale_factors", [])) == len(row.get("meta/crop_pt", [])) == 2:
         crop = {"crop": np.c_[np.diag(row["meta/scale_factors"]), -row["meta/crop_pt"]]}
-    return {"jpeg": row["image/encoded"], "kp": kp, "visible": np.r_[row["image/visibility"], face[2]], "kp3d": kp3d,
-            "source": row.get("image/filename", b"").decode(errors="replace"), "cam": row.get("image/cam", np.zeros(0)), **smpl, **crop}  # fmt: skip
+    return {
+        "jpeg": row["image/encoded"],
+        "kp": kp,
+        "visible": np.r_[row["image/visibility"], face[2]],
+        "kp3d": kp3d,
+        "source": row.get("image/filename", b"").decode(errors="replace"),
+        "cam": row.get("image/cam", np.zeros(0)),
+        **smpl,
+        **crop,
+    }
 
 # %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #5da3b22c
-def convert_file(item: Asked) -> list[Example | Dropped]:
+def convert_file(item: Asked) -> list[Sample | Dropped]:
     "All people of one TFRecord file."
     split = (re.findall(r"train|val|test", Path(item.file).name) or ["train"])[-1]
     rows, bad = [], []
@@ -201,7 +209,7 @@ def convert_file(item: Asked) -> list[Example | Dropped]:
 
 def _person(
     item: Asked, row: dict, places: str, where: str, split: str, number: int
-) -> Example | Dropped:
+) -> Sample | Dropped:
     "One record to one person."
     if ("image/encoded" if item.kind == "hmr" else "image_raw") not in row:
         return Dropped(
@@ -233,8 +241,18 @@ def _person(
         return Dropped(where, "image unreadable", split)
     kp3d = f.pop("kp3d")
     f["source"] = f.get("source") or where
-    return Example(HMR_NAMES if item.kind == "hmr" else NAMES, kp, state, box=box_from_keypoints(kp, state), kp3d=kp3d if np.isfinite(kp3d).any() else None,
-                   dataset=item.dataset, split=split, frame=number, **f, **_camera(cam, kp, kp3d))  # fmt: skip
+    return Sample(
+        HMR_NAMES if item.kind == "hmr" else NAMES,
+        kp,
+        state,
+        box=box_from_keypoints(kp, state),
+        kp3d=kp3d if np.isfinite(kp3d).any() else None,
+        dataset=item.dataset,
+        split=split,
+        frame=number,
+        **f,
+        **_camera(cam, kp, kp3d),
+    )
 
 # %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #d58eab56
 def _convert(kind: str, data, out, workers, resume, progress, options: dict) -> dict:

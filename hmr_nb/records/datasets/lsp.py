@@ -100,8 +100,20 @@ def _photos(
             f" (hmr_nb convert {found})"
         )
     train = options.get("train_count", len(kp))
-    return [Photo(source, NAMES, [Person(kp[i], state[i])], "train" if i < train else "test", i + 1, str(data / source), None, options["min_points"], options["min_side"])
-            for i, source in enumerate(_pictures(kind, data, len(kp)))]  # fmt: skip
+    return [
+        Photo(
+            source,
+            NAMES,
+            [Person(kp[i], state[i])],
+            "train" if i < train else "test",
+            i + 1,
+            str(data / source),
+            None,
+            options["min_points"],
+            options["min_side"],
+        )
+        for i, source in enumerate(_pictures(kind, data, len(kp)))
+    ]
 
 
 def _convert(kind: str, data, out, workers, resume, progress, options: dict) -> dict:

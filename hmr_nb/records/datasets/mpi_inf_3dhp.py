@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'TEST_NAMES', 'VNECT_CAMERAS', 'OFFICIAL_FRAMES', 'TEST_FRAMES', 'read_annotations', 'read_calibration',
-           'moving_frames', 'FilmLabels', 'read_test_labels', 'convert_mpi_inf_3dhp']
+           'moving_frames', 'VideoLabels', 'read_test_labels', 'convert_mpi_inf_3dhp']
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #114b72b5
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from hmr_nb.records.video import (
     RoomCamera,
     convert_clip,
     cut_clips,
-    find_film,
+    find_video,
     fit_intrinsics,
     labels_digest,
 )
@@ -216,10 +216,22 @@ def _sequence_clips(
         frames = np.arange(0, end, options["step"])
         frames = frames[moving_frames(m[frames], options["min_move"])]
         source = f"S{subject}/Seq{sequence}/video_{camera}"
-        film = find_film(_places(root, subject, sequence, camera))
+        film = find_video(_places(root, subject, sequence, camera))
         known = calibration.get(camera)
-        clip = Clip(film, source, frames, NAMES, px[frames], m[frames], _camera_of(px, m, known.K if known else None), subject=f"S{subject}", sequence=f"{source[3:]}",
-                    split="val" if subject in options["val_subjects"] else "train", size=known.size if known else None, min_inside=options["min_inside"])  # fmt: skip
+        clip = Clip(
+            film,
+            source,
+            frames,
+            NAMES,
+            px[frames],
+            m[frames],
+            _camera_of(px, m, known.K if known else None),
+            subject=f"S{subject}",
+            sequence=f"{source[3:]}",
+            split="val" if subject in options["val_subjects"] else "train",
+            size=known.size if known else None,
+            min_inside=options["min_inside"],
+        )
         clips += cut_clips(clip)
         if over := list(range(end, len(px), options["step"])):
             clips.append(
@@ -233,7 +245,7 @@ def _sequence_clips(
     return clips
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #59f3dd24
-class FilmLabels(NamedTuple):
+class VideoLabels(NamedTuple):
     "The labels of a test film."
 
     kp: np.ndarray  # (n, 17, 2) px
@@ -243,7 +255,9 @@ class FilmLabels(NamedTuple):
     activity: np.ndarray  # (n,) 1 to 7
 
 
-def read_test_labels(file: str | Path) -> FilmLabels:  # annot_data.mat of a test film
+def read_test_labels(
+    file: str | Path,  # annot_data.mat of a test film
+) -> VideoLabels:
     "The labels of a test film."
     found = {}
     try:
@@ -282,14 +296,14 @@ def read_test_labels(file: str | Path) -> FilmLabels:  # annot_data.mat of a tes
             f" univ_annot3, valid_frame and activity_annotation, found {sorted(found)}"
             f" ({error})"
         ) from error
-    return FilmLabels(
+    return VideoLabels(
         *arrays, flat["valid_frame"] > 0, flat["activity_annotation"].astype(int)
     )
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #c32c7fc9
 def _test_clips(
-    root: Path,
-    which: str,  # with the folders TS1 …  # "annot3" or "univ_annot3"
+    root: Path,  # with the folders TS1 …
+    which: str,  # "annot3" or "univ_annot3"
 ) -> list[Clip]:
     "The clips of the test films."
     clips = []
@@ -301,7 +315,7 @@ def _test_clips(
                 f"{folder / 'annot_data.mat'}: expected {valid} valid frames, found"
                 f" {len(frames)}; download today's version of the test set"
             )
-        film = find_film(
+        film = find_video(
             [
                 folder / "imageSequence" / "img_%06d.jpg",
                 folder / "img_%06d.jpg",
@@ -309,8 +323,20 @@ def _test_clips(
             ]
         )
         K = _camera_of(labels.kp[frames], labels.annot3[frames])
-        clips += cut_clips(Clip(film, f"{folder.name}/imageSequence", frames, TEST_NAMES, labels.kp[frames], getattr(labels, which)[frames], K,
-                                split="test", subject=folder.name, sequence=folder.name))  # fmt: skip
+        clips += cut_clips(
+            Clip(
+                film,
+                f"{folder.name}/imageSequence",
+                frames,
+                TEST_NAMES,
+                labels.kp[frames],
+                getattr(labels, which)[frames],
+                K,
+                split="test",
+                subject=folder.name,
+                sequence=folder.name,
+            )
+        )
     return clips
 
 

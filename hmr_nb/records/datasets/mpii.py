@@ -22,10 +22,7 @@ from ..photos import Person, Photo, convert_photos, picture_folder
 NAMES = keypoint_set("mpii16").names  # in the order of the ids
 
 
-def _field(
-    record: Any,  # None where missing or empty
-    name: str,
-) -> Any:
+def _field(record: Any, name: str) -> Any:  # None where missing or empty
     "A field of a MATLAB structure."
     value = getattr(record, name, None)
     empty = (
@@ -192,7 +189,9 @@ def read_json(
     return _grouped(rows)
 
 # %% ../../../nbs/5_records/datasets/03_mpii.ipynb #e3756c9b
-def read_h5(file: str | Path) -> list[Photo]:  # pose-hg's train.h5 or valid.h5
+def read_h5(
+    file: str | Path,  # pose-hg's train.h5 or valid.h5
+) -> list[Photo]:
     "MPII's labels as pose-hg keeps them and SPIN reads them."
     try:
         with h5py.File(file) as content:

@@ -119,8 +119,18 @@ def read_folder(
         folder / f"{stem}.jpg"
         for stem in sorted(answers.keys() - {f.stem for f in pictures})
     ]
-    return [Photo(str(f.relative_to(data)), keypoint_set(points).names, _people(answers[f.stem], points, confidence) if f.stem in answers else [nobody], number=i, file=str(f))
-            for i, f in enumerate([*pictures, *lone], 1)]  # fmt: skip
+    return [
+        Photo(
+            str(f.relative_to(data)),
+            keypoint_set(points).names,
+            _people(answers[f.stem], points, confidence)
+            if f.stem in answers
+            else [nobody],
+            number=i,
+            file=str(f),
+        )
+        for i, f in enumerate([*pictures, *lone], 1)
+    ]
 
 # %% ../../../nbs/5_records/datasets/10_openpose.ipynb #6125e94a
 def convert_openpose(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPIN_SHAPES', 'MARGIN', 'HUMANS_SHAPES', 'BODY', 'EXTRA', 'spin_points', 'read_labels', 'joined', 'people_of',
-           'read_spin', 'convert_spin', 'people_of_44', 'read_4dhumans', 'Sample', 'list_tar', 'read_pyd',
+           'read_spin', 'convert_spin', 'people_of_44', 'read_4dhumans', 'TarSample', 'list_tar', 'read_pyd',
            'convert_sample', 'convert_4dhumans']
 
 # %% ../../../nbs/5_records/datasets/09_spin.ipynb #82c18e1f
@@ -26,7 +26,7 @@ from hmr_nb.records.photos import (
     convert_photos,
     picture_folder,
 )
-from ..records import Dropped, Example, RecordWriter, card, convert_items
+from ..records import Dropped, RecordWriter, Sample, card, convert_items
 
 # %% ../../../nbs/5_records/datasets/09_spin.ipynb #8d4c7c39
 _SLOTS = {  # what SPIN's places mean, where it is not what spin24 says
@@ -266,7 +266,10 @@ def read_spin(
     )
 
 # %% ../../../nbs/5_records/datasets/09_spin.ipynb #1bcd6123
-def _files(data: str | Path, suffix: str) -> list[Path]:  # of the label files
+def _files(
+    data: str | Path,
+    suffix: str,  # of the label files
+) -> list[Path]:
     "The label file, or those of a folder."
     data = Path(data)
     found = (
@@ -306,8 +309,22 @@ def convert_spin(
             " own, so give one file"
         )
     photos = read_spin(files[0], dataset, openpose)
-    return _convert_npz(dataset or files[0].stem, files[0], photos, out, workers, resume, progress, images,
-                        {"dataset": dataset, "openpose": openpose, "min_points": min_points, "min_side": min_side})  # fmt: skip
+    return _convert_npz(
+        dataset or files[0].stem,
+        files[0],
+        photos,
+        out,
+        workers,
+        resume,
+        progress,
+        images,
+        {
+            "dataset": dataset,
+            "openpose": openpose,
+            "min_points": min_points,
+            "min_side": min_side,
+        },
+    )
 
 
 def _convert_npz(
@@ -339,8 +356,20 @@ def _convert_npz(
     return convert_photos(name, placed, out, workers, resume, progress, options, [file])
 
 # %% ../../../nbs/5_records/datasets/09_spin.ipynb #79fe028b
-HUMANS_SHAPES = {"imgname": (), "center": (2,), "scale": (), "body_keypoints_2d": (25, 3), "extra_keypoints_2d": (19, 3), "body_keypoints_3d": (25, 4),
-                 "extra_keypoints_3d": (19, 4), "body_pose": (72,), "betas": (10,), "has_body_pose": (), "has_betas": (), "gender": ()}  # fmt: skip
+HUMANS_SHAPES = {
+    "imgname": (),
+    "center": (2,),
+    "scale": (),
+    "body_keypoints_2d": (25, 3),
+    "extra_keypoints_2d": (19, 3),
+    "body_keypoints_3d": (25, 4),
+    "extra_keypoints_3d": (19, 4),
+    "body_pose": (72,),
+    "betas": (10,),
+    "has_body_pose": (),
+    "has_betas": (),
+    "gender": (),
+}
 BODY, EXTRA = keypoint_set("body25").names, keypoint_set("spin24").names[:19]
 
 
@@ -415,7 +444,7 @@ def read_4dhumans(
     )
 
 # %% ../../../nbs/5_records/datasets/09_spin.ipynb #7c25d03c
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     "One picture of an archive and its labels: an item for the converter."
 
     tar: str  # path of the archive
@@ -427,9 +456,9 @@ class Sample(NamedTuple):
 
 
 def list_tar(
-    file: str | Path,
-    options: dict,  # an uncompressed tar of webdataset's kind
-) -> list[Sample]:
+    file: str | Path,  # an uncompressed tar of webdataset's kind
+    options: dict,
+) -> list[TarSample]:
     "The samples of an archive: files that share a name up to the first dot."
     found: dict = {}
     try:
@@ -447,7 +476,7 @@ def list_tar(
             f" ({error}); copy it again, or unpack .tar.gz to .tar first"
         ) from error
     return [
-        Sample(
+        TarSample(
             str(file),
             f"{Path(file).name}/{key}",
             places.get("image"),
@@ -508,7 +537,7 @@ def read_pyd(
         ) from error
 
 
-def convert_sample(sample: Sample) -> list[Example | Dropped]:
+def convert_sample(sample: TarSample) -> list[Sample | Dropped]:
     "The people of one picture in an archive."
     if sample.labels is None:
         return [Dropped(sample.source, "no labels")]

@@ -47,11 +47,20 @@ def _person_of(held: dict, i: int, n: int) -> dict[str, Any]:
     if betas.shape != (10,):
         raise ValueError(f"betas: expected 10 or more numbers, got {betas.size}")
     gender = str(held["genders" if "genders" in held else "gender"][i])[:1].lower()
-    return {"poses": rows("poses", 24, 3), "trans": rows("trans", 3), "joints": rows("jointPositions", 24, 3), "poses2d": rows(two, 3, 18).transpose(0, 2, 1),
-            "valid": rows("campose_valid") > 0, "betas": betas, "gender": _GENDERS.get(gender, "")}  # fmt: skip
+    return {
+        "poses": rows("poses", 24, 3),
+        "trans": rows("trans", 3),
+        "joints": rows("jointPositions", 24, 3),
+        "poses2d": rows(two, 3, 18).transpose(0, 2, 1),
+        "valid": rows("campose_valid") > 0,
+        "betas": betas,
+        "gender": _GENDERS.get(gender, ""),
+    }
 
 
-def read_sequence(file: str | Path) -> Sequence3D:  # sequenceFiles/…/*.pkl
+def read_sequence(
+    file: str | Path,  # sequenceFiles/…/*.pkl
+) -> Sequence3D:
     "A file of 3DPW, read without running what it names."
     held = load_pickle(file)
     try:
