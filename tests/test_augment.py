@@ -171,7 +171,7 @@ def test_pixels_against_opencv(corner, side, size):
 
 def test_an_unknown_box_is_the_middle():
     for box in ([0.0, 0, 0, 0], [np.nan] * 4):
-        corner, side = view_window(tf.constant(box), 120, 120)
+        corner, side = view_window(tf.constant(box), 120, 120, View(96))
         assert corner.numpy().tolist() == [10, 10] and int(side) == 100
 
 

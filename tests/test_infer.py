@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmr_nb.basics.camera import (
+    Camera,
     Crop,
     apply_affine,
     cam_to_translation,
@@ -40,7 +41,7 @@ from hmr_nb.inference.infer import (
     result_names,
     show,
 )
-from hmr_nb.making.domains import Camera, render_example, smpl_layer, wardrobe_of
+from hmr_nb.making.domains import render_example, smpl_layer, wardrobe_of
 from hmr_nb.model.hmr import HMROutput, small_hmr
 from hmr_nb.model.view import View
 from hmr_nb.records.records import decode_jpeg

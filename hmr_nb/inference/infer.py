@@ -25,6 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from hmr_nb.basics.camera import (
+    Camera,
     Crop,
     apply_affine,
     box_from_keypoints,
@@ -40,7 +41,6 @@ from ..basics.drawing import keypoints_image, picture
 from ..basics.files import write_whole
 from ..basics.rendering import overlay, render_views
 from ..basics.shapes import Array, check_shape
-from ..making.domains import Camera
 from ..model.encoder import fast_precision, rebuild
 from ..model.hmr import HMR, HMROutput, decode
 from ..model.view import View

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DOMAINS', 'PHOTO', 'BLOCK', 'NAMES', 'COCO', 'UNDER_SKIN', 'TASK', 'SHARD', 'Domain', 'find_domain', 'Scene',
-           'Camera', 'place_camera', 'sample_block', 'sample_scene', 'air_below', 'put_down', 'seat_for', 'Wardrobe',
-           'names_of', 'smpl_layer', 'pose_block', 'wardrobe_of', 'find_look', 'stand_before', 'share_hidden',
-           'limb_motion', 'random_spin', 'Frame', 'cut_edges', 'frame_person', 'skin_depth', 'states_of', 'Shot',
-           'surroundings', 'shadow_map', 'photograph', 'repeat_edges', 'Rendered', 'pixels_of', 'render_scene',
-           'render_example', 'render_task', 'scene_tasks', 'fingerprint', 'render_domain', 'make_samples']
+           'CameraPlace', 'place_camera', 'sample_block', 'sample_scene', 'air_below', 'put_down', 'seat_for',
+           'Wardrobe', 'names_of', 'smpl_layer', 'pose_block', 'wardrobe_of', 'find_look', 'stand_before',
+           'share_hidden', 'limb_motion', 'random_spin', 'Frame', 'cut_edges', 'frame_person', 'skin_depth',
+           'states_of', 'Shot', 'surroundings', 'shadow_map', 'photograph', 'repeat_edges', 'Rendered', 'pixels_of',
+           'render_scene', 'render_example', 'render_task', 'scene_tasks', 'fingerprint', 'render_domain',
+           'make_samples']
 
 # %% ../../nbs/6_making/09_domains.ipynb #c24cbbf3
 import hashlib
@@ -176,7 +177,7 @@ PHOTO = 1000  # px, side of the photograph of which we keep the person's part
 BLOCK = 128  # scenes whose poses are drawn, and posed, together
 
 
-class Camera(NamedTuple):
+class CameraPlace(NamedTuple):
     "Where a camera stands, and where the person before it."
 
     rotation: np.ndarray  # (3, 3) room to camera
@@ -185,7 +186,7 @@ class Camera(NamedTuple):
     number: int = -1
 
 
-def place_camera(domain: Domain, rng: np.random.Generator) -> Camera:
+def place_camera(domain: Domain, rng: np.random.Generator) -> CameraPlace:
     """A fixed camera and somebody near the middle of the room, or a free camera that
     somebody points at a person."""
     if domain.cameras:
@@ -195,7 +196,7 @@ def place_camera(domain: Domain, rng: np.random.Generator) -> Camera:
             math.atan2(height - 0.9, distance),
             math.radians((-0.8, 0.5, 1.0, -0.3)[n % 4]),
         )
-        return Camera(
+        return CameraPlace(
             C,
             C @ [rng.uniform(-0.8, 0.8), -height, rng.uniform(-0.8, 0.8) - distance],
             focal,
@@ -214,7 +215,7 @@ def place_camera(domain: Domain, rng: np.random.Generator) -> Camera:
     focal = rng.uniform(*domain.zoom) * PHOTO * distance / 1.7
     C = view_rotation(aim, math.radians(rng.normal(0, domain.roll)))
     side = rng.normal(0, 0.12) * PHOTO / focal * distance
-    return Camera(
+    return CameraPlace(
         C,
         C @ [side, -height, -math.sqrt(max(distance**2 - (height - 0.9) ** 2, 0.04))],
         focal,

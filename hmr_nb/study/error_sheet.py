@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..basics.camera import Crop, cam_to_translation
+from ..basics.camera import Camera, Crop, cam_to_translation
 from ..basics.drawing import grid
 from ..basics.files import write_whole
 from ..basics.rendering import overlay, render_views
-from ..making.domains import Camera
 from ..model.hmr import HMR
 from ..model.view import View
 from ..records.augment import test_view
