@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGING := setup.py settings.ini requirements.lock
 
-.PHONY: help demo test notebooks lab bench docs clean
+.PHONY: help demo test check export notebook notebooks lab bench docs clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
@@ -23,13 +23,20 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo: $(VENV)/installed  ## recover bodies from pictures, add a keypoint, compare two domains; report in demo/index.html
 	$(BIN)/hmr_nb demo --out demo/
 
-test: $(VENV)/installed-dev  ## export, run every notebook, run every test
+test: $(VENV)/installed-dev  ## check, run every notebook, run every test
 	$(BIN)/python tests/run.py
 
-notebooks: $(VENV)/installed-dev  ## run every notebook from the top and store its outputs
-	$(BIN)/nbdev_export
-	cd nbs && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 --ExecutePreprocessor.store_widget_state=False "--ExecutePreprocessor.extra_arguments=['--IPKernelApp.capture_fd_output=False']" *.ipynb
-	$(BIN)/nbdev_clean
+check: $(VENV)/installed-dev  ## export, lint, types, rules of the notebooks: within a minute
+	$(BIN)/python tests/run.py check
+
+export: $(VENV)/installed-dev  ## notebooks to modules; notes on arguments to docstrings
+	$(BIN)/python tests/export.py
+
+notebook: export  ## run one page and store its outputs: make notebook NB=06_smpl
+	$(BIN)/python tests/run.py notebooks "$(NB)"
+
+notebooks: export  ## run every notebook from the top and store its outputs
+	$(BIN)/python tests/run.py notebooks
 
 lab: $(VENV)/installed-dev  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs

@@ -1,4 +1,8 @@
-"""`make test`: the export changes nothing, every notebook runs, every test passes; closes with one line of counts."""
+"""`make test`: lint, types and rules hold, every notebook runs, every test passes.
+
+Closes with one line of counts. `run.py check` is the quick part of it,
+`run.py notebooks` runs every notebook from the top and stores its outputs.
+"""
 
 import filecmp
 import os
@@ -7,100 +11,167 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from export import ROOT, export
+
 BIN = Path(sys.executable).parent
+CORES = max(2, min(os.cpu_count() or 2, 4))
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg"}
+# several notebooks at a time share the cores
+ALONE = {**os.environ, **QUIET, "OPENBLAS_NUM_THREADS": "1"}
 
 
-def export_is_current() -> bool:
+def pages() -> list[Path]:
+    "Every notebook of the book."
+    found = sorted((ROOT / "nbs").rglob("*.ipynb"))
+    return [
+        p
+        for p in found
+        if not p.name.startswith("_") and ".ipynb_checkpoints" not in p.parts
+    ]
+
+
+def export_is_current() -> tuple[bool, str]:
     "Export again and compare with what is there."
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "before"
-        shutil.copytree(
-            ROOT / "hmr_nb", before, ignore=shutil.ignore_patterns("__pycache__")
-        )
-        subprocess.run([BIN / "nbdev_export"], cwd=ROOT, check=True)
-        names = {
-            p.relative_to(base)
-            for base in (before, ROOT / "hmr_nb")
-            for p in base.rglob("*.py")
-        }
-
-        def same(n):
-            return (
-                (before / n).is_file()
-                and (ROOT / "hmr_nb" / n).is_file()
-                and filecmp.cmp(before / n, ROOT / "hmr_nb" / n, shallow=False)
-            )
-
-        changed = sorted(str(n) for n in names if not same(n))
-    print(
-        "export:"
-        f" {'no change' if not changed else 'changed ' + ', '.join(changed) + ': commit what nbdev_export writes'}"
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "hmr_nb", before, ignore=ignored)
+        export()
+        both = (before, ROOT / "hmr_nb")
+        names = {p.relative_to(base) for base in both for p in base.rglob("*.py")}
+        changed = []
+        for name in sorted(names):
+            old, new = (base / name for base in both)
+            if not (old.is_file() and new.is_file() and filecmp.cmp(old, new, False)):
+                changed.append(str(name))
+    return (
+        not changed,
+        f"changed {', '.join(changed)}: commit what `make export` writes",
     )
-    return not changed
 
 
-def notebooks() -> tuple[int, int]:
-    "Run every notebook; how many passed and failed."
-    count = len(
-        [
-            p
-            for p in (ROOT / "nbs").rglob("*.ipynb")
-            if not p.name.startswith("_") and ".ipynb_checkpoints" not in p.parts
-        ]
-    )
-    # two notebooks at a time share the cores
-    env = {
-        **os.environ,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "MPLBACKEND": "agg",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
+def passes(*words: str | Path) -> tuple[bool, str]:
+    "Whether a command ends well, and what it printed."
     done = subprocess.run(
-        [BIN / "nbdev_test", "--n_workers", "2", "--timing"],
-        cwd=ROOT,
-        env=env,
-        text=True,
-        stderr=subprocess.PIPE,
+        words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+    return done.returncode == 0, done.stdout
+
+
+def check() -> tuple[int, int]:
+    "Export, lint, format, types, rules of the notebooks: how many hold, how many not."
+    start = time.monotonic()
+    results = {"export": export_is_current()}
+    checks = {
+        "lint": (BIN / "ruff", "check", "."),
+        "format": (BIN / "ruff", "format", "--check", "."),
+        "types": (BIN / "pyright", "--pythonpath", sys.executable),
+        "rules": (sys.executable, "-m", "pytest", "-q", "tests/test_notebooks.py"),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {name: pool.submit(passes, *words) for name, words in checks.items()}
+        results |= {name: job.result() for name, job in jobs.items()}
+    for name, (good, said) in results.items():
+        print(f"{name}: {'good' if good else said}")
+    print(f"checked in {time.monotonic() - start:.0f} s")
+    bad = sum(not good for good, _ in results.values())
+    return len(results) - bad, bad
+
+
+def run_notebooks() -> tuple[int, int]:
+    "Run every notebook; how many passed and failed."
+    words = [BIN / "nbdev_test", "--n_workers", str(CORES), "--timing"]
+    done = subprocess.run(words, cwd=ROOT, env=ALONE, text=True, stderr=subprocess.PIPE)
     sys.stderr.write(done.stderr)
     failed = (
         len(re.findall(r"^\t\S+\.ipynb$", done.stderr, re.M)) if done.returncode else 0
     )
-    failed = failed or (count if done.returncode else 0)
-    print(f"notebooks: {count - failed} passed, {failed} failed")
-    return count - failed, failed
+    failed = failed or (len(pages()) if done.returncode else 0)
+    print(f"notebooks: {len(pages()) - failed} passed, {failed} failed")
+    return len(pages()) - failed, failed
 
 
-def pytest_counts() -> tuple[int, int, int]:
-    "Run the tests; how many passed, failed and were skipped."
+def store_outputs(page: Path) -> tuple[bool, str]:
+    "Run a notebook from the top and keep what it shows."
+    words = [
+        BIN / "jupyter",
+        "nbconvert",
+        "--to",
+        "notebook",
+        "--execute",
+        "--inplace",
+        page.name,
+    ]
+    options = {"timeout": 1800, "store_widget_state": False}
+    options["extra_arguments"] = "['--IPKernelApp.capture_fd_output=False']"
+    words += [
+        f"--ExecutePreprocessor.{name}={value}" for name, value in options.items()
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests", "-q", "-rs", "--durations=8"],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
+        words, cwd=page.parent, env=ALONE, text=True, capture_output=True
     )
+    what = done.stderr[-3000:] if done.returncode else "stored"
+    print(f"{page.relative_to(ROOT)}: {what}")
+    return done.returncode == 0, done.stderr
+
+
+def store_all_outputs(name: str = "") -> int:
+    "Run every notebook, or those of a name, and store what they show; how many failed."
+    wanted = [p for p in pages() if not name or p.match(f"{name}.ipynb")]
+    if not wanted:
+        print(f"{name}: no such page in nbs/, such as 06_smpl or 2_body/06_smpl")
+        return 1
+    with ThreadPoolExecutor(CORES) as pool:
+        good = [ok for ok, _ in pool.map(store_outputs, wanted)]
+    subprocess.run([BIN / "nbdev_clean"], cwd=ROOT, check=True)
+    return len(good) - sum(good)
+
+
+def run_tests() -> tuple[int, int, int]:
+    "Run the tests but the rules, in parallel: how many passed, failed, were skipped."
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests",
+        "--ignore=tests/test_notebooks.py",
+    ]
+    words += ["-q", "-rs", "--durations=12", "-n", str(CORES), "--dist", "loadfile"]
+    done = subprocess.run(words, cwd=ROOT, text=True, stdout=subprocess.PIPE)
     print(done.stdout)
+    last = done.stdout.strip().splitlines()[-1]
 
     def count(word):
-        return sum(
-            int(n)
-            for n in re.findall(rf"(\d+) {word}", done.stdout.strip().splitlines()[-1])
-        )
+        return sum(int(n) for n in re.findall(rf"(\d+) {word}", last))
 
     failed = count("failed") + count("error")
-    return count("passed"), failed or int(done.returncode not in (0,)), count("skipped")
+    return count("passed"), failed or int(done.returncode != 0), count("skipped")
+
+
+def main(what: str = "all", name: str = "") -> int:
+    "All of it, or the named part: how much failed."
+    if what == "notebooks":
+        return store_all_outputs(name)
+    passed, failed = check()
+    skipped = 0
+    if what == "all":
+        for run in (run_notebooks, run_tests):
+            good, bad, *left_out = run()
+            passed, failed, skipped = (
+                passed + good,
+                failed + bad,
+                skipped + sum(left_out),
+            )
+    print(
+        f"{passed} passed, {failed} failed"
+        + (f", {skipped} skipped" if skipped else "")
+    )
+    return failed
 
 
 if __name__ == "__main__":
-    current = export_is_current()
-    nb_passed, nb_failed = notebooks()
-    passed, failed, skipped = pytest_counts()
-    failed += nb_failed + (not current)
-    print(
-        f"{passed + nb_passed + current} passed, {failed} failed"
-        + (f", {skipped} skipped" if skipped else "")
-    )
-    sys.exit(failed > 0)
+    sys.exit(main(*sys.argv[1:]) > 0)

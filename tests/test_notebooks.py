@@ -3,9 +3,12 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from export import by_hand
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(
@@ -88,9 +91,18 @@ def test_one_notebook_a_module_and_one_module_a_notebook():
     assert files == set(modules)
 
 
+def test_files_that_come_from_no_notebook_are_listed():
+    "In settings.ini; setup.py ships them, and so does nothing else."
+    made = {ROOT / "hmr_nb" / (m.replace(".", "/") + ".py") for m in HOMES}
+    made |= {p for p in (ROOT / "hmr_nb").rglob("__init__.py") if not p.read_bytes()}
+    made.add(ROOT / "hmr_nb" / "_modidx.py")
+    kept = {p for p in (ROOT / "hmr_nb").rglob("*.*") if "__pycache__" not in p.parts}
+    assert {str(p.relative_to(ROOT / "hmr_nb")) for p in kept - made} == set(by_hand())
+
+
 @each_notebook
 def test_size_and_state(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "widgets" not in json.loads(text)["metadata"], "widget state is stored"
     assert len(text) < 450_000, f"{len(text) // 1000} kB"
     for c in cells(path):
@@ -195,25 +207,31 @@ def test_flagged_cells_are_few_and_counted(capsys):
     assert sum(flagged.values()) <= 20 and all(n <= 4 for n in flagged.values())
 
 
+LIGHT = (
+    "basics.shapes basics.keypoints basics.camera basics.metrics basics.drawing"
+    " basics.rendering body.body_data body.open_body keypoints.joint_regressor"
+    " keypoints.marks study.distances"
+).split()
+HEAVY = ("tensorflow", "keras", "torch", "jax")
+
+
+def loaded_after(code: str, modules: tuple[str, ...]) -> list[str]:
+    "Which of some modules a fresh Python has loaded after running code."
+    code += f"\nimport sys\nprint([m for m in {modules!r} if m in sys.modules])"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout)
+
+
 def test_no_heavy_import_in_the_light_modules():
     "Keypoint work must start at once: these modules never load TensorFlow."
-    light = """basics.shapes basics.keypoints basics.drawing basics.rendering basics.metrics body.body_data body.open_body
-        keypoints.joint_regressor keypoints.marks making.open_body study.distances""".split()
-    import subprocess
-    import sys
+    assert loaded_after("\n".join(f"import hmr_nb.{m}" for m in LIGHT), HEAVY) == []
 
-    code = "import sys, importlib\n" + "\n".join(
-        f"importlib.import_module('hmr_nb.{m}')" for m in light
-    )
-    code += (
-        "\nprint([m for m in ('tensorflow', 'keras', 'torch', 'jax') if m in"
-        " sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+
+def test_reading_the_open_body_loads_nothing_that_makes_it():
+    found = loaded_after("import hmr_nb\nhmr_nb.open_body()", ("hmr_nb.making", *HEAVY))
+    assert found == []
 
 
 def test_nothing_is_left_from_the_workshop():
