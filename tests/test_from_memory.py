@@ -9,10 +9,12 @@ from PIL import Image
 
 import hmr_nb
 
-OFFERED = """SMPL HMR BodyData load_body save_body open_body UnsafePickleError KeypointSet
-keypoint_set load_hmr small_hmr load_hmr_tf1 load_hmr2 load_photo infer evaluate examples
-Experiment fit fit_regressor fit_marks load_rows save_rows KeypointPicker BodyExplorer
-PhotoTool mpjpe pa_mpjpe pck auc""".split()
+OFFERED = """
+SMPL HMR BodyData load_body save_body open_body UnsafePickleError KeypointSet keypoint_set
+load_hmr small_hmr load_hmr_tf1 load_hmr2 load_photo infer evaluate examples
+Experiment fit fit_regressor fit_marks load_rows save_rows KeypointPicker BodyExplorer PhotoTool mpjpe
+pa_mpjpe pck auc
+""".split()
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +45,10 @@ def test_the_face_offers(name):
 
 
 def test_the_face_is_light():
-    code = """
-import sys, time
-start = time.perf_counter()
-import hmr_nb
-took = time.perf_counter() - start
-print(took, [m for m in ("tensorflow", "keras", "pandas", "numpy") if m in sys.modules])
-"""
+    heavy = ("tensorflow", "keras", "pandas", "numpy")
+    code = f"import sys, hmr_nb; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    took, loaded = done.stdout.split(" ", 1)
-    assert loaded.strip() == "[]", "a heavy module is loaded by `import hmr_nb` alone"
-    assert float(took) < 3  # a hang, not a speed: `make bench` has that
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_a_body_layer_without_arguments():
