@@ -10,10 +10,10 @@ from PIL import Image
 import hmr_nb
 
 OFFERED = """
-SMPL HMR BodyData load_body save_body open_body UnsafePickleError
-KeypointSet keypoint_set load_hmr small_hmr load_hmr_tf1 load_hmr2 load_photo infer evaluate examples
-Experiment fit fit_regressor fit_marks load_rows save_rows KeypointPicker BodyExplorer PhotoTool
-mpjpe pa_mpjpe pck auc
+SMPL HMR BodyData load_body save_body open_body UnsafePickleError KeypointSet
+keypoint_set load_hmr small_hmr load_hmr_tf1 load_hmr2 load_photo infer evaluate
+examples Experiment fit fit_regressor fit_marks load_rows save_rows KeypointPicker
+BodyExplorer PhotoTool mpjpe pa_mpjpe pck auc
 """.split()
 
 
