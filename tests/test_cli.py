@@ -576,39 +576,6 @@ def test_photos_and_openpose_of_real_people(run, tmp_path):
     assert len(list((tmp_path / "q").glob("*.json"))) == people
 
 
-def test_wheel_carries_what_it_needs(tmp_path):
-    "The wheel carries what it needs from data/, and no golden numbers."
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            tmp_path,
-            ROOT,
-        ],
-        check=True,
-    )
-    import zipfile
-
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    for needed in (
-        "hmr_nb/data/open_body.npz",
-        "hmr_nb/data/small_weights.h5",
-        "hmr_nb/data/small_weights_studio.h5",
-        "hmr_nb/data/toe_marks.json",
-        "hmr_nb/data/samples/truth.npz",
-        "hmr_nb/data/samples/street/card.json",
-        "hmr_nb/cli.py",
-    ):
-        assert needed in names
-    assert not [n for n in names if "goldens" in n or n.startswith(("tests/", "nbs/"))]
-
-
 def test_train_offers_tensorboard(run):
     code, out, _ = run("train", "--help")
     assert code == 0 and "--tensorboard" in out
