@@ -54,7 +54,7 @@ def test_its_facts_say_what_it_is(wheel):
     facts = next(n for n in wheel.namelist() if n.endswith("METADATA"))
     text = wheel.read(facts).decode()
     for said in (
-        "Requires-Python: <3.13,>=3.10",
+        "Requires-Python: >=3.10",
         "Classifier: Typing :: Typed",
         "Project-URL: Changelog",
         "Requires-Dist: ipython",
