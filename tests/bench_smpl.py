@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from hmr_nb.basics.keypoints import keypoint_set
-from hmr_nb.body.body_data import save_body
+from hmr_nb.body.body_files import save_body
 from hmr_nb.body.smpl import SMPL, fused_tables
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from hmr_nb.basics.files import shipped
-from hmr_nb.body.body_data import load_body, save_body
+from hmr_nb.body.body_files import load_body, save_body
 from hmr_nb.body.open_body import open_body
 
 ROOT = Path(__file__).resolve().parent.parent

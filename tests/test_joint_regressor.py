@@ -578,7 +578,7 @@ def test_rows_come_back(tmp_path, suffix):
     marks = load_marks(shipped("toe_marks.json"))
     fits = fit_marks(marks, body)
     back = load_rows(
-        save_rows(fits, tmp_path / f"toes{suffix}", body, marks),
+        save_rows(fits, tmp_path / f"toes{suffix}", body, marks=marks),
         body,
         names=list(fits) if suffix == ".npy" else None,
     )
@@ -592,7 +592,9 @@ def test_json_keeps_all_that_is_known(tmp_path):
     body = open_body()
     marks = load_marks(shipped("toe_marks.json"))
     fits = fit_marks(marks, body)
-    text = json.loads(save_rows(fits, tmp_path / "toes.json", body, marks).read_text())
+    text = json.loads(
+        save_rows(fits, tmp_path / "toes.json", body, marks=marks).read_text()
+    )
     toe = text["keypoints"]["toe_l"]
     assert (
         text["version"] == 1

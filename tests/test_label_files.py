@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hmr_nb.basics.camera import apply_affine, invert
 from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set
-from hmr_nb.body.body_data import UnsafePickleError
+from hmr_nb.body.pickles import UnsafePickleError
 from hmr_nb.inference.infer import boxes_from_openpose
 from hmr_nb.records.datasets.lsp import read_joints
 from hmr_nb.records.datasets.openpose import convert_openpose, read_openpose

@@ -10,7 +10,7 @@ import pytest
 
 from hmr_nb.basics.files import shipped
 from hmr_nb.basics.scene import NOWHERE
-from hmr_nb.body.body_data import save_body
+from hmr_nb.body.body_files import save_body
 from hmr_nb.body.open_body import open_body
 from hmr_nb.body.regressor_files import load_rows
 from hmr_nb.keypoints.joint_regressor import fit_marks, load_marks

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from hmr_nb.body.body_data import load_body
+from hmr_nb.body.body_files import load_body
 from hmr_nb.model.discriminator import Discriminator
 from hmr_nb.model.hmr import load_hmr, weights_info
 from hmr_nb.model.published import (

@@ -20,7 +20,8 @@ from scipy.spatial.transform import Rotation
 from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.basics.shapes import test_array as same
-from hmr_nb.body.body_data import BodyData, load_body
+from hmr_nb.body.body_data import BodyData
+from hmr_nb.body.body_files import load_body
 from hmr_nb.body.open_body import open_body
 from hmr_nb.body.smpl import (
     SMPL,
@@ -63,7 +64,6 @@ def some(b=3, seed=0):
 
 
 # --- golden numbers
-# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,6 @@ def test_smpl24_points_are_the_posed_joints():
 
 
 # --- what the layer holds
-# -------------------------------------------------------------------------------------------
 
 
 def whole_model(body):
@@ -202,7 +201,6 @@ def test_config_round_trip_with_own_points():
 
 
 # --- number types
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -229,7 +227,6 @@ def test_mixed_precision_leaves_the_body_alone():
 
 
 # --- shapes
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_fewer_betas_are_zeros():
@@ -278,7 +275,6 @@ def test_points_that_the_body_does_not_have():
 
 
 # --- in a graph, under fit, with gradients
-# ----------------------------------------------------------------------------
 
 
 def test_graph_mode_equals_eager():
@@ -358,7 +354,6 @@ def test_gradient_against_finite_differences():
 
 
 # --- any body
-# ---------------------------------------------------------------------------------------------------------
 
 
 def random_body(joints, vertices, shapes, rng):
@@ -503,7 +498,6 @@ def test_the_family_against_loops(joints, shapes):
 
 
 # --- laws
-# -------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=15, deadline=None)
@@ -720,13 +714,13 @@ def test_somebodys_body_works_in_graphs_and_under_fit():
 
 
 # --- other backends of Keras
-# ------------------------------------------------------------------------------------------
 
 ON_ANOTHER_BACKEND = """
 import sys
 import keras, numpy as np
 from keras import ops
-from hmr_nb.body.body_data import load_body, shipped
+from hmr_nb.basics.files import shipped
+from hmr_nb.body.body_files import load_body
 from hmr_nb.basics.rotations import axis_angle_to_matrix, geodesic, matrix_to_axis_angle, project_to_so3, rotation_mean, swing_twist
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.body.smpl import SMPL

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from hmr_nb.basics.camera import apply_affine, invert
 from hmr_nb.basics.keypoints import keypoint_set, map_points
-from hmr_nb.body.body_data import UnsafePickleError
+from hmr_nb.body.pickles import UnsafePickleError
 from hmr_nb.records.datasets.threedpw import (
     JOINTS,
     NAMES,

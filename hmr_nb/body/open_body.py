@@ -7,7 +7,8 @@ __all__ = ['open_body']
 
 # %% ../../nbs/2_body/05_open_body.ipynb #fda8c905
 from ..basics.files import shipped
-from .body_data import BodyData, load_body
+from .body_data import BodyData
+from .body_files import load_body
 
 # %% ../../nbs/2_body/05_open_body.ipynb #5ddf2ab0
 def open_body() -> BodyData:  # 6,890 vertices, 24 joints, 10 shapes

@@ -26,7 +26,8 @@ import traitlets
 from scipy.spatial import ConvexHull, QhullError
 
 from ..basics.drawing import bare, mesh, view_matrix
-from ..body.body_data import BodyData, load_body, topology
+from ..body.body_data import BodyData, topology
+from ..body.body_files import load_body
 from hmr_nb.keypoints.joint_regressor import (
     RegressorFit,
     fit_marks,
@@ -1092,7 +1093,7 @@ def _export(
         fits,
         path or picker.path.with_name(f"{picker.path.stem}_regressors.json"),
         picker.body,
-        picker.marks(),
+        marks=picker.marks(),
     )
     picker.show(f"{', '.join(map(escape, fits))} written to {escape(str(written))}.")
     return written

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..basics.files import write_whole
 from ..basics.keypoints import SMPL_JOINTS, SMPL_PARENTS
-from ..body.body_data import BodyData, arrays_of, check_body, load_body
+from ..body.body_data import BodyData, check_body
+from ..body.body_files import arrays_of, load_body
 from hmr_nb.making.body_shapes import (
     SHAPES,
     joint_rows,

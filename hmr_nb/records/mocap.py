@@ -22,7 +22,8 @@ import pandas as pd
 
 from .. import __version__
 from ..basics.files import write_whole
-from ..body.body_data import UnsafePickleError, load_pickle, read_npz
+from ..body.body_files import read_npz
+from ..body.pickles import UnsafePickleError, load_pickle
 from .records import convert_items, file_digest
 
 # %% ../../nbs/5_records/08_mocap.ipynb #d7000017

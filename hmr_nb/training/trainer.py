@@ -32,7 +32,7 @@ from ..basics.files import write_whole
 from ..basics.keypoints import KeypointSet, keypoint_set
 from ..basics.rotations import axis_angle_to_matrix
 from ..basics.shapes import Array
-from ..body.body_data import load_body
+from ..body.body_files import load_body
 from ..body.open_body import open_body
 from ..model.discriminator import Discriminator
 from ..model.encoder import build_encoder, joints_25d

@@ -21,7 +21,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ...basics.keypoints import keypoint_set
-from ...body.body_data import load_pickle, read_npz
+from ...body.body_files import read_npz
+from ...body.pickles import load_pickle
 from ..records import RecordWriter, card, convert_items
 from hmr_nb.records.video import (
     Clip,

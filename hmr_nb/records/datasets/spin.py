@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...basics.keypoints import keypoint_set
-from ...body.body_data import MOST_BYTES, UnsafePickleError, load_pickle, read_npz
+from ...body.body_files import MOST_BYTES, read_npz
+from ...body.pickles import UnsafePickleError, load_pickle
 from hmr_nb.records.photos import (
     Person,
     Photo,

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ...basics.keypoints import keypoint_set
-from ...body.body_data import load_pickle
+from ...body.pickles import load_pickle
 from ..photos import Person, Photo, convert_photos, picture_folder
 from ..records import decode_jpeg, jpeg_size
 
