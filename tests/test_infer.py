@@ -143,8 +143,7 @@ def test_the_true_mesh_covers_the_person_through_our_camera(studio, index):
     mine = silhouette(
         people[0].vertices,
         people.faces,
-        people[0].focal,
-        people[0].center,
+        Camera.simple(people[0].focal, people[0].center),
         image.shape[:2],
     )
     seen = made.mask >= 0
@@ -165,8 +164,7 @@ def test_what_is_seen_of_a_hidden_person_lies_in_our_silhouette(studio, name):
         mine = silhouette(
             people[0].vertices,
             people.faces,
-            people[0].focal,
-            people[0].center,
+            Camera.simple(people[0].focal, people[0].center),
             image.shape[:2],
         )
         assert (mine & (made.mask >= 0)).sum() / (made.mask >= 0).sum() >= 0.98

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hmr_nb.basics.camera import apply_affine, perspective
+from hmr_nb.basics.camera import Camera, apply_affine, perspective
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.basics.rendering import render, silhouette
 from hmr_nb.making import domains
@@ -230,14 +230,15 @@ def test_mask_and_depth_are_those_of_the_mesh(name, many):
     for r, V in found[name]:
         e, shows = r.example, r.mask >= 0
         assert np.array_equal(shows, np.isfinite(r.depth))
-        truth = render(V, body.faces, e.focal, e.center, (96, 96), supersample=2)
+        camera = Camera.simple(e.focal, e.center)
+        truth = render(V, body.faces, camera, (96, 96), supersample=2)
         assert not (shows & ~truth.mask).any() and shows.sum() > 0.2 * truth.mask.sum()
         assert np.allclose(r.depth[shows], truth.depth[shows], atol=2e-3)
         labels = body.extras["part_labels"][body.faces[truth.face[shows]]]
         # the part of one of the triangle's corners
         assert (labels == r.mask[shows][:, None]).any(1).all()
         if name == "studio":
-            outline = silhouette(V, body.faces, e.focal, e.center, (96, 96))
+            outline = silhouette(V, body.faces, camera, (96, 96))
             # nothing stands in the way there, but for a stool
             assert (shows & outline).sum() / outline.sum() > 0.75
 

@@ -9,11 +9,13 @@ __all__ = ['perspective', 'default_focal', 'Camera', 'project', 'px_to_ndc', 'nd
 
 # %% ../../nbs/1_basics/05_camera.ipynb #f9288725
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
 from .shapes import Array, check_shape
@@ -21,7 +23,7 @@ from .shapes import Array, check_shape
 # %% ../../nbs/1_basics/05_camera.ipynb #41282b2c
 def perspective(
     points: Array,  # (..., k, 3) camera frame, m
-    focal: float,  # focal length, px
+    focal: float | Array,  # focal length, px; (2,): one for each axis
     center: Array,  # (2,) principal point, px
 ) -> Array:  # (..., k, 2) px
     "Where a pinhole camera sees points: divide by depth, scale, move."
@@ -50,25 +52,27 @@ def _frozen(x: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """A pinhole camera with a lens: from the world to pixels (Hartley and Zisserman 2004,
-    chapter 6; OpenCV's order of the lens' coefficients)."""
+    """A pinhole camera with a lens: from the world to pixels (Hartley and Zisserman
+    2004, chapter 6; OpenCV's order of the lens' coefficients)."""
 
     K: np.ndarray  # (3, 3) focal lengths and principal point, px
-    distortion: np.ndarray | None = None  # (5,) k1, k2, p1, p2, k3; None: no lens
-    R: np.ndarray | None = None  # (3, 3) world to camera; None: the camera is the world
-    t: np.ndarray | None = None  # (3,) m
+    distortion: np.ndarray | None  # (5,) k1, k2, p1, p2, k3; None: no lens
+    R: np.ndarray  # (3, 3) world to camera
+    t: np.ndarray  # (3,) m
 
-    def __post_init__(self):
-        lens = (
-            None
-            if self.distortion is None
-            else _frozen(self.distortion, (5,), "distortion")
-        )
+    def __init__(
+        self,
+        K: npt.ArrayLike,
+        distortion: npt.ArrayLike | None = None,
+        R: npt.ArrayLike | None = None,  # None: the camera is the world
+        t: npt.ArrayLike | None = None,
+    ):
         put = object.__setattr__  # the dataclass is frozen
-        put(self, "K", _frozen(self.K, (3, 3), "K"))
+        lens = None if distortion is None else _frozen(distortion, (5,), "distortion")
+        put(self, "K", _frozen(K, (3, 3), "K"))
         put(self, "distortion", lens)
-        put(self, "R", _frozen(np.eye(3) if self.R is None else self.R, (3, 3), "R"))
-        put(self, "t", _frozen(np.zeros(3) if self.t is None else self.t, (3,), "t"))
+        put(self, "R", _frozen(np.eye(3) if R is None else R, (3, 3), "R"))
+        put(self, "t", _frozen(np.zeros(3) if t is None else t, (3,), "t"))
         if not (self.K[0, 0] > 0 and self.K[1, 1] > 0):
             raise ValueError(
                 f"K: expected focal lengths above 0 px, got {self.K.tolist()}"
@@ -77,11 +81,11 @@ class Camera:
     @classmethod
     def simple(
         cls,
-        focal: float,
-        center: Array,  # px  # (2,) principal point, px
+        focal: float,  # px
+        center: npt.ArrayLike,  # (2,) principal point, px
     ) -> "Camera":
         "A camera of one focal length and no lens, at the origin."
-        cx, cy = (float(v) for v in center)
+        cx, cy = np.asarray(center, float).tolist()
         return cls(np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1.0]]))
 
     @property
@@ -106,12 +110,11 @@ class Camera:
         points: Array,  # (..., 3) camera frame, m
     ) -> np.ndarray:  # (..., 2) px, NaN behind the camera
         "Where the picture shows points, lens included."
-        points = np.asarray(points, float)
-        flat = points.reshape(-1, 3)
-        zero = np.zeros(3)
+        X, zero = np.asarray(points, float), np.zeros(3)
+        flat = X.reshape(-1, 3)
         seen = cv2.projectPoints(flat, zero, zero, self.K, self.distortion)[0]
         px = np.where(flat[:, 2:] > 0, seen.reshape(-1, 2), np.nan)
-        return px.reshape(*points.shape[:-1], 2)
+        return px.reshape(*X.shape[:-1], 2)
 
     def __repr__(self) -> str:
         lens = "" if self.distortion is None else ", with a lens"
@@ -151,7 +154,8 @@ def apply_affine(
     kp_px: Array,  # (..., k, 2) px
 ) -> Array:  # (..., k, 2) px
     "Points through an affine map; plain arithmetic, for arrays and tensors."
-    check_shape(A, "... 2 3", "A"), check_shape(kp_px, "... k 2", "kp_px")
+    check_shape(A, "... 2 3", "A")
+    check_shape(kp_px, "... k 2", "kp_px")
     return (
         kp_px[..., 0:1] * A[..., None, :, 0]
         + kp_px[..., 1:2] * A[..., None, :, 1]
@@ -191,17 +195,21 @@ class Crop:
     "A window onto a picture: where its pixels come from, and how many there are."
 
     affine: np.ndarray  # (2, 3) source px -> crop px
-    size: tuple[int, int]  # height and width, px; one number for a square
+    size: tuple[int, int]  # height and width, px
 
-    def __post_init__(self):
-        size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        object.__setattr__(self, "affine", _frozen(self.affine, (2, 3), "affine"))
-        object.__setattr__(self, "size", (int(size[0]), int(size[1])))
+    def __init__(
+        self,
+        affine: npt.ArrayLike,
+        size: int | Sequence[int],  # one number for a square
+    ):
+        h, w = np.broadcast_to(size, 2).tolist()
+        object.__setattr__(self, "affine", _frozen(affine, (2, 3), "affine"))
+        object.__setattr__(self, "size", (int(h), int(w)))
 
     @classmethod
     def square(
         cls,
-        center: Array,  # (2,) middle of the square in the source, px
+        center: npt.ArrayLike,  # (2,) middle of the square in the source, px
         side: float,  # of the square in the source, px
         size: int,  # side of the crop, px
     ) -> "Crop":
@@ -266,8 +274,8 @@ def box_from_keypoints(
 def warp_image(
     image: np.ndarray,  # (h, w, 3) uint8
     A: np.ndarray,  # (2, 3) source px -> output px
-    size: int | tuple[int, int],  # side of the output, or (height, width), px
-) -> np.ndarray:  # (size, size, 3) uint8
+    size: int | Sequence[int],  # side of the output, or (height, width), px
+) -> np.ndarray:  # (h, w, 3) uint8
     "The image as A says: edges repeated, areas averaged when it shrinks."
     check_shape(A, "2 3", "A")
     h, w = (size, size) if isinstance(size, int) else size

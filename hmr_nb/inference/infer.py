@@ -397,7 +397,11 @@ def draw_people(
     for i in sorted(range(len(people)), key=lambda i: -people[i].translation[2]):
         p = people[i]
         top = overlay(
-            top, p.vertices, faces, p.focal, p.center, color=COLORS[i % len(COLORS)]
+            top,
+            p.vertices,
+            faces,
+            Camera.simple(p.focal, p.center),
+            color=COLORS[i % len(COLORS)],
         )
     if not side_views:
         return top

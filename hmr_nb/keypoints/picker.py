@@ -25,6 +25,7 @@ import numpy as np
 import traitlets
 from scipy.spatial import ConvexHull, QhullError
 
+from ..basics.camera import Camera
 from ..basics.drawing import bare, mesh, view_matrix
 from ..body.body_data import BodyData, topology
 from ..body.body_files import load_body
@@ -99,11 +100,10 @@ def still_of(
     image = render(
         Y,
         F,
-        2.5 * size,
-        np.full(2, (size - 1) / 2),
+        Camera.simple(2.5 * size, np.full(2, (size - 1) / 2)),
         (size, size),
-        np.array([0.73, 0.77, 0.81]),
-        np.full((size, size, 3), 255, np.uint8),
+        colors=(0.73, 0.77, 0.81),
+        background=np.full((size, size, 3), 255, np.uint8),
         supersample=2,
     ).image
     return (
@@ -1314,7 +1314,7 @@ def _still(
         layout="tight",
     )
     for ax, view in zip(axes[0], views):
-        mesh(V, F, bare(ax), view, points=np.array(fitted) if fitted else V[ids])
+        mesh(V, F, bare(ax), view=view, points=np.array(fitted) if fitted else V[ids])
 
 
 KeypointPicker.still = _still

@@ -39,7 +39,7 @@ def draw_support(
         V,
         shown,
         bare(plt.subplots(figsize=(3, 3), dpi=72)[1] if ax is None else ax),
-        view,
+        view=view,
         face_colors=colors,
         points=[row @ V],
     )

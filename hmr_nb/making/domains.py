@@ -29,11 +29,10 @@ from joblib import Parallel, delayed
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from ..basics.camera import apply_affine, box_from_keypoints, perspective
+from ..basics.camera import Camera, apply_affine, box_from_keypoints, perspective
 from ..basics.keypoints import SMPL_JOINTS, SMPL_PARENTS, KeypointSet, keypoint_set
 from hmr_nb.basics.rendering import (
     Rendering,
-    build_alone,
     face_labels,
     motion_blur,
     part_map,
@@ -41,6 +40,7 @@ from hmr_nb.basics.rendering import (
     pixel_rays,
     ray_scene,
     render,
+    use_one_core,
 )
 from ..basics.shapes import Array, check_shape
 from ..body.body_data import BodyData
@@ -437,11 +437,12 @@ def wardrobe_of(
             render(
                 V,
                 w.faces,
-                8 * 88 / 1.9,
-                (21.5, 43.5),
+                Camera.simple(8 * 88 / 1.9, (21.5, 43.5)),
                 (88, 44),
-                lambda hits, look=look: dress(hits, w.faces, w.rest, look, w.fit),
-                np.full((88, 44, 3), b, np.uint8),
+                colors=lambda hits, look=look: dress(
+                    hits, w.faces, w.rest, look, w.fit
+                ),
+                background=np.full((88, 44, 3), b, np.uint8),
                 supersample=2,
                 scene=rays,
             )
@@ -691,7 +692,7 @@ def surroundings(
     place = place._replace(boxes=(*place.boxes, *seat_for(V, joints, scene, rng)))
     before = stand_before(scene, rng) if rng.random() < domain.occluded else ([], [])
     crowd = np.zeros((0, 1, 1, 4)) if wardrobe.crowd is None else wardrobe.crowd
-    D = pixel_rays(frame.focal, frame.center, (0, 0, size, size))
+    D = pixel_rays(Camera.simple(frame.focal, frame.center), (0, 0, size, size))
 
     def look(place: Place) -> Scenery:
         view = look_at_place(place, D, scene.up, scene.foot, lamps)
@@ -776,16 +777,16 @@ def photograph(
     def colors(hits):
         return dress(hits, wardrobe.faces, wardrobe.rest, look, wardrobe.fit)
 
+    camera = Camera.simple(frame.focal, frame.center)
     person = render(
         V,
         wardrobe.faces,
-        frame.focal,
-        frame.center,
+        camera,
         (size, size),
-        colors,
-        (np.clip(back, 0, 1) * 255).astype(np.uint8),
-        lamps.lights,
-        lamps.ambient,
+        colors=colors,
+        background=(np.clip(back, 0, 1) * 255).astype(np.uint8),
+        lights=lamps.lights,
+        ambient=lamps.ambient,
         supersample=2,
         shadows=True,
         scene=rays,
@@ -796,7 +797,7 @@ def photograph(
         image = motion_blur(
             image,
             np.clip(
-                pixel_flow(person, V, wardrobe.faces, moved, frame.focal, frame.center),
+                pixel_flow(person, V, wardrobe.faces, moved, camera),
                 -size / 9,
                 size / 9,
             ),
@@ -961,7 +962,7 @@ def render_task(
 ) -> list[Sample]:
     "What one worker does: some pictures in a row."
     cv2.setNumThreads(1)
-    build_alone()
+    use_one_core()
     return [
         render_scene(*one, wardrobe, size, split).example
         for one in zip(scenes, V, kp3d)

@@ -267,7 +267,7 @@ def contact_sheet(
                     (e.kp2d + 0.5) * scale - 0.5,
                     points.edge_indices,
                     points.sides,
-                    e.state,
+                    state=e.state,
                 )
             )
             labels.append(Path(e.source).stem[-18:])

@@ -80,13 +80,11 @@ def drawn_person(
 ) -> list[np.ndarray]:  # three of (s, s, 3) uint8
     "A view, the body over it, and the body from another side."
     size = len(view)
-    center = np.full(2, (size - 1) / 2)
-    seen = vertices + cam_to_translation(
-        cam, Crop(np.eye(2, 3), size), Camera.simple(FAR * size, center)
-    )
+    camera = Camera.simple(FAR * size, np.full(2, (size - 1) / 2))
+    seen = vertices + cam_to_translation(cam, Crop(np.eye(2, 3), size), camera)
     return [
         view,
-        overlay(view, seen, faces, FAR * size, center),
+        overlay(view, seen, faces, camera),
         render_views(vertices * [1, -1, -1], faces, views=(beside,), size=size)[0],
     ]
 
