@@ -140,14 +140,14 @@ def _pairs(edges: npt.ArrayLike | None) -> np.ndarray:  # (e, 2) int
 
 
 def _edge_sides(
-    edges: np.ndarray,  # (e, 2) pairs of point numbers
+    edges: npt.ArrayLike,  # (e, 2) pairs of point numbers
     sides: Sequence[str] | None,  # (k,) "l", "r" or "c" of each point
 ) -> list[str]:  # (e,) side of each edge
     "The side an edge belongs to: that of its ends, the middle only if both are there."
     if sides is None:
-        return ["c"] * len(edges)
+        return ["c"] * len(np.asarray(edges))
     found = []
-    for a, b in edges.tolist():
+    for a, b in np.asarray(edges).tolist():
         ends = {sides[a], sides[b]} - {"c"}
         found.append(ends.pop() if len(ends) == 1 else "c")
     return found
