@@ -89,7 +89,17 @@ def corner_of_click(
     face: int,  # the face that was hit
     point: Array,  # (3,) where
 ) -> int:  # vertex number
-    "The corner of the clicked face that is nearest to the clicked point."
+    """The corner of the clicked face that is nearest to the clicked point.
+
+    Args:
+        V: (v, 3) the mesh as shown, m
+        F: (f, 3)
+        face: the face that was hit
+        point: (3,) where
+
+    Returns:
+        vertex number
+    """
     corners = np.asarray(F)[int(face)]
     away = np.linalg.norm(np.asarray(V)[corners] - np.asarray(point, float), axis=1)
     return int(corners[away.argmin()])
@@ -100,7 +110,12 @@ def camera_moved(
     after: tuple[Array, Array],
     degrees: float = 3.0,  # what a hand may tremble
 ) -> bool:
-    "Whether a camera was turned or shifted, rather than held still."
+    """Whether a camera was turned or shifted, rather than held still.
+
+    Args:
+        before: camera position and the point it looks at, m
+        degrees: what a hand may tremble
+    """
     (a, at_a), (b, at_b) = (
         (np.asarray(x, float) for x in before),
         (np.asarray(x, float) for x in after),
@@ -118,7 +133,13 @@ def stage(
     extent: Array,  # (3,) their size, m
     size: tuple[int, int],  # width, height in px
 ) -> tuple[three.PerspectiveCamera, three.OrbitControls, three.Scene]:
-    "Camera, orbit and lights around a body."
+    """Camera, orbit and lights around a body.
+
+    Args:
+        objects: what stands on it, around the origin
+        extent: (3,) their size, m
+        size: width, height in px
+    """
     away = (
         1.1
         * max(extent[1], extent[0] * size[1] / size[0])
@@ -185,7 +206,14 @@ SKIN = (185, 196, 207)  # the colour of a body that nobody painted
 
 class MeshView:
     """A mesh in a cell: moved, painted, and clicked. Another library could take this
-    class's place."""
+    class's place.
+
+    Args:
+        V: (v, 3) m
+        F: (f, 3)
+        on_click: hears vertex, face, and which of shift, ctrl, alt, meta are held
+        size: width, height in px
+    """
 
     def __init__(
         self,
@@ -265,7 +293,11 @@ def _show(
     view: MeshView,
     V: Array,  # (v, 3) m
 ) -> None:
-    "The same body in another pose."
+    """The same body in another pose.
+
+    Args:
+        V: (v, 3) m
+    """
     check_shape(V, "v 3", "V", v=len(view.V))
     view.V = np.asarray(V, float)
     view.position.array, view.normal.array = view.local(V), vertex_normals(V, view.F)
@@ -275,7 +307,11 @@ def _paint(
     view: MeshView,
     colors: Array | None = None,  # (v, 3) 0…1, or uint8; bare skin if None
 ) -> None:
-    "Colour the vertices."
+    """Colour the vertices.
+
+    Args:
+        colors: (v, 3) 0…1, or uint8; bare skin if None
+    """
     colors = (
         np.tile(np.uint8(SKIN), (len(view.V), 1))
         if colors is None
@@ -293,7 +329,11 @@ def _dot(
     view: MeshView,
     **points: Array,  # name of the dots = (n, 3) places, m
 ) -> None:
-    "Put dots on the body."
+    """Put dots on the body.
+
+    Args:
+        points: name of the dots = (n, 3) places, m
+    """
     for name, places in points.items():
         view.dots[name].show(view.local(places))
 
@@ -302,7 +342,11 @@ MeshView.show, MeshView.paint, MeshView.dot = _show, _paint, _dot
 
 # %% ../../nbs/1_basics/10_scene.ipynb #e9b182e2
 def _eye(view: MeshView) -> np.ndarray:  # (3,) m, in the body's frame
-    "Where the camera stands."
+    """Where the camera stands.
+
+    Returns:
+        (3,) m, in the body's frame
+    """
     return np.asarray(view.camera.position, float) + view.centre
 
 
@@ -311,7 +355,14 @@ def _on_screen(
     points: Array,  # (n, 3) m, in the body's frame
     # (n, 2) shares of the canvas' width and height, from its top left corner
 ) -> np.ndarray:
-    "Where points of the body are on the canvas."
+    """Where points of the body are on the canvas.
+
+    Args:
+        points: (n, 3) m, in the body's frame
+
+    Returns:
+        (n, 2) shares of the canvas' width and height, from its top left corner
+    """
     ahead = np.asarray(view.orbit.target, float) + view.centre - view.eye
     ahead /= np.linalg.norm(ahead)
     right = np.cross(ahead, [0, 1, 0])
@@ -332,7 +383,12 @@ def _look(
     point: Array | None = None,  # (3,) m, what to look at; the whole body if None
     extent: float = 0.35,  # how much around it shall be seen, m
 ) -> None:
-    "Move the camera, without turning it."
+    """Move the camera, without turning it.
+
+    Args:
+        point: (3,) m, what to look at; the whole body if None
+        extent: how much around it shall be seen, m
+    """
     target = np.zeros(3) if point is None else np.asarray(point, float) - view.centre
     away = np.asarray(view.camera.position, float) - np.asarray(
         view.orbit.target, float

@@ -88,7 +88,15 @@ def preset_poses(
     # (j) names of a body's joints; joints that it does not have are left out
     joints: tuple[str, ...],
 ) -> dict[str, np.ndarray]:  # {name: (j, 3) axis-angle, rad}
-    "A few poses that show what the joints do."
+    """A few poses that show what the joints do.
+
+    Args:
+        joints: (j) names of a body's joints; joints that it does not have are left
+            out
+
+    Returns:
+        {name: (j, 3) axis-angle, rad}
+    """
     return {
         name: np.radians([parts.get(j, (0, 0, 0)) for j in joints]).astype("float32")
         for name, parts in PRESETS.items()
@@ -98,12 +106,22 @@ def preset_poses(
 def joint_of_vertex(
     body: BodyData,
 ) -> np.ndarray:  # (v,) joint that moves each vertex most
-    "What a click on the skin takes hold of."
+    """What a click on the skin takes hold of.
+
+    Returns:
+        (v,) joint that moves each vertex most
+    """
     return body.weights.argmax(axis=1)
 
 # %% ../../nbs/2_body/07_explorer.ipynb #ad3ef803
 class BodyExplorer:
-    "Sliders for build and for the joint that was clicked; the mesh follows."
+    """Sliders for build and for the joint that was clicked; the mesh follows.
+
+    Args:
+        body: the open body if None
+        poses: {name: (j, 3)} axis-angle, rad; `preset_poses` if None
+        betas: how many coefficients get a slider
+    """
 
     def __init__(
         self,
@@ -145,7 +163,11 @@ class BodyExplorer:
 
 # %% ../../nbs/2_body/07_explorer.ipynb #817b7fa4
 def _slider(name: str, limit: float, step: float, changed: Any) -> w.FloatSlider:
-    "A slider that speaks while it is moved."
+    """A slider that speaks while it is moved.
+
+    Returns:
+        %% ../../nbs/2_body/07_explorer.ipynb #817b7fa4
+    """
     slider = w.FloatSlider(
         0,
         min=-limit,
@@ -193,7 +215,11 @@ def _controls(explorer: BodyExplorer, betas: int) -> dict[str, w.Widget]:
 
 # %% ../../nbs/2_body/07_explorer.ipynb #5dc84e93
 def _moved_beta(explorer: BodyExplorer, s: int, value: float) -> None:
-    "A slider of the build."
+    """A slider of the build.
+
+    Returns:
+        %% ../../nbs/2_body/07_explorer.ipynb #5dc84e93
+    """
     if not explorer.quiet:
         explorer.betas[s] = value
         explorer.redraw()
@@ -216,7 +242,12 @@ def _set(
     pose: Array | None = None,  # (j, 3) axis-angle, rad
     betas: Array | None = None,  # (n,) the first coefficients; the others become zero
 ) -> None:
-    "Another pose or build; the sliders follow."
+    """Another pose or build; the sliders follow.
+
+    Args:
+        pose: (j, 3) axis-angle, rad
+        betas: (n,) the first coefficients; the others become zero
+    """
     if pose is not None:
         check_shape(np.asarray(pose), "j 3", "pose", j=len(explorer.pose))
         explorer.pose = np.array(pose, "float32")
@@ -230,7 +261,11 @@ def _choose(
     explorer: BodyExplorer,
     joint: str,  # its name
 ) -> None:
-    "Take hold of a joint: its sliders show its angles."
+    """Take hold of a joint: its sliders show its angles.
+
+    Args:
+        joint: its name
+    """
     if joint not in explorer.body.joint_names:
         raise ValueError(
             f"joint: expected one of {', '.join(explorer.body.joint_names)}, got"
@@ -255,7 +290,11 @@ BodyExplorer.set, BodyExplorer.choose = _set, _choose
 
 # %% ../../nbs/2_body/07_explorer.ipynb #5a77ee78
 def _vertices(explorer: BodyExplorer) -> np.ndarray:  # (v, 3) m
-    "The mesh as it is now."
+    """The mesh as it is now.
+
+    Returns:
+        (v, 3) m
+    """
     return ops.convert_to_numpy(
         explorer.smpl(explorer.pose[None], explorer.betas[None]).vertices[0]
     )
@@ -271,7 +310,11 @@ BodyExplorer.vertices, BodyExplorer.redraw = _vertices, _redraw
 
 # %% ../../nbs/2_body/07_explorer.ipynb #2a9c8bce
 def _code(explorer: BodyExplorer) -> str:
-    "Python that makes this body again."
+    """Python that makes this body again.
+
+    Returns:
+        %% ../../nbs/2_body/07_explorer.ipynb #2a9c8bce
+    """
     names, turned = (
         explorer.body.joint_names,
         np.flatnonzero(np.abs(explorer.pose).max(axis=1) > 1e-6),
@@ -291,7 +334,11 @@ explorer.set(pose, betas)"""
 def _still(
     explorer: BodyExplorer, views: tuple[str, ...] = ("front", "three_quarter", "side")
 ) -> Any:  # a figure
-    "The same body without a browser."
+    """The same body without a browser.
+
+    Returns:
+        a figure
+    """
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(

@@ -34,7 +34,14 @@ from ..model.hmr import HMR, small_hmr
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00008
 @dataclass(frozen=True)
 class PhotoState:
-    "What the tool knows."
+    """What the tool knows.
+
+    Attributes:
+        photo: (h, w, 3) uint8
+        box: x, y, width, height, px of the photograph; the whole picture if None
+        people: one person, once recovered
+        focal: px, as the camera noted it; None: assumed
+    """
 
     photo: np.ndarray | None = None  # (h, w, 3) uint8
     # x, y, width, height, px of the photograph; the whole picture if None
@@ -49,7 +56,12 @@ def take_photo(
     data: bytes | memoryview,  # a file's content: JPEG, PNG, …
     name: str = "the pasted picture",  # what to call it if it cannot be read
 ) -> PhotoState:
-    "Another photograph; what was known of the last one goes."
+    """Another photograph; what was known of the last one goes.
+
+    Args:
+        data: a file's content: JPEG, PNG, …
+        name: what to call it if it cannot be read
+    """
     try:
         photo = load_photo(io.BytesIO(bytes(data)))
     except ValueError:
@@ -74,7 +86,13 @@ def take_box(
     corners: Sequence[float],
     least_px: float = 8,  # a smaller box is a slip of the hand
 ) -> PhotoState:
-    "A box around a person, cut to the photograph."
+    """A box around a person, cut to the photograph.
+
+    Args:
+        corners: x, y, x, y of two opposite corners, as shares of the photograph's
+            width and height
+        least_px: a smaller box is a slip of the hand
+    """
     if state.photo is None:
         return replace(state, said="First a picture, then a box.")
     h, w = state.photo.shape[:2]
@@ -99,7 +117,11 @@ def take_box(
 def box_corners(
     state: PhotoState,
 ) -> list[float]:  # x, y, x, y as shares; empty without a box
-    "The way back, for drawing the box."
+    """The way back, for drawing the box.
+
+    Returns:
+        x, y, x, y as shares; empty without a box
+    """
     if state.box is None:
         return []
     x, y, bw, bh = state.box
@@ -110,7 +132,11 @@ def box_corners(
 def about_weights(
     model: HMR | Forward,
 ) -> str:  # empty for a model that may know photographs
-    "What to expect on photographs."
+    """What to expect on photographs.
+
+    Returns:
+        empty for a model that may know photographs
+    """
     settings = getattr(model, "model", model).settings
     if settings["encoder"] != "small":
         return ""
@@ -222,7 +248,15 @@ def data_address(
     image: np.ndarray,  # (h, w, 3) uint8
     side: int = 1024,  # longest side, px
 ) -> str:  # a JPEG as text, for the browser
-    "A picture on its way to the browser."
+    """A picture on its way to the browser.
+
+    Args:
+        image: (h, w, 3) uint8
+        side: longest side, px
+
+    Returns:
+        a JPEG as text, for the browser
+    """
     small, buffer = Image.fromarray(image), io.BytesIO()
     small.thumbnail((side, side))
     small.save(buffer, "JPEG", quality=88)
@@ -242,7 +276,11 @@ class PhotoFrame(anywidget.AnyWidget):
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00019
 class PhotoTool:
-    "A picture in, a box drawn, a body to turn around."
+    """A picture in, a box drawn, a body to turn around.
+
+    Args:
+        model: the small weights if None
+    """
 
     def __init__(
         self,
@@ -308,7 +346,11 @@ class PhotoTool:
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a0001b
 def _set(tool: PhotoTool, state: PhotoState) -> None:
-    "Show another state."
+    """Show another state.
+
+    Returns:
+        %% ../../nbs/8_inference/02_photo_tool.ipynb #33a0001b
+    """
     fresh, tool.state = state.photo is not tool.state.photo, state
     if fresh and state.photo is not None:
         tool.frame.picture = data_address(state.photo)

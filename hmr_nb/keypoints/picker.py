@@ -83,7 +83,17 @@ def still_camera(
     # (n, 3) in the frame of a camera that sees the whole body; x / z and y / z run from
     # -0.2 to 0.2
 ) -> np.ndarray:
-    "Points of a body as the camera of its still sees them."
+    """Points of a body as the camera of its still sees them.
+
+    Args:
+        V: (v, 3) m, y up
+        points: (n, 3) m, on or in the body
+        view: azimuth, elevation, degrees
+
+    Returns:
+        (n, 3) in the frame of a camera that sees the whole body; x / z and y / z
+            run from -0.2 to 0.2
+    """
     V, M = np.asarray(V, float), view_matrix(view) * [[1], [-1], [-1]]
     middle = (V.max(0) + V.min(0)) / 2
     reach = np.abs((V - middle) @ M.T).max()
@@ -95,7 +105,16 @@ def still_of(
     F: Array,  # (f, 3)
     size: int = 156,  # px
 ) -> str:  # a JPEG as a data address
-    "A small picture of a body."
+    """A small picture of a body.
+
+    Args:
+        V: (v, 3) m, y up
+        F: (f, 3)
+        size: px
+
+    Returns:
+        a JPEG as a data address
+    """
     Y = still_camera(V, V)
     image = render(
         Y,
@@ -116,7 +135,15 @@ def still_spots(
     V: Array,  # (v, 3) m
     points: Array,  # (n, 3) m
 ) -> list[list[float]]:  # n times x, y as shares of the still's width and height
-    "Where points of a body are in its still."
+    """Where points of a body are in its still.
+
+    Args:
+        V: (v, 3) m
+        points: (n, 3) m
+
+    Returns:
+        n times x, y as shares of the still's width and height
+    """
     Y = still_camera(V, points)
     return (0.5 + 2.5 * Y[:, :2] / Y[:, 2:]).round(4).tolist()
 
@@ -252,7 +279,15 @@ def report_plot(
     report: Mapping[str, Any],  # of a RegressorFit
     width: int = 274,  # px
 ) -> str:  # html
-    "Residual and leave-one-out error of every mesh, as bars."
+    """Residual and leave-one-out error of every mesh, as bars.
+
+    Args:
+        report: of a RegressorFit
+        width: px
+
+    Returns:
+        html
+    """
     residual, unseen = (
         report["residual_mm"],
         report["held_out_mm"] or [None] * len(report["residual_mm"]),
@@ -293,7 +328,11 @@ def report_plot(
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #f52cec58
 def picker_controls() -> dict[str, widgets.Widget]:
-    "The widgets beside the mesh, by name."
+    """The widgets beside the mesh, by name.
+
+    Returns:
+        %% ../../nbs/3_keypoints/07_picker.ipynb #f52cec58
+    """
     wide, label = widgets.Layout(width="280px"), {"description_width": "76px"}
     half, third = widgets.Layout(width="138px"), widgets.Layout(width="91px")
 
@@ -442,7 +481,11 @@ def arrange(
 def autosave_of(
     path: str | Path,  # of the marks file
 ) -> Path:
-    "Where unsaved changes are kept: the same name with `.autosave` before its ending."
+    """Where unsaved changes are kept: the same name with `.autosave` before its ending.
+
+    Args:
+        path: of the marks file
+    """
     path = Path(path)
     return path.with_suffix(f".autosave{path.suffix}")
 
@@ -451,7 +494,14 @@ def read_session(
     path: str | Path,  # of the marks file; neither it nor its autosave need be there
     # a marks file, empty if there is none; what to say about it
 ) -> tuple[dict[str, Any], str]:
-    "The marks that were saved last, by hand or by themselves."
+    """The marks that were saved last, by hand or by themselves.
+
+    Args:
+        path: of the marks file; neither it nor its autosave need be there
+
+    Returns:
+        a marks file, empty if there is none; what to say about it
+    """
     for file, word in (
         (autosave_of(path), "unsaved marks came back from {}"),
         (Path(path), "marks read from {}"),
@@ -465,7 +515,11 @@ def open_session(
     saved: Mapping[str, Any],  # as `load_marks` gives it
     body: BodyData,
 ) -> PickerState:
-    "Go on with a saved session; refuse one that was made on another mesh."
+    """Go on with a saved session; refuse one that was made on another mesh.
+
+    Args:
+        saved: as `load_marks` gives it
+    """
     if saved.get("topology", topology(body)) != topology(body):
         raise ValueError(
             f"these marks were made on body {saved['body']!r} with other faces than"
@@ -478,7 +532,14 @@ def marking_shapes(
     body: BodyData,
     size: float = 2.0,  # how far, in standard deviations
 ) -> dict[str, np.ndarray]:  # {name: (s,)} shape coefficients
-    "A few builds of a body, by name."
+    """A few builds of a body, by name.
+
+    Args:
+        size: how far, in standard deviations
+
+    Returns:
+        {name: (s,)} shape coefficients
+    """
     names = [str(n) for n in body.extras.get("shape_names", [])] or [
         f"shape {i}" for i in range(body.shapedirs.shape[2])
     ]
@@ -495,7 +556,14 @@ def marking_shapes(
 # %% ../../nbs/3_keypoints/07_picker.ipynb #bc3637e8
 class KeypointPicker:
     """Mark vertices or triangles of a body with the mouse, in several poses and builds,
-    and fit regressors from the marks."""
+    and fit regressors from the marks.
+
+    Args:
+        body: that is marked
+        poses: {name: (24, 3)} axis-angle, rad; a handful that bend most joints if
+            None
+        path: where Save writes; read if it is there
+    """
 
     def __init__(
         self,
@@ -555,7 +623,11 @@ class KeypointPicker:
 
     @property
     def vertices(self) -> np.ndarray:  # (v, 3)
-        "The mesh that is shown."
+        """The mesh that is shown.
+
+        Returns:
+            (v, 3)
+        """
         return self.mesh_of(self.state.pose, self.state.shape)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
@@ -566,7 +638,11 @@ class KeypointPicker:
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #24b09e73
 def _mesh_of(picker: KeypointPicker, pose: str, shape: str) -> np.ndarray:  # (v, 3)
-    "The body in a pose and a build; made once."
+    """The body in a pose and a build; made once.
+
+    Returns:
+        (v, 3)
+    """
     name = pose if shape == MEAN else f"{pose}, {shape}"
     if name not in picker.meshes:
         poses = (
@@ -587,7 +663,11 @@ def _later(
     wait: float = 0.05,  # s
 ) -> None:
     """Do something when the clicks have been drawn; at once where there is no event
-    loop."""
+    loop.
+
+    Args:
+        wait: s
+    """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -622,7 +702,15 @@ def advice(
     poses: int = 6,  # how many there are to mark
     suggested: str | None = None,  # the pose that would tell most, see `suggest_poses`
 ) -> str:  # html
-    "One line that says what to do next."
+    """One line that says what to do next.
+
+    Args:
+        poses: how many there are to mark
+        suggested: the pose that would tell most, see `suggest_poses`
+
+    Returns:
+        html
+    """
     spots = state.marks.get(state.keypoint, {})
     if not spots:
         return (
@@ -653,7 +741,11 @@ def advice(
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #f357224b
 def _draw(picker: KeypointPicker) -> None:
-    "The mesh, the marks on it, the keypoint in it."
+    """The mesh, the marks on it, the keypoint in it.
+
+    Returns:
+        %% ../../nbs/3_keypoints/07_picker.ipynb #f357224b
+    """
     state, V, F, c = (
         picker.state,
         picker.vertices,
@@ -689,7 +781,14 @@ def _draw(picker: KeypointPicker) -> None:
 def hull_of(
     points: Array,  # (n, 3)
 ) -> np.ndarray:  # (t, 3, 3) corners of triangles; none where the points span no volume
-    "The convex hull of points."
+    """The convex hull of points.
+
+    Args:
+        points: (n, 3)
+
+    Returns:
+        (t, 3, 3) corners of triangles; none where the points span no volume
+    """
     with suppress(QhullError, ValueError):
         return np.asarray(points)[ConvexHull(points).simplices]
     return np.zeros((0, 3, 3))
@@ -700,7 +799,15 @@ def ghost_points(
     which: str | None,  # "none", "all keypoints", "all joints", or a name
     V: np.ndarray,  # (v, 3)
 ) -> np.ndarray:  # (n, 3)
-    "Where the regressors that a body has already put their points."
+    """Where the regressors that a body has already put their points.
+
+    Args:
+        which: "none", "all keypoints", "all joints", or a name
+        V: (v, 3)
+
+    Returns:
+        (n, 3)
+    """
     rows = {
         "none": [],
         None: [],
@@ -718,7 +825,11 @@ def _suggest(
     picker: KeypointPicker,
     # None without a fit, before all poses are there, and when all are marked
 ) -> str | None:
-    "The pose that would tell most about the current keypoint."
+    """The pose that would tell most about the current keypoint.
+
+    Returns:
+        None without a fit, before all poses are there, and when all are marked
+    """
     state = picker.state
     meshes = {
         p: picker.meshes.get(p if state.shape == MEAN else f"{p}, {state.shape}")
@@ -740,7 +851,11 @@ def _show(
     picker: KeypointPicker,
     said: str = "",  # a line for the status; what to do next if empty
 ) -> None:
-    "Draw the picker's state."
+    """Draw the picker's state.
+
+    Args:
+        said: a line for the status; what to do next if empty
+    """
     state, c = picker.state, picker.controls
     picker.draw()
     spots, partner = (
@@ -804,7 +919,11 @@ KeypointPicker.show = _show
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #43b044ed
 def _set_options(picker: KeypointPicker) -> None:
-    "Fill the lists: names to suggest, poses, builds, ghosts."
+    """Fill the lists: names to suggest, poses, builds, ghosts.
+
+    Returns:
+        %% ../../nbs/3_keypoints/07_picker.ipynb #43b044ed
+    """
     c, own = picker.controls, sorted(picker.body.keypoint_regressors)
     names = [
         *picker.state.marks,
@@ -883,7 +1002,11 @@ def _change(
     picker: KeypointPicker,
     state: PickerState,  # the new one
 ) -> None:
-    "Take a new state over, draw it, keep it."
+    """Take a new state over, draw it, keep it.
+
+    Args:
+        state: the new one
+    """
     before, picker.state = picker.state, state
     if state == before:
         return
@@ -934,7 +1057,14 @@ def _area(
     picker: KeypointPicker,
     vertices: np.ndarray,  # numbers
 ) -> np.ndarray:  # items: the vertices, or the triangles that lie wholly among them
-    "What a brush or a lasso touches, as vertices or as triangles."
+    """What a brush or a lasso touches, as vertices or as triangles.
+
+    Args:
+        vertices: numbers
+
+    Returns:
+        items: the vertices, or the triangles that lie wholly among them
+    """
     if not picker.controls["kind"].value:
         return vertices
     return len(picker.view.V) + np.flatnonzero(np.isin(picker.view.F, vertices).all(1))
@@ -946,7 +1076,11 @@ def _click(
     face: int,
     keys: frozenset[str] = frozenset(),  # shift: brush; ctrl or meta: erase
 ) -> None:
-    "What a click means, with and without keys."
+    """What a click means, with and without keys.
+
+    Args:
+        keys: shift: brush; ctrl or meta: erase
+    """
     erase, item = (
         bool(keys & {"ctrl", "meta"}),
         picker.state.n_vertices + face if picker.controls["kind"].value else vertex,
@@ -975,7 +1109,11 @@ def _lasso(
     outline: Array = (),  # (n, 2) shares of the canvas; none to give up
     erase: bool = False,
 ) -> None:
-    "Mark, or with ctrl unmark, what a line on the screen goes around."
+    """Mark, or with ctrl unmark, what a line on the screen goes around.
+
+    Args:
+        outline: (n, 2) shares of the canvas; none to give up
+    """
     picker.hands.lasso = False
     if len(outline):
         seen = (
@@ -996,7 +1134,11 @@ KeypointPicker.area, KeypointPicker.click, KeypointPicker.lasso = _area, _click,
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #aa74c05c
 def _marks(picker: KeypointPicker) -> dict[str, Any]:  # as in a marks file
-    "All that was marked, with the poses, the builds and the log."
+    """All that was marked, with the poses, the builds and the log.
+
+    Returns:
+        as in a marks file
+    """
     return to_marks(
         picker.state,
         picker.body.name,
@@ -1014,7 +1156,15 @@ def _fit_some(
     keypoints: Mapping[str, Any],  # of a marks file
     **options: Any,  # of `fit_marks`
 ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
-    "Fit some keypoints, on the meshes that they are marked on."
+    """Fit some keypoints, on the meshes that they are marked on.
+
+    Args:
+        keypoints: of a marks file
+        options: of `fit_marks`
+
+    Returns:
+        {name: fit}, mirror partners included
+    """
     for entry in keypoints.values():
         for mark in entry["marks"]:
             picker.mesh_of(mark["pose"], mark.get("shape", MEAN))
@@ -1030,7 +1180,14 @@ def _fit(
     picker: KeypointPicker,
     **options: Any,  # radius, max_vertices, local, held_out, bootstrap of `fit_marks`
 ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
-    "Fit all keypoints that have marks, and say what they are worth."
+    """Fit all keypoints that have marks, and say what they are worth.
+
+    Args:
+        options: radius, max_vertices, local, held_out, bootstrap of `fit_marks`
+
+    Returns:
+        {name: fit}, mirror partners included
+    """
     picker.fits = picker.fit_some(
         picker.marks()["keypoints"], **{"bootstrap": 50, **options}
     )
@@ -1057,7 +1214,14 @@ def _save(
     picker: KeypointPicker,
     path: str | Path | None = None,  # the picker's own path if None
 ) -> Path:  # the file
-    "Write the session; the next picker with this path goes on with it."
+    """Write the session; the next picker with this path goes on with it.
+
+    Args:
+        path: the picker's own path if None
+
+    Returns:
+        the file
+    """
     written = save_marks(picker.marks(), picker.path if path is None else path)
     if Path(written) == picker.path:
         autosave_of(picker.path).unlink(missing_ok=True)
@@ -1069,7 +1233,11 @@ def _load(
     picker: KeypointPicker,
     path: str | Path | None = None,  # the picker's own path if None
 ) -> None:
-    "Go on with the marks of a file."
+    """Go on with the marks of a file.
+
+    Args:
+        path: the picker's own path if None
+    """
     path = Path(picker.path if path is None else path)
     if not path.exists():
         raise FileNotFoundError(
@@ -1087,7 +1255,14 @@ def _export(
     # .json, .npz or .npy; beside the marks file if None
     path: str | Path | None = None,
 ) -> Path:  # the file
-    "Write the fitted rows with their report, for `load_rows`."
+    """Write the fitted rows with their report, for `load_rows`.
+
+    Args:
+        path: .json, .npz or .npy; beside the marks file if None
+
+    Returns:
+        the file
+    """
     fits = picker.fit()
     written = save_rows(
         fits,
@@ -1106,7 +1281,11 @@ def _change_body(
     picker: KeypointPicker,
     name: str,  # "open body", or the path of a body file
 ) -> None:
-    "Show another body."
+    """Show another body.
+
+    Args:
+        name: "open body", or the path of a body file
+    """
     body = (
         open_body()
         if name.strip() in ("", "open body", "open_body")
@@ -1208,7 +1387,11 @@ KeypointPicker.guarded, KeypointPicker.moves = _guarded, _moves
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #cd4caaa8
 def _connect(picker: KeypointPicker) -> None:
-    "Wire the controls and the keys to the moves."
+    """Wire the controls and the keys to the moves.
+
+    Returns:
+        %% ../../nbs/3_keypoints/07_picker.ipynb #cd4caaa8
+    """
     c, moves, guarded = picker.controls, picker.moves(), picker.guarded
 
     def look(_):
@@ -1296,7 +1479,12 @@ def _still(
     close: float | None = None,
 ) -> None:
     """A picture of the picker's state: marked vertices, or the fitted keypoint once
-    there is one."""
+    there is one.
+
+    Args:
+        views: see `hmr_nb.draw.mesh`
+        close: show only what is within this distance of the marks, m
+    """
     V, F, ids = (
         picker.vertices,
         np.asarray(picker.body.faces),
@@ -1324,7 +1512,14 @@ def _add_to(
     picker: KeypointPicker,
     keypoints: KeypointSet,  # such as keypoint_set("cocoplus19")
 ) -> KeypointSet:  # with the fitted keypoints at its end
-    "The keypoint set with everything that was fitted here."
+    """The keypoint set with everything that was fitted here.
+
+    Args:
+        keypoints: such as keypoint_set("cocoplus19")
+
+    Returns:
+        with the fitted keypoints at its end
+    """
     fits = picker.fit()
     for name, fit in fits.items():
         partner = partner_of(picker.state, name) or next(

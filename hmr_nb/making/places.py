@@ -26,7 +26,16 @@ def view_rotation(
     # (3, 3) world (y up, person at yaw 0 facing the camera) -> camera (y down, z
     # forward)
 ) -> np.ndarray:
-    "The rotation from a room into the camera that stands in it."
+    """The rotation from a room into the camera that stands in it.
+
+    Args:
+        pitch: rad, how far the camera looks down
+        roll: rad, how far it leans to its right
+
+    Returns:
+        (3, 3) world (y up, person at yaw 0 facing the camera) -> camera (y down, z
+            forward)
+    """
     s, c = math.sin(pitch), math.cos(pitch)
     # rows: right, down, forward
     level = np.array([[1.0, 0, 0], [0, -c, s], [0, -s, -c]])
@@ -36,7 +45,14 @@ def view_rotation(
 def level_axes(
     up: Array,  # (3,) unit, camera frame
 ) -> np.ndarray:  # (3, 3) rows: to the left in the picture, up, away from the camera
-    "The axes of a place as the camera sees them."
+    """The axes of a place as the camera sees them.
+
+    Args:
+        up: (3,) unit, camera frame
+
+    Returns:
+        (3, 3) rows: to the left in the picture, up, away from the camera
+    """
     ahead = np.array([0.0, 0, 1]) - up[2] * np.asarray(up, float)
     if np.linalg.norm(ahead) < 0.05:
         ahead = np.cross([1.0, 0, 0], up)
@@ -45,7 +61,12 @@ def level_axes(
 
 # %% ../../nbs/6_making/08_places.ipynb #ff072415
 class Surface(NamedTuple):
-    "What a face looks like."
+    """What a face looks like.
+
+    Attributes:
+        kind: one of `surface_colors`
+        step: m, of the pattern
+    """
 
     kind: str = "plain"  # one of `surface_colors`
     color: tuple = (0.5, 0.5, 0.5)
@@ -55,7 +76,14 @@ class Surface(NamedTuple):
 
 
 class Box(NamedTuple):
-    "A thing in a place."
+    """A thing in a place.
+
+    Attributes:
+        middle: x, z m
+        size: along x, y, z, m
+        turn: rad, about the vertical
+        floor: m, how high its lower side is
+    """
 
     middle: tuple  # x, z m
     size: tuple  # along x, y, z, m
@@ -79,7 +107,11 @@ _BOX_FACES = np.concatenate([_QUADS[:, [0, 1, 2]], _QUADS[:, [0, 2, 3]]], 1).res
 def box_mesh(
     boxes: Sequence[Box],
 ) -> tuple[np.ndarray, np.ndarray]:  # (8n, 3) m, axes of the place; (12n, 3)
-    "Twelve triangles a box."
+    """Twelve triangles a box.
+
+    Returns:
+        (8n, 3) m, axes of the place; (12n, 3)
+    """
     sides, middle = (
         np.array([b.size for b in boxes]).reshape(-1, 1, 3),
         np.array([b.middle for b in boxes]).reshape(-1, 2, 1),
@@ -107,7 +139,15 @@ def chance(
     j: Array,  # (n,)
     seed: float,
 ) -> np.ndarray:  # (n,) 0…1
-    "A random number for each cell of a grid."
+    """A random number for each cell of a grid.
+
+    Args:
+        i: (n,) whole numbers
+        j: (n,)
+
+    Returns:
+        (n,) 0…1
+    """
     v = np.sin(i * 12.9898 + j * 78.233 + seed * 37.719) * 43758.5453
     return v - np.floor(v)
 
@@ -118,7 +158,16 @@ def cloud(
     cells: int = 3,  # of the coarsest layer
     layers: int = 4,  # each twice as fine and about half as strong
 ) -> np.ndarray:  # (h, w) float32, about 0…1
-    "Smooth noise at several sizes, as in clouds, leaves and dirt."
+    """Smooth noise at several sizes, as in clouds, leaves and dirt.
+
+    Args:
+        size: h, w
+        cells: of the coarsest layer
+        layers: each twice as fine and about half as strong
+
+    Returns:
+        (h, w) float32, about 0…1
+    """
     out, weight = np.zeros(tuple(size), np.float32), 0.0
     for k in range(layers):
         n = cells * 2**k
@@ -141,7 +190,16 @@ def grain(
     v: Array,  # (n,) m
     fine: float = 60.0,  # samples of noise a metre
 ) -> np.ndarray:  # (n,) about -.5….5
-    "Noise that lies on a surface."
+    """Noise that lies on a surface.
+
+    Args:
+        u: (n,) m
+        v: (n,) m
+        fine: samples of noise a metre
+
+    Returns:
+        (n,) about -.5….5
+    """
     return _GRAIN[
         np.floor(v * fine).astype(int) & 511, np.floor(u * fine).astype(int) & 511
     ]
@@ -152,7 +210,15 @@ def surface_colors(
     u: Array,  # (n,) m, to the side
     v: Array,  # (n,) m, up
 ) -> np.ndarray:  # (n, 3)
-    "The colour of places on a surface."
+    """The colour of places on a surface.
+
+    Args:
+        u: (n,) m, to the side
+        v: (n,) m, up
+
+    Returns:
+        (n, 3)
+    """
     i, j = np.floor(u / s.step), np.floor(v / s.step)
     a, b = u / s.step - i, v / s.step - j
     mix = np.zeros(len(u))
@@ -192,7 +258,11 @@ def surface_colors(
 
 # %% ../../nbs/6_making/08_places.ipynb #b7cb2d37
 def _cells(s: Surface, u: Array, v: Array) -> np.ndarray:
-    "Grids whose cells differ: window panes, goods on shelves, a crowd, letters."
+    """Grids whose cells differ: window panes, goods on shelves, a crowd, letters.
+
+    Returns:
+        %% ../../nbs/6_making/08_places.ipynb #b7cb2d37
+    """
     w, h = {
         "windows": (1.0, 1.25),
         "shelf": (0.35, 1.2),
@@ -237,7 +307,14 @@ def _cells(s: Surface, u: Array, v: Array) -> np.ndarray:
 # %% ../../nbs/6_making/08_places.ipynb #afd220cd
 class Cutout(NamedTuple):
     """A bush, a tree's crown or somebody: a flat picture that stands upright and faces
-    the camera."""
+    the camera.
+
+    Attributes:
+        middle: x, z m
+        width: m
+        floor: m, how high its lower edge is
+        picture: which of the crowd; -1: leaves
+    """
 
     middle: tuple  # x, z m
     width: float  # m
@@ -249,7 +326,15 @@ class Cutout(NamedTuple):
 
 
 class Place(NamedTuple):
-    "All that is around a person."
+    """All that is around a person.
+
+    Attributes:
+        boxes: of Box
+        cutouts: of Cutout
+        sky: colour at the horizon and high up
+        haze: share of the sky's colour for each metre
+        lines: of a pitch: (x, z, along x, along z) m, white on the ground
+    """
 
     ground: Surface
     boxes: tuple  # of Box
@@ -306,7 +391,12 @@ def some_surface(
     colors: Array = _WALLS,
     step: tuple = (0.3, 1.2),  # m, at least and at most
 ) -> Surface:
-    "A surface of one of some kinds."
+    """A surface of one of some kinds.
+
+    Args:
+        kinds: of which one is taken
+        step: m, at least and at most
+    """
     return Surface(
         str(rng.choice(kinds.split())),
         _near(rng, colors),
@@ -317,7 +407,11 @@ def some_surface(
 
 # %% ../../nbs/6_making/08_places.ipynb #b2fd61c1
 def _parts(x: float, z: float, turn: float, parts: Sequence[tuple]) -> list[Box]:
-    "Boxes that belong together: (x, z, floor, size, surface), turned about one spot."
+    """Boxes that belong together: (x, z, floor, size, surface), turned about one spot.
+
+    Returns:
+        %% ../../nbs/6_making/08_places.ipynb #b2fd61c1
+    """
     s, c = math.sin(turn), math.cos(turn)
     return [
         Box((x + a * c + b * s, z + b * c - a * s), size, surface, turn, floor)
@@ -334,7 +428,14 @@ def make_thing(
     turn: float,  # rad
     rng: np.random.Generator,
 ) -> list[Box]:
-    "A thing of daily life."
+    """A thing of daily life.
+
+    Args:
+        kind: "car", "bench", "table", "chair", "sofa", "shelf", "crate", "pole",
+            "bin", "fence", "wall", "bed", "barrier"
+        x: m
+        turn: rad
+    """
     one, two = (
         some_surface(rng, "plain planks plain", _GOODS),
         Surface("plain", _near(rng, _GOODS)),
@@ -443,7 +544,14 @@ def around(
     near: float = 1.4,  # m, at least
     far: float = 7.0,
 ) -> tuple[float, float, float]:  # x, z m, a turn, rad: beside or behind the person
-    "A spot where a thing does not stand in the way."
+    """A spot where a thing does not stand in the way.
+
+    Args:
+        near: m, at least
+
+    Returns:
+        x, z m, a turn, rad: beside or behind the person
+    """
     angle, r = rng.uniform(-0.3, math.pi + 0.3), rng.uniform(near, far)
     return (
         r * math.cos(angle) * 1.2,
@@ -557,7 +665,11 @@ def _studio(rng: np.random.Generator) -> Place:
 
 # %% ../../nbs/6_making/08_places.ipynb #7c9d5b57
 def _town(rng: np.random.Generator) -> Place:
-    "A street with houses, cars, shops, trees and people."
+    """A street with houses, cars, shops, trees and people.
+
+    Returns:
+        %% ../../nbs/6_making/08_places.ipynb #7c9d5b57
+    """
     boxes, cutouts, x = [], [], -20.0
     far, turn = rng.uniform(4, 16), rng.normal(0, 0.35)
     while x < 20:
@@ -663,7 +775,11 @@ def _road(rng: np.random.Generator) -> tuple:
 
 # %% ../../nbs/6_making/08_places.ipynb #94d36055
 def _park(rng: np.random.Generator) -> Place:
-    "Grass, bushes, trees."
+    """Grass, bushes, trees.
+
+    Returns:
+        %% ../../nbs/6_making/08_places.ipynb #94d36055
+    """
     boxes, cutouts = [], []
     for _ in range(rng.integers(4, 14)):
         cutouts.append(
@@ -817,7 +933,11 @@ def _indoors(rng: np.random.Generator) -> Place:
 
 # %% ../../nbs/6_making/08_places.ipynb #17a64936
 def _stands(rng: np.random.Generator, z: float) -> list[Box]:
-    "Boards with letters, and rows of people above them."
+    """Boards with letters, and rows of people above them.
+
+    Returns:
+        %% ../../nbs/6_making/08_places.ipynb #17a64936
+    """
     boards = [
         Box(
             (x, z),
@@ -997,14 +1117,23 @@ def make_place(
     kind: str,  # a key of PLACES
     rng: np.random.Generator,
 ) -> Place:
-    "A place of one kind, drawn from a generator."
+    """A place of one kind, drawn from a generator.
+
+    Args:
+        kind: a key of PLACES
+    """
     if kind not in PLACES:
         raise ValueError(f"place: expected one of {', '.join(PLACES)}, got {kind!r}")
     return PLACES[kind](rng)
 
 # %% ../../nbs/6_making/08_places.ipynb #80f932f7
 class Lamps(NamedTuple):
-    "The light of a scene."
+    """The light of a scene.
+
+    Attributes:
+        lights: of Light, camera frame; the first shadows the body itself
+        casting: how many of the lights throw a shadow on the ground
+    """
 
     lights: tuple  # of Light, camera frame; the first shadows the body itself
     ambient: float
@@ -1018,7 +1147,13 @@ def hang_lamps(
     casting: int = 1,  # how many lamps throw a shadow, at most
 ) -> Lamps:
     """A lamp above, to the left or right, before or behind; light from the ceiling;
-    some from everywhere."""
+    some from everywhere.
+
+    Args:
+        up: (3,)
+        colored: how far the light may be from white
+        casting: how many lamps throw a shadow, at most
+    """
 
     def level():
         way = np.cross(up, rng.normal(size=3))
@@ -1064,7 +1199,17 @@ def cast_shadows(
     rng: np.random.Generator,
     strength: float = 0.55,  # of the lamps against all light
 ) -> np.ndarray:  # (n,) 0…1 how much light is left
-    "The shadows that a body casts, soft at their edges."
+    """The shadows that a body casts, soft at their edges.
+
+    Args:
+        points: (n, 3) m, on the ground or on things, camera frame
+        scene: of `ray_scene`: what throws the shadow
+        up: (3,)
+        strength: of the lamps against all light
+
+    Returns:
+        (n,) 0…1 how much light is left
+    """
 
     def unit(axis):
         return np.asarray(axis) / np.linalg.norm(axis)
@@ -1094,7 +1239,14 @@ def cast_shadows(
 
 # %% ../../nbs/6_making/08_places.ipynb #338b9f91
 class Scenery(NamedTuple):
-    "What a camera sees of a place."
+    """What a camera sees of a place.
+
+    Attributes:
+        image: (h, w, 3) colours, 0…1
+        depth: (h, w) m along z, infinite in the sky
+        points: (h, w, 3) m of the ground and the boxes, camera frame; anything
+            where the depth is infinite
+    """
 
     image: np.ndarray  # (h, w, 3) colours, 0…1
     depth: np.ndarray  # (h, w) m along z, infinite in the sky
@@ -1157,7 +1309,13 @@ def look_at_place(
     foot: Array,  # (3,) m, where the person stands, camera frame
     lamps: Lamps,
 ) -> Scenery:
-    "Ground, boxes and sky as a camera sees them."
+    """Ground, boxes and sky as a camera sees them.
+
+    Args:
+        D: (h, w, 3) rays with z = 1, camera frame
+        up: (3,) camera frame
+        foot: (3,) m, where the person stands, camera frame
+    """
     A = level_axes(up)
     Dp, eye = (D @ A.T).astype(np.float32), (-A @ foot).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -1230,7 +1388,11 @@ _LEAVES = _leaf_maps()
 def leaf_picture(
     seed: int, color: tuple
 ) -> np.ndarray:  # (64, 64, 4) colour times cover, and cover, 0…1
-    "Leaves."
+    """Leaves.
+
+    Returns:
+        (64, 64, 4) colour times cover, and cover, 0…1
+    """
     bright, cover = np.moveaxis(
         _LEAVES[seed % 12][:, :: 1 - 2 * (seed // 12 % 2)], -1, 0
     )
@@ -1287,7 +1449,18 @@ def add_cutouts(
     crowd: Array,
     light: float = 1.0,  # brightness
 ) -> None:
-    "Bushes, crowns of trees and other people."
+    """Bushes, crowns of trees and other people.
+
+    Args:
+        view: its image and depth are changed in place
+        focal: px
+        center: (2,) px
+        up: (3,)
+        foot: (3,) m
+        crowd: (n, h, w, 4) float32 pictures of people, colour times cover, and
+            cover, 0…1; may be empty
+        light: brightness
+    """
     A = level_axes(up)
     spots, w = (
         [
@@ -1320,7 +1493,15 @@ def develop(
     rng: np.random.Generator,
     rough: bool,  # contrast, colour, blur and noise vary
 ) -> np.ndarray:  # (h, w, 3) uint8
-    "From light to a photograph."
+    """From light to a photograph.
+
+    Args:
+        image: (h, w, 3) float 0…1
+        rough: contrast, colour, blur and noise vary
+
+    Returns:
+        (h, w, 3) uint8
+    """
     image = image.astype(np.float32)
     if rough:
         image = np.clip(image, 0, 1.5) ** np.float32(

@@ -16,12 +16,23 @@ from ..basics.shapes import Array, check_shape
 def output_names(
     joints: tuple[str, ...] = SMPL_JOINTS,  # joint names, root first
 ) -> tuple[str, ...]:  # one name a column of the critic's answer
-    "What each number of the critic judges."
+    """What each number of the critic judges.
+
+    Args:
+        joints: joint names, root first
+
+    Returns:
+        one name a column of the critic's answer
+    """
     return (*joints[1:], "all joints", "shape")
 
 # %% ../../nbs/4_model/04_discriminator.ipynb #f92db684
 def _through(layers, x):
-    "Several layers, one after the other."
+    """Several layers, one after the other.
+
+    Returns:
+        %% ../../nbs/4_model/04_discriminator.ipynb #f92db684
+    """
     for layer in layers:
         x = layer(x)
     return x
@@ -30,7 +41,13 @@ def _through(layers, x):
 @keras.saving.register_keras_serializable("hmr_nb")
 class Discriminator(keras.layers.Layer):
     """The factorised adversarial prior: each joint, all joints, shape (Kanazawa et al.
-    2018, section 3.3)."""
+    2018, section 3.3).
+
+    Args:
+        joints: joints of the body, root included
+        betas: shape coefficients judged
+        kwargs: name, dtype, … of a Keras layer
+    """
 
     def __init__(
         self,

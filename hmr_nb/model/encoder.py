@@ -36,7 +36,16 @@ def rebuild(
     settings: dict[str, dict[str, Any]],  # layer name -> its settings to change
     dtype: str | None = None,  # precision of every layer, such as "mixed_bfloat16"
 ) -> keras.Model:  # same names, same weights
-    "The same network with some settings changed."
+    """The same network with some settings changed.
+
+    Args:
+        model: a functional model
+        settings: layer name -> its settings to change
+        dtype: precision of every layer, such as "mixed_bfloat16"
+
+    Returns:
+        same names, same weights
+    """
 
     def clone(layer):
         config = layer.get_config() | settings.get(layer.name, {})
@@ -89,7 +98,11 @@ class SoftArgmax(layers.Layer):
 
 # %% ../../nbs/4_model/02_encoder.ipynb #4953ec83
 def _conv(x, name, channels, size=3, stride=1, relu=True):
-    "Convolution, normalisation, ReLU."
+    """Convolution, normalisation, ReLU.
+
+    Returns:
+        %% ../../nbs/4_model/02_encoder.ipynb #4953ec83
+    """
     x = layers.Conv2D(
         channels, size, stride, "same", use_bias=False, name=f"{name}_conv"
     )(x)
@@ -144,7 +157,17 @@ def small_encoder(
     widths: tuple[int, ...] = (32, 64, 128, 192),  # channels at 1/4, 1/8, 1/16, 1/32
     channels: int = 96,  # channels on the way back
 ) -> keras.Model:  # images (b, h, w, 3) in -1..1 -> features (b, 328)
-    "A network of 1.7 million weights that learns from rendered people on a laptop."
+    """A network of 1.7 million weights that learns from rendered people on a laptop.
+
+    Args:
+        input_size: side of the pictures; None: any
+        side: what they are resized to, a multiple of 32
+        widths: channels at 1/4, 1/8, 1/16, 1/32
+        channels: channels on the way back
+
+    Returns:
+        images (b, h, w, 3) in -1..1 -> features (b, 328)
+    """
     images = layers.Input((input_size, input_size, 3), name="images")
     x, steps = _conv(Resize(side, name="resize")(images), "stem", widths[0], 7, 4), []
     for i, (width, blocks) in enumerate(zip(widths, (1, 1, 2, 1))):
@@ -176,7 +199,15 @@ def joints_25d(
     features: Array,  # (b, d) of the small encoder
     joints: int = len(SMPL_JOINTS),  # joints of the body
 ) -> Array:  # (b, j, 3) x and y in ndc, depth in m relative to the first joint
-    "Where the small encoder sees the joints."
+    """Where the small encoder sees the joints.
+
+    Args:
+        features: (b, d) of the small encoder
+        joints: joints of the body
+
+    Returns:
+        (b, j, 3) x and y in ndc, depth in m relative to the first joint
+    """
     sizes = check_shape(features, "b d", "features")
     if sizes["d"] < 3 * joints:
         raise ValueError(
@@ -188,7 +219,11 @@ def joints_25d(
 # %% ../../nbs/4_model/02_encoder.ipynb #4e228b62
 def _steady_names(net: keras.Model) -> keras.Model:
     """The same network, named as in a fresh session: Keras counts layers that have no
-    name of their own through the whole session."""
+    name of their own through the whole session.
+
+    Returns:
+        %% ../../nbs/4_model/02_encoder.ipynb #4e228b62
+    """
     numbers = {}
     for layer in net.layers:
         kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", layer.name).groups()
@@ -251,7 +286,19 @@ def build_encoder(
     # normalise over the batches of all devices that share one
     synchronized: bool = False,
 ) -> keras.Model:  # images (b, h, w, 3) in -1..1 -> features (b, d)
-    "An encoder by name."
+    """An encoder by name.
+
+    Args:
+        name: "small", or a network of keras.applications such as "resnet50v2"
+        input_size: side of the pictures; None: any for small, 224 for the others
+        pool1: ResNet V2 as in "keras", "tf1" (original HMR) or "hmr2" (hmr2.0)
+        weights: "imagenet", a weights file of the same network, or None
+        dtype: "mixed_bfloat16": the encoder alone computes in half precision
+        synchronized: normalise over the batches of all devices that share one
+
+    Returns:
+        images (b, h, w, 3) in -1..1 -> features (b, d)
+    """
     if pool1 not in POOL1:
         raise ValueError(f"pool1: expected one of {', '.join(POOL1)}, got {pool1!r}")
     if pool1 != "keras" and not (
@@ -298,7 +345,11 @@ def build_encoder(
 
 # %% ../../nbs/4_model/02_encoder.ipynb #5b1f60ac
 def _flags() -> str:
-    "What the processor says it can do; nothing on a system that does not tell."
+    """What the processor says it can do; nothing on a system that does not tell.
+
+    Returns:
+        %% ../../nbs/4_model/02_encoder.ipynb #5b1f60ac
+    """
     told = Path("/proc/cpuinfo")
     return (
         next(
@@ -333,7 +384,15 @@ def fast_precision(
     # compute capability of each graphics card; None: of those here
     gpus: Sequence[tuple[int, int]] | None = None,
 ) -> str:  # "mixed_bfloat16" or "float32"
-    "The precision in which this machine runs a large encoder fastest."
+    """The precision in which this machine runs a large encoder fastest.
+
+    Args:
+        flags: of the processor, as in /proc/cpuinfo; None: of this one
+        gpus: compute capability of each graphics card; None: of those here
+
+    Returns:
+        "mixed_bfloat16" or "float32"
+    """
     gpus = _gpus() if gpus is None else gpus
     words = set((_flags() if flags is None else flags).split())
     fast = min(gpus) >= (8, 0) if gpus else bool(words & {"avx512_bf16", "amx_bf16"})

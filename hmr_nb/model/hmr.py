@@ -33,7 +33,20 @@ from .view import View
 # %% ../../nbs/4_model/06_hmr.ipynb #da7b00c0
 class HMROutput(NamedTuple):
     """One guess for a batch of people, in the camera's axes: x right, y down, z
-    forward; metres, radians."""
+    forward; metres, radians.
+
+    Attributes:
+        vertices: (b, v, 3) mesh around the body's own origin; None if not asked for
+        keypoints: (b, k, 3)
+        keypoints2d: (b, k, 2) ndc: -1..1 over the crop
+        pose: (b, j, 3) axis-angle
+        betas: (b, s)
+        cam: (b, 3) scale, tx, ty
+        rotations: (b, j, 3, 3)
+        joints: (b, j, 3) joints of the body
+        hints: (b, j, 3) where the small encoder sees the joints: ndc x, y and
+            relative depth
+    """
 
     # (b, v, 3) mesh around the body's own origin; None if not asked for
     vertices: Array | None
@@ -54,7 +67,14 @@ def decode(
     rotation: str,  # how the state writes rotations
     mesh: bool = True,  # False: keypoints and joints only, much less work
 ) -> HMROutput:
-    "Camera, pose and shape to mesh, joints and keypoints, in space and in the picture."
+    """Camera, pose and shape to mesh, joints and keypoints, in space and in the picture.
+
+    Args:
+        smpl: the body layer, with keypoints
+        state: (b, n) from the regressor
+        rotation: how the state writes rotations
+        mesh: False: keypoints and joints only, much less work
+    """
     cam, pose, betas = split_state(ops.cast(state, "float32"), rotation)
     rotations = pose_rotations(pose)
     axis_angle = pose if rotation == "axis_angle" else matrix_to_axis_angle(rotations)
@@ -78,7 +98,14 @@ def decode(
 def input_side(
     encoder: keras.Model,  # from images to features
 ) -> int:  # px
-    "The side of the pictures that an encoder takes."
+    """The side of the pictures that an encoder takes.
+
+    Args:
+        encoder: from images to features
+
+    Returns:
+        px
+    """
     side = encoder.input_shape[1]
     resize = [layer.side for layer in encoder.layers if hasattr(layer, "side")]
     return int(side or (resize or [224])[0])
@@ -140,7 +167,23 @@ class _Asked(keras.Model):
 # %% ../../nbs/4_model/06_hmr.ipynb #5f06ca51
 class HMR(_Asked):
     """Image to body (Kanazawa et al. 2018): encoder, three corrections, body model,
-    weak-perspective camera."""
+    weak-perspective camera.
+
+    Args:
+        encoder: name for `build_encoder`, or a model from images to features
+        body: None: the open body
+        keypoints: what to report and train on
+        iterations: corrections
+        rotation: "axis_angle" as published, or "6d"
+        hidden: width of the regressor
+        mean: (n,) first guess; None: `mean_state()`
+        dropout: of the regressor
+        input_size: side of the images; None: the encoder's own
+        pool1: "keras", "tf1" or "hmr2": see model/02_encoder
+        view: what the model sees of a person; None: 1.25 times the longer side of
+            the box
+        kwargs: name, dtype, … of a Keras model
+    """
 
     def __init__(
         self,
@@ -231,7 +274,14 @@ def _layer_and_weight(paths: list[str]) -> list[str]:
 def named_weights(
     model: HMR,  # any HMR
 ) -> dict[str, Any]:  # {name: variable}, the same names in every session
-    "Weights of encoder and regressor by name."
+    """Weights of encoder and regressor by name.
+
+    Args:
+        model: any HMR
+
+    Returns:
+        {name: variable}, the same names in every session
+    """
     names = _layer_and_weight([w.path for w in model.encoder.weights])
     named = {f"encoder/{name}": w for name, w in zip(names, model.encoder.weights)}
     named |= {
@@ -254,7 +304,16 @@ def save_weights_file(
     arrays: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """Write the weights by name and what rebuilds the model, rows of points of your own
-    included; never anything of the body."""
+    included; never anything of the body.
+
+    Args:
+        model: with an encoder that `build_encoder` knows by name
+        path: .h5 to write
+        half: store tables in half precision
+        training: what to remember of the training, plain json
+        arrays: what a run needs to go on: critic, optimizers' memory; see
+            `training_arrays`
+    """
     about = {
         "kind": KIND,
         "version": VERSION,
@@ -287,7 +346,14 @@ def save_weights_file(
 def weights_info(
     path: str | Path,  # file of `save_weights_file`
 ) -> dict:  # kind, version, config, training, trained_with
-    "What a weights file says about itself; a clear error for any other file."
+    """What a weights file says about itself; a clear error for any other file.
+
+    Args:
+        path: file of `save_weights_file`
+
+    Returns:
+        kind, version, config, training, trained_with
+    """
     path = Path(path)
     if path.with_name(path.name + ".index").is_file() or path.suffix in (
         ".index",
@@ -332,7 +398,14 @@ def _stored(
     path: str | Path,
     training: bool,  # what a run needs to go on, instead of the weights
 ) -> dict[str, np.ndarray]:  # {name: value}
-    "The arrays in a weights file."
+    """The arrays in a weights file.
+
+    Args:
+        training: what a run needs to go on, instead of the weights
+
+    Returns:
+        {name: value}
+    """
     weights_info(path)
     with h5py.File(path) as f:
         found = {}
@@ -353,7 +426,14 @@ def _stored(
 def training_arrays(
     path: str | Path,  # file of `save_weights_file`
 ) -> dict[str, np.ndarray]:  # {name: value}, empty for most files
-    "What a weights file holds for a training run that goes on."
+    """What a weights file holds for a training run that goes on.
+
+    Args:
+        path: file of `save_weights_file`
+
+    Returns:
+        {name: value}, empty for most files
+    """
     return _stored(path, training=True)
 
 # %% ../../nbs/4_model/06_hmr.ipynb #24a5c58e
@@ -361,7 +441,15 @@ def load_weights_file(
     model: HMR,  # to receive the weights
     path: str | Path,  # file of `save_weights_file`
 ) -> HMR:  # the same model
-    "Copy weights by name; all names and shapes must agree."
+    """Copy weights by name; all names and shapes must agree.
+
+    Args:
+        model: to receive the weights
+        path: file of `save_weights_file`
+
+    Returns:
+        the same model
+    """
     named, stored = named_weights(model), _stored(path, training=False)
     # files of 0.2.0 have whole paths
     old = [k for k in stored if k.startswith("encoder/")]
@@ -390,7 +478,13 @@ def load_hmr(
     body: BodyData | None = None,  # None: the open body
     keypoints: KeypointSet | str | None = None,  # None: those of the file
 ) -> HMR:
-    "The model that a weights file describes, with its weights."
+    """The model that a weights file describes, with its weights.
+
+    Args:
+        path: file of `save_weights_file`
+        body: None: the open body
+        keypoints: None: those of the file
+    """
     config = weights_info(path)["config"]
     if "keypoints" not in config:
         raise ValueError(
@@ -421,7 +515,13 @@ def small_hmr(
     keypoints: KeypointSet | str | None = None,  # None: those it was trained with
     domains: str = "all",  # which rendered domains it learned: "all", or "studio" alone
 ) -> HMR:
-    "The small model that ships; it knows rendered bodies only."
+    """The small model that ships; it knows rendered bodies only.
+
+    Args:
+        body: None: the open body
+        keypoints: None: those it was trained with
+        domains: which rendered domains it learned: "all", or "studio" alone
+    """
     if domains not in SMALL_WEIGHTS:
         raise ValueError(
             f"domains: expected one of {', '.join(SMALL_WEIGHTS)}, got {domains!r}"

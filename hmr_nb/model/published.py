@@ -34,7 +34,11 @@ BN, CONV, BIASED = (
 def resnet_layers() -> Iterator[
     tuple[str, str, tuple[str, ...]]
 ]:  # our layer, TF1 scope, its weights
-    "The layers of ResNet50 v2 that have weights, in hmr2.0's order."
+    """The layers of ResNet50 v2 that have weights, in hmr2.0's order.
+
+    Returns:
+        our layer, TF1 scope, its weights
+    """
     yield "conv1_conv", "conv1", BIASED
     for stage, units in enumerate((3, 4, 6, 3), start=1):
         for unit in range(1, units + 1):
@@ -53,7 +57,11 @@ def resnet_layers() -> Iterator[
 
 # %% ../../nbs/4_model/08_published.ipynb #1e198be6
 def tf1_names() -> dict[str, str]:  # {our name: variable of HMR's checkpoint}
-    "Names in the original HMR (akanazawa/hmr, TensorFlow 1)."
+    """Names in the original HMR (akanazawa/hmr, TensorFlow 1).
+
+    Returns:
+        {our name: variable of HMR's checkpoint}
+    """
     word = {"kernel": "weights", "bias": "biases"}
     names = {
         f"encoder/{ours}/{w}": f"resnet_v2_50/{theirs}/{word.get(w, w)}"
@@ -69,7 +77,11 @@ def tf1_names() -> dict[str, str]:  # {our name: variable of HMR's checkpoint}
 
 
 def hmr2_names() -> dict[str, str]:  # {our name: key of hmr2.0's checkpoint}
-    "Names in hmr2.0 (russoale/hmr2.0, TensorFlow 2): layers are numbered."
+    """Names in hmr2.0 (russoale/hmr2.0, TensorFlow 2): layers are numbered.
+
+    Returns:
+        {our name: key of hmr2.0's checkpoint}
+    """
     end, net = ".ATTRIBUTES/VARIABLE_VALUE", "generator/resnet50V2/layer_with_weights"
     names = {
         f"encoder/{ours}/{w}": f"{net}-{i}/{w}/{end}"
@@ -88,7 +100,14 @@ def hmr2_names() -> dict[str, str]:  # {our name: key of hmr2.0's checkpoint}
 def checkpoint_prefix(
     path: str | Path,  # prefix, or one of the files of a checkpoint
 ) -> str:  # prefix whose files are both there
-    "The prefix of a checkpoint, or an error that says what is there instead."
+    """The prefix of a checkpoint, or an error that says what is there instead.
+
+    Args:
+        path: prefix, or one of the files of a checkpoint
+
+    Returns:
+        prefix whose files are both there
+    """
     path = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path)))
     if path.is_dir():
         found = sorted({str(p.with_suffix("").name) for p in path.glob("*.index")})
@@ -132,7 +151,16 @@ def read_checkpoint(
     names: dict[str, str],  # {our name: theirs}
     what: str = "checkpoint",  # for the error message
 ) -> dict[str, np.ndarray]:  # {our name: weight}
-    "The variables in `names`, and nothing else, from a TensorFlow checkpoint."
+    """The variables in `names`, and nothing else, from a TensorFlow checkpoint.
+
+    Args:
+        path: prefix of the checkpoint
+        names: {our name: theirs}
+        what: for the error message
+
+    Returns:
+        {our name: weight}
+    """
     prefix = checkpoint_prefix(path)
     try:
         import tensorflow as tf
@@ -176,7 +204,15 @@ def row_names(
     custom: dict[int, str] | None = None,
 ) -> tuple[str, ...]:  # a name a column
     """What the columns of a published keypoint regressor are: cocoplus19, custom joints
-    inserted."""
+    inserted.
+
+    Args:
+        count: columns of a checkpoint's keypoint regressor
+        custom: {column: name} of custom joints; hmr2.0's toes for 21 columns
+
+    Returns:
+        a name a column
+    """
     names = list(keypoint_set("cocoplus19").names)
     custom = (
         TOES if custom is None and count == len(names) + len(TOES) else custom or {}
@@ -199,7 +235,17 @@ def body_with_rows(
     custom: dict[int, str] | None = None,  # {column: name}, see `row_names`
 ) -> BodyData:  # with the rows that were missing
     """The body, with keypoints from the checkpoint where it has none of its own and the
-    vertices agree."""
+    vertices agree.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+        checkpoint: prefix of the published checkpoint
+        body: perhaps without keypoint rows, as SMPL's own file
+        custom: {column: name}, see `row_names`
+
+    Returns:
+        with the rows that were missing
+    """
     rows = read_checkpoint(
         checkpoint, {"rows": ROWS[kind]}, "the keypoint rows of a published model"
     )["rows"]
@@ -279,7 +325,14 @@ def load_hmr_tf1(
     body: BodyData | None = None,
     keypoints: KeypointSet | str | None = None,  # None: cocoplus19
 ) -> HMR:
-    "The original HMR with its published weights and graph (akanazawa/hmr)."
+    """The original HMR with its published weights and graph (akanazawa/hmr).
+
+    Args:
+        checkpoint_prefix: such as models/model.ckpt-667589
+        body: SMPL, from `load_body`; None: the open body, whose pose means nearly
+            the same
+        keypoints: None: cocoplus19
+    """
     return _load("hmr-tf1", checkpoint_prefix, body, keypoints)
 
 
@@ -291,7 +344,15 @@ def load_hmr2(
     # {column: name} of custom joints; hmr2.0's toes where it has 21 keypoints
     custom: dict[int, str] | None = None,
 ) -> HMR:
-    "hmr2.0 with its published weights and graph (russoale/hmr2.0)."
+    """hmr2.0 with its published weights and graph (russoale/hmr2.0).
+
+    Args:
+        checkpoint_prefix: such as logs/base_model/ckpt-95
+        body: SMPL, from `load_body`; None: the open body
+        keypoints: None: cocoplus19, and the custom joints of the checkpoint
+        custom: {column: name} of custom joints; hmr2.0's toes where it has 21
+            keypoints
+    """
     return _load("hmr2", checkpoint_prefix, body, keypoints, custom)
 
 # %% ../../nbs/4_model/08_published.ipynb #5aaf26da
@@ -317,7 +378,14 @@ def discriminator_names(
     kind: str,  # "hmr-tf1" or "hmr2"
 ) -> dict[str, list[str]]:  # {our weight: theirs}; 23 for the judges of single joints
     """Names of the critic's weights in a checkpoint, in the order in which hmr2.0
-    trains them."""
+    trains them.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+
+    Returns:
+        {our weight: theirs}; 23 for the judges of single joints
+    """
     tf1 = kind == "hmr-tf1"
     root, words, end = (
         ("D/", ("weights", "biases"), "")
@@ -341,7 +409,14 @@ def discriminator_names(
 def discriminator_weights(
     critic: Discriminator,  # built
 ) -> dict[str, Any]:  # {name: variable}, the same names in every session
-    "Weights of the critic by name."
+    """Weights of the critic by name.
+
+    Args:
+        critic: built
+
+    Returns:
+        {name: variable}, the same names in every session
+    """
     return {w.path.split("/", 1)[1]: w for w in critic.weights}
 
 # %% ../../nbs/4_model/08_published.ipynb #8b041f8c
@@ -351,7 +426,16 @@ def moment_names(
     numbered: bool,  # as Adam of TensorFlow 2.11 and later writes them
     # for each weight its means of the gradient and of its square
 ) -> list[tuple[str, str]]:
-    "Where a checkpoint of hmr2.0 keeps what Adam remembers."
+    """Where a checkpoint of hmr2.0 keeps what Adam remembers.
+
+    Args:
+        theirs: hmr2.0's names of trained weights, in order
+        optimizer: "generator_opt" or "discriminator_opt"
+        numbered: as Adam of TensorFlow 2.11 and later writes them
+
+    Returns:
+        for each weight its means of the gradient and of its square
+    """
     end = "/.ATTRIBUTES/VARIABLE_VALUE"
     if numbered:
         return [
@@ -387,7 +471,15 @@ def read_discriminator(
     # prefix; the original HMR's files for inference have no critic
     checkpoint: str | Path,
 ) -> dict[str, np.ndarray]:  # {name of `critic_weights`: value}
-    "The critic of a published training run."
+    """The critic of a published training run.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+        checkpoint: prefix; the original HMR's files for inference have no critic
+
+    Returns:
+        {name of `critic_weights`: value}
+    """
     names = discriminator_names(kind)
     flat = {n: n for every in names.values() for n in every}
     return _joined(
@@ -397,7 +489,16 @@ def read_discriminator(
 
 # %% ../../nbs/4_model/08_published.ipynb #543d0f03
 class PublishedTraining(NamedTuple):
-    "What a checkpoint of hmr2.0 knows beyond the model, by our names."
+    """What a checkpoint of hmr2.0 knows beyond the model, by our names.
+
+    Attributes:
+        critic: weights
+        moments: {weight of `named_weights`: Adam's means of gradient and square}
+        critic_moments: {weight of `discriminator_weights`: the same}
+        step: steps that the model was trained
+        saves: checkpoints written so far; hmr2.0 writes one every five epochs and
+            one at the end
+    """
 
     critic: dict[str, np.ndarray]  # weights
     # {weight of `named_weights`: Adam's means of gradient and square}
@@ -415,7 +516,15 @@ def _moments(
     numbered: bool,  # see `moment_names`
     # of the model, of the critic: {our weight: means of gradient and square}
 ) -> list[dict]:
-    "What both optimizers remember, by our names."
+    """What both optimizers remember, by our names.
+
+    Args:
+        get: a variable of the checkpoint by its name
+        numbered: see `moment_names`
+
+    Returns:
+        of the model, of the critic: {our weight: means of gradient and square}
+    """
     model, names = (
         {k: v for k, v in hmr2_names().items() if "moving_" not in k},
         discriminator_names("hmr2"),
@@ -443,7 +552,11 @@ def _moments(
 def read_training(
     checkpoint: str | Path,  # prefix of a checkpoint of hmr2.0
 ) -> PublishedTraining:
-    "Critic, optimizers and number of steps: what a run of hmr2.0 needs to go on."
+    """Critic, optimizers and number of steps: what a run of hmr2.0 needs to go on.
+
+    Args:
+        checkpoint: prefix of a checkpoint of hmr2.0
+    """
     import tensorflow as tf
 
     reader, end = (
@@ -473,7 +586,11 @@ def _check_table(
     out: Path,  # as written
 ) -> pd.DataFrame:
     """A row a part: how many weights, how many numbers, and the largest difference
-    between file and checkpoint."""
+    between file and checkpoint.
+
+    Args:
+        out: as written
+    """
     names, written = PUBLISHED[kind][0](), named_weights(load_hmr(out))
     values, rows = read_checkpoint(checkpoint, names, kind), []
     for part in ("encoder", "regressor/fc", "regressor/mean"):
@@ -503,7 +620,18 @@ def import_weights(
     # checkpoint
 ) -> pd.DataFrame:
     """A published checkpoint as a weights file of this package, without any array of
-    the body."""
+    the body.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+        checkpoint: prefix of the published checkpoint
+        out: .h5 to write
+        training: hmr2 only: also the critic and what the optimizers remember
+
+    Returns:
+        a row a part of the network: number of weights, largest difference to the
+            checkpoint
+    """
     if kind not in PUBLISHED:
         raise ValueError(f"kind: expected one of {', '.join(PUBLISHED)}, got {kind!r}")
     if training and kind != "hmr2":

@@ -27,7 +27,16 @@ def state_size(
     joints: int = 24,  # joints of the body
     betas: int = 10,  # shape coefficients
 ) -> int:  # length of a state
-    "Camera, pose and shape together: 85 numbers in HMR."
+    """Camera, pose and shape together: 85 numbers in HMR.
+
+    Args:
+        rotation: "axis_angle" or "6d"
+        joints: joints of the body
+        betas: shape coefficients
+
+    Returns:
+        length of a state
+    """
     if rotation not in ROTATION_SIZE:
         raise ValueError(
             f"rotation: expected one of {', '.join(ROTATION_SIZE)}, got {rotation!r}"
@@ -41,7 +50,16 @@ def split_state(
     joints: int = 24,  # joints of the body
 ) -> tuple[Array, Array, Array]:  # cam (b, 3), pose (b, j, r), betas (b, s)
     """Cut a state into camera, pose and shape; HMR's order (Kanazawa et al. 2018,
-    section 3)."""
+    section 3).
+
+    Args:
+        state: (b, 3 + r j + s): camera, pose, shape
+        rotation: "axis_angle" (r = 3) or "6d" (r = 6)
+        joints: joints of the body
+
+    Returns:
+        cam (b, 3), pose (b, j, r), betas (b, s)
+    """
     r = ROTATION_SIZE[rotation]
     end = 3 + r * joints
     return (
@@ -56,7 +74,16 @@ def join_state(
     pose: Array,  # (b, j, r) axis-angle or 6D
     betas: Array,  # (b, s) shape
 ) -> Array:  # (b, 3 + r j + s)
-    "The inverse of `split_state`."
+    """The inverse of `split_state`.
+
+    Args:
+        cam: (b, 3) scale, x, y
+        pose: (b, j, r) axis-angle or 6D
+        betas: (b, s) shape
+
+    Returns:
+        (b, 3 + r j + s)
+    """
     flat = ops.reshape(pose, (-1, pose.shape[-2] * pose.shape[-1]))
     return ops.concatenate([cam, flat, betas], axis=-1)
 
@@ -64,7 +91,14 @@ def join_state(
 def pose_rotations(
     pose: Array,  # (..., 3) axis-angle in rad, or (..., 6)
 ) -> Array:  # (..., 3, 3)
-    "Rotation matrices of a pose as the state holds it."
+    """Rotation matrices of a pose as the state holds it.
+
+    Args:
+        pose: (..., 3) axis-angle in rad, or (..., 6)
+
+    Returns:
+        (..., 3, 3)
+    """
     if pose.shape[-1] not in ROTATION_SIZE.values():
         raise ValueError(
             "pose: expected 3 (axis-angle) or 6 (6D) numbers a joint, got"
@@ -75,7 +109,11 @@ def pose_rotations(
 # %% ../../nbs/4_model/03_regressor.ipynb #b1ea6cd5
 def standing_pose() -> np.ndarray:  # (24, 3) axis-angle, rad
     """A plain standing pose, root upside down as a camera sees it (x right, y down): π
-    about x."""
+    about x.
+
+    Returns:
+        (24, 3) axis-angle, rad
+    """
     degrees = {
         "pelvis": (180, 0, 0),
         "left_shoulder": (0, 0, -65),
@@ -102,7 +140,19 @@ def mean_state(
     scale: float = 0.9,  # camera scale
 ) -> np.ndarray:  # (n,) the state to begin with
     """The first guess (Kanazawa et al. 2018, section 3.2): mean pose and shape, scale
-    0.9, root turned by π."""
+    0.9, root turned by π.
+
+    Args:
+        path: HMR's neutral_smpl_mean_params.h5; None: our standing pose
+        pose: (j, 3) axis-angle instead, root turned by π if it is upright for a
+            camera
+        rotation: how the state writes a rotation
+        betas: shape coefficients
+        scale: camera scale
+
+    Returns:
+        (n,) the state to begin with
+    """
     shape = np.zeros(betas)
     if path is not None:
         pose, shape = _read_mean_file(path)
@@ -140,7 +190,16 @@ def _read_mean_file(path):
 @keras.saving.register_keras_serializable("hmr_nb")
 class Regressor(keras.layers.Layer):
     """Iterative error feedback: the same small network corrects the state again and
-    again (Kanazawa et al. 2018, section 3.2)."""
+    again (Kanazawa et al. 2018, section 3.2).
+
+    Args:
+        mean_state: (n,) first guess, from `mean_state`
+        iterations: corrections
+        hidden: width of the two hidden layers
+        rotation: how the state writes rotations
+        dropout: share of hidden units dropped in training
+        kwargs: name, dtype, … of a Keras layer
+    """
 
     def __init__(
         self,

@@ -34,7 +34,14 @@ from ..study.report import Page, add_domain_study
 # %% ../../nbs/10_shell/01_demo.ipynb #a7e4e589
 @dataclass(frozen=True)
 class SampleImages:
-    "Sample pictures and what they were rendered from."
+    """Sample pictures and what they were rendered from.
+
+    Attributes:
+        paths: n pictures
+        images: n times (h, w, 3) uint8
+        truth: pose (n, 24, 3), betas (n, 10), trans (n, 3), focal (n,), center (n,
+            2), box (n, 4)
+    """
 
     paths: list[Path]  # n pictures
     images: list[np.ndarray]  # n times (h, w, 3) uint8
@@ -54,7 +61,15 @@ def recover(
     model: HMR,  # the model
     samples: SampleImages,  # pictures and truth
 ) -> list[Person]:  # one a picture
-    "One body a sample picture."
+    """One body a sample picture.
+
+    Args:
+        model: the model
+        samples: pictures and truth
+
+    Returns:
+        one a picture
+    """
     truth = samples.truth
     return [
         infer(model, image, [box], focal=float(f))[0]
@@ -66,7 +81,15 @@ def true_keypoints(
     samples: SampleImages,  # pictures and truth
     smpl: SMPL,  # body layer with the keypoints wanted
 ) -> np.ndarray:  # (n, k, 3) m, camera frame
-    "Where the keypoints really are."
+    """Where the keypoints really are.
+
+    Args:
+        samples: pictures and truth
+        smpl: body layer with the keypoints wanted
+
+    Returns:
+        (n, k, 3) m, camera frame
+    """
     t = samples.truth
     return np.asarray(
         smpl.keypoints_only(
@@ -83,7 +106,17 @@ def compare(
     points: KeypointSet,  # their names; hips are laid on hips
     label: str,  # what to call the row
 ) -> dict[str, str | float]:  # a row of the table
-    "MPJPE after laying the middle of the hips on each other, and PA-MPJPE."
+    """MPJPE after laying the middle of the hips on each other, and PA-MPJPE.
+
+    Args:
+        found: (n, k, 3) m
+        truth: (n, k, 3) m
+        points: their names; hips are laid on hips
+        label: what to call the row
+
+    Returns:
+        a row of the table
+    """
     hips = [points.index("hip_l"), points.index("hip_r")]
 
     def centred(x):
@@ -100,7 +133,15 @@ def mean_pose_keypoints(
     smpl: SMPL,  # body layer with the keypoints wanted
     count: int,  # how often to repeat it
 ) -> np.ndarray:  # (n, k, 3) m
-    "The mean pose, upright and facing the camera, for each picture."
+    """The mean pose, upright and facing the camera, for each picture.
+
+    Args:
+        smpl: body layer with the keypoints wanted
+        count: how often to repeat it
+
+    Returns:
+        (n, k, 3) m
+    """
     pose = np.array(mean_pose(), np.float32)[None]
     pose[:, 0] = [np.pi, 0, 0]
     return np.repeat(
@@ -111,7 +152,14 @@ def mean_pose_keypoints(
 def with_toes(
     body: BodyData,  # the body that the marks were made on
 ) -> tuple[KeypointSet, dict]:  # cocoplus19 with toe_l and toe_r; the fits
-    "The marks that ship, fitted, and added to a keypoint set."
+    """The marks that ship, fitted, and added to a keypoint set.
+
+    Args:
+        body: the body that the marks were made on
+
+    Returns:
+        cocoplus19 with toe_l and toe_r; the fits
+    """
     fits = fit_marks(load_marks(shipped("toe_marks.json")), body)
     points = keypoint_set("cocoplus19")
     for name, ankle in (("toe_l", "ankle_l"), ("toe_r", "ankle_r")):
@@ -125,7 +173,17 @@ def keypoint_errors(
     points: KeypointSet,  # their names
     names: list[str],  # which rows to show
 ) -> pd.DataFrame:  # keypoint, error in mm
-    "Mean error of single keypoints, hips laid on hips."
+    """Mean error of single keypoints, hips laid on hips.
+
+    Args:
+        people: recovered
+        truth: (n, k, 3) m
+        points: their names
+        names: which rows to show
+
+    Returns:
+        keypoint, error in mm
+    """
     hips = [points.index("hip_l"), points.index("hip_r")]
     found = np.stack([p.keypoints for p in people])
     gap = (found - found[:, hips].mean(1, keepdims=True)) - (
@@ -197,7 +255,11 @@ def _recover_section(
 
 # %% ../../nbs/10_shell/01_demo.ipynb #c3564571
 def _toe_section(page: Page, body: BodyData, samples: SampleImages) -> pd.DataFrame:
-    "Step 2: a new pair of keypoints in the same pictures."
+    """Step 2: a new pair of keypoints in the same pictures.
+
+    Returns:
+        %% ../../nbs/10_shell/01_demo.ipynb #c3564571
+    """
     points, fits = with_toes(body)
     people = recover(small_hmr(body, keypoints=points), samples)
     table = keypoint_errors(
@@ -258,7 +320,15 @@ def run_demo(
     out: str | os.PathLike = "demo",  # folder for the report, meshes and parameters
     progress: bool = True,  # show a bar
 ) -> dict[str, pd.DataFrame]:  # the tables, by title
-    "Recover bodies, add a keypoint, compare two domains; write index.html."
+    """Recover bodies, add a keypoint, compare two domains; write index.html.
+
+    Args:
+        out: folder for the report, meshes and parameters
+        progress: show a bar
+
+    Returns:
+        the tables, by title
+    """
     out, body, samples, tables = Path(out), open_body(), load_samples(), {}
     out.mkdir(parents=True, exist_ok=True)
     model = small_hmr(body)
