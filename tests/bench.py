@@ -52,7 +52,7 @@ def regressor_row(body) -> None:
 
 def model_row() -> None:
     "Picture to body against the encoder alone."
-    from hmr_nb.model.hmr import small_hmr
+    from hmr_nb.model.weights import small_hmr
 
     model = small_hmr()
     images = (

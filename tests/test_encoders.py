@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from hmr_nb.model.hmr import HMR, load_hmr, save_weights_file
+from hmr_nb.model.hmr import HMR
+from hmr_nb.model.weights import load_hmr, save_weights_file
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,9 @@ from hmr_nb.inference.infer import (
     show,
 )
 from hmr_nb.making.domains import render_example, smpl_layer, wardrobe_of
-from hmr_nb.model.hmr import HMROutput, small_hmr
+from hmr_nb.model.hmr import HMROutput
 from hmr_nb.model.view import View
+from hmr_nb.model.weights import small_hmr
 from hmr_nb.records.records import decode_jpeg
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "real"

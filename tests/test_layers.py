@@ -1,6 +1,9 @@
 """What every layer of the package must do, in one helper, and the weights file of the model."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 from itertools import pairwise
 
 import h5py
@@ -13,16 +16,18 @@ from hmr_nb.body.open_body import open_body
 from hmr_nb.body.smpl import SMPL
 from hmr_nb.model.discriminator import Discriminator
 from hmr_nb.model.encoder import Resize, SoftArgmax, build_encoder
-from hmr_nb.model.hmr import (
-    HMR,
+from hmr_nb.model.hmr import HMR
+from hmr_nb.model.losses import joint_loss, keypoint_loss, masked_mean
+from hmr_nb.model.regressor import Regressor, mean_state
+from hmr_nb.model.view import View
+from hmr_nb.model.weights import (
     load_hmr,
     load_weights_file,
     named_weights,
     save_weights_file,
+    small_hmr,
     weights_info,
 )
-from hmr_nb.model.losses import joint_loss, keypoint_loss, masked_mean
-from hmr_nb.model.regressor import Regressor, mean_state
 
 
 def flat(x) -> list:
@@ -85,14 +90,17 @@ def body():
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
-    return HMR("small", rotation="6d", hidden=32)
+    return HMR("small", rotation_form="6d", hidden=32)
 
 
 @pytest.mark.parametrize("rotation", ["axis_angle", "6d"])
 @pytest.mark.parametrize("iterations", [1, 3, 5])
 def test_regressor(rotation, iterations):
     layer = Regressor(
-        mean_state(rotation=rotation), iterations, hidden=16, rotation=rotation
+        mean_state(rotation_form=rotation),
+        iterations=iterations,
+        hidden=16,
+        rotation_form=rotation,
     )
     # the same weights however often they correct
     check_layer(layer, some(3, 11), weights=7)
@@ -107,7 +115,7 @@ def test_regressor(rotation, iterations):
 
 def test_the_published_regressor_is_the_default():
     plain = Regressor(mean_state())
-    assert (plain.iterations, plain.hidden, plain.rotation) == (
+    assert (plain.iterations, plain.hidden, plain.rotation_form) == (
         3,
         1024,
         "axis_angle",
@@ -235,7 +243,7 @@ def test_keypoints_of_the_file_come_back(tmp_path):
     toes = (
         keypoint_set("lsp14").add("toe_l", edge="ankle_l").add("toe_r", edge="ankle_r")
     )
-    model = HMR("small", keypoints=toes, rotation="6d", hidden=16, iterations=2)
+    model = HMR("small", keypoints=toes, rotation_form="6d", hidden=16, iterations=2)
     again = load_hmr(save_weights_file(model, tmp_path / "w.h5"))
     assert again.keypoints.names == toes.names and again.keypoints.edges == toes.edges
     assert (
@@ -272,7 +280,7 @@ def test_bad_weights_files(model, tmp_path):
     (tmp_path / "cut.h5").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     with pytest.raises(ValueError, match="cut.h5"):
         load_hmr(tmp_path / "cut.h5")
-    wide = HMR("small", rotation="6d", hidden=48)
+    wide = HMR("small", rotation_form="6d", hidden=48)
     before = wide.regressor.get_weights()
     with pytest.raises(
         ValueError,
@@ -290,8 +298,54 @@ def test_bad_weights_files(model, tmp_path):
 def test_a_model_made_from_a_foreign_encoder_says_so(tmp_path):
     encoder = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
     model = HMR(encoder, hidden=8)
-    assert model(some(1, 8, 8, 3), mesh=False)[0].hints is None
+    assert model(some(1, 8, 8, 3), mesh=False)[0].joints_25d is None
     with pytest.raises(
         ValueError, match="only one named for `build_encoder` can be saved"
     ):
         save_weights_file(model, tmp_path / "w.h5")
+
+
+def test_keras_opens_what_it_saved(model, tmp_path):
+    """In another process that has imported something of the model: view, keypoints and
+    all weights come back."""
+    view = View(96, 1.5, "diagonal")
+    keras.utils.set_random_seed(2)
+    saved = HMR("small", keypoints="lsp14", input_size=96, hidden=16, view=view)
+    saved.save(tmp_path / "m.keras")
+    code = f"""
+import keras, numpy as np
+from hmr_nb.model.weights import small_hmr
+model = keras.models.load_model({str(tmp_path / "m.keras")!r})
+x = np.random.default_rng(0).uniform(-1, 1, (1, 96, 96, 3)).astype("f")
+print(model.view)
+np.save({str(tmp_path / "answer.npy")!r}, model.recover(x).keypoints)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == str(view)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 96, 96, 3)).astype("f")
+    answer = np.load(tmp_path / "answer.npy")
+    np.testing.assert_allclose(answer, saved.recover(x).keypoints, atol=1e-5)
+    again = keras.models.load_model(tmp_path / "m.keras")
+    assert again.get_config() == saved.get_config()
+
+
+def test_keras_file_names_another_body_and_does_not_hold_it(body, tmp_path):
+    other = dataclasses.replace(body, name="SMPL of mine")
+    HMR("small", other, hidden=8).save(tmp_path / "m.keras")
+    with pytest.raises(Exception, match="'SMPL of mine' is not stored"):
+        keras.models.load_model(tmp_path / "m.keras")
+    assert (tmp_path / "m.keras").stat().st_size < 10e6  # the body has 40 MB
+
+
+def test_files_of_0_3_0_open(model, tmp_path):
+    "They call `rotation_form` `rotation`, and name no view: 1.25 times the longer side."
+    path = save_weights_file(model, tmp_path / "w.h5", half=False)
+    with h5py.File(path, "r+") as f:
+        about = json.loads(f.attrs["about"])
+        about["config"]["rotation"] = about["config"].pop("rotation_form")
+        del about["config"]["view"]
+        f.attrs["about"] = json.dumps(about)
+    again = load_hmr(path)
+    assert again.settings == model.settings and again.view == View(96)
+    assert small_hmr().view == View(96, 1.25, "longer")

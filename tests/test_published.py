@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 
 from hmr_nb.body.body_files import load_body
-from hmr_nb.model.discriminator import Discriminator
-from hmr_nb.model.hmr import load_hmr, weights_info
+from hmr_nb.model.discriminator import Discriminator, discriminator_weights
 from hmr_nb.model.published import (
-    body_with_rows,
-    discriminator_names,
-    discriminator_weights,
-    hmr2_names,
+    _body_with_regressors,
+    _discriminator_names,
+    _hmr2_names,
+    _published_regressors,
+    _read_discriminator,
+    _read_training,
+    _tf1_names,
     import_weights,
     load_hmr2,
     load_hmr_tf1,
-    read_discriminator,
-    read_training,
-    tf1_names,
 )
+from hmr_nb.model.view import View
+from hmr_nb.model.weights import load_hmr, weights_info
 
 tf = pytest.importorskip("tensorflow")
 GOLDENS = Path(__file__).resolve().parent.parent / "data" / "goldens"
@@ -144,7 +145,9 @@ def test_weight_rule():
         )
 
 
-@pytest.mark.parametrize("names, kind", [(tf1_names, "hmr-tf1"), (hmr2_names, "hmr2")])
+@pytest.mark.parametrize(
+    "names, kind", [(_tf1_names, "hmr-tf1"), (_hmr2_names, "hmr2")]
+)
 def test_all_names_but_the_bodys(names, kind):
     there = {n for n in listing(kind) if not n.startswith(BODY_WORDS)}
     assert set(names().values()) == there and len(there) == 277
@@ -189,6 +192,17 @@ def test_forward_as_the_reference(published):
     assert max(gaps.values()) < 1e-5, gaps
 
 
+def test_view_as_the_reference(published):
+    """The diagonal of a box has 150 of 224 px in HMR's evaluation and 112, 150 of 300,
+    in hmr2.0's."""
+    kind, model, _ = published
+    for w, h in ((300, 400), (30, 40), (50, 0)):
+        scale = model.view.crop((7, 9, w, h)).scale
+        wanted = {"hmr-tf1": 150, "hmr2": 150 * 224 / 300}[kind]
+        assert scale * np.hypot(w, h) == pytest.approx(wanted)
+    assert model.view.size == 224
+
+
 def test_every_block_as_the_reference(published):
     """Size, mean, deviation and the first numbers of the middle and of a corner, block
     by block."""
@@ -231,11 +245,12 @@ def test_body_without_keypoint_rows_gets_those_of_the_checkpoint(shelf, body):
     bare = load_body(GOLDENS / "body_files" / "smpl_like_chumpy_p2.pkl")
     assert not bare.keypoint_regressors
     for kind, prefix in (("hmr-tf1", "model.ckpt-667589"), ("hmr2", "ckpt-95")):
-        helped = body_with_rows(kind, shelf / prefix, bare)
+        published = _published_regressors(kind, shelf / prefix)
+        helped = _body_with_regressors(bare, published)
         assert set(helped.keypoint_regressors) == set(
             body.keypoint_regressors
         ) and helped.keypoint_regressors["nose"].shape == (200,)
-    assert body_with_rows("hmr2", shelf / "ckpt-95", body) is body
+    assert _body_with_regressors(body, published) is body
 
 
 def test_imported_file_holds_nothing_of_the_body(shelf, body, tmp_path):
@@ -260,6 +275,7 @@ def test_imported_file_holds_nothing_of_the_body(shelf, body, tmp_path):
             "an array of the body"
         )
     model = load_hmr(out, body=body)
+    assert model.view == View(224, 2.0, "diagonal")
     want = np.load(GOLDENS / "forward_goldens_hmr2.npz")["joints2d_2"]
     np.testing.assert_allclose(
         model.predict_keypoints(images()).keypoints2d, want, atol=1e-5
@@ -373,7 +389,7 @@ def test_another_model_is_refused_by_what_it_lacks_and_has(body, tmp_path):
             " variables are missing"
         ),
     ):
-        read_training(tmp_path / "wide")
+        _read_training(tmp_path / "wide")
 
 
 def test_toes_of_hmr2_stand_where_it_inserted_them(shelf, body, tmp_path):
@@ -421,8 +437,8 @@ def test_toes_of_hmr2_stand_where_it_inserted_them(shelf, body, tmp_path):
     "kind, golden",
     [("hmr-tf1", "disc_loss_goldens_hmr1.npz"), ("hmr2", "disc_loss_goldens_hmr2.npz")],
 )
-def test_critic_as_the_reference(kind, golden, tmp_path):
-    every = [n for names in discriminator_names(kind).values() for n in names]
+def test_discriminator_as_the_reference(kind, golden, tmp_path):
+    every = [n for names in _discriminator_names(kind).values() for n in names]
     table = json.loads(
         (
             GOLDENS
@@ -446,7 +462,7 @@ def test_critic_as_the_reference(kind, golden, tmp_path):
     )
     critic = Discriminator()
     critic.build((None, 24, 3, 3), (None, 10))
-    read = read_discriminator(kind, tmp_path / "run")
+    read = _read_discriminator(kind, tmp_path / "run")
     assert set(read) == set(discriminator_weights(critic))
     for name, weight in discriminator_weights(critic).items():
         weight.assign(read[name])
@@ -513,20 +529,20 @@ def test_every_mean_of_adam_comes_back_on_its_weight(which, tmp_path):
         shape_and_slices=[""] * len(tensors),
         tensors=list(tensors.values()),
     )
-    run = read_training(tmp_path / "ckpt-1")
-    theirs = {k: v for k, v in hmr2_names().items() if "moving_" not in k}
+    run = _read_training(tmp_path / "ckpt-1")
+    theirs = {k: v for k, v in _hmr2_names().items() if "moving_" not in k}
     assert set(run.moments) == set(theirs) and (
         run.step,
-        run.critic_step,
+        run.discriminator_step,
         run.saves,
     ) == (7, 7, 7)
     for ours, (mean, square) in run.moments.items():
         assert (mean == number[theirs[ours]]).all() and (
             square == -number[theirs[ours]]
         ).all(), ours
-    for ours, (mean, square) in run.critic_moments.items():
+    for ours, (mean, square) in run.discriminator_moments.items():
         want = np.array(
-            [number[n] for n in discriminator_names("hmr2")[ours]], "float32"
+            [number[n] for n in _discriminator_names("hmr2")[ours]], "float32"
         )
         found = mean.reshape(len(want), -1)
         assert (found == want[:, None]).all() and (square == -mean).all(), ours

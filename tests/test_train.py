@@ -16,7 +16,7 @@ import pytest
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.body.open_body import open_body
 from hmr_nb.making.domains import render_domain
-from hmr_nb.model.hmr import load_hmr
+from hmr_nb.model.weights import load_hmr
 from hmr_nb.training.trainer import (
     Experiment,
     Trainer,
@@ -180,8 +180,8 @@ def test_goes_on_from_a_published_run(tmp_path, data):
     few epochs asked for is an error."""
     import tensorflow as tf
 
-    from hmr_nb.model.hmr import named_weights, save_weights_file
-    from hmr_nb.model.published import discriminator_weights
+    from hmr_nb.model.discriminator import discriminator_weights
+    from hmr_nb.model.weights import named_weights, save_weights_file
     from hmr_nb.training.trainer import Trainer, fit
 
     e = replace(TINY, optimizer="adamw", epochs=9)
@@ -312,7 +312,7 @@ def test_recipe_that_ships(name):
     """The experiment file of the small weights is readable and is what the weights say
     they were trained by."""
     from hmr_nb.basics.files import shipped
-    from hmr_nb.model.hmr import weights_info
+    from hmr_nb.model.weights import weights_info
     from hmr_nb.training.trainer import read_experiment
 
     recipe = read_experiment(shipped(f"{name}.toml"))

@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 from test_published import BODY_WORDS, GOLDENS, VALUE, golden_weight, images
 
-from hmr_nb.model.hmr import named_weights
-from hmr_nb.model.published import (
-    discriminator_names,
-    discriminator_weights,
-    hmr2_names,
-    import_weights,
-)
+from hmr_nb.model.discriminator import discriminator_weights
+from hmr_nb.model.published import _discriminator_names, _hmr2_names, import_weights
+from hmr_nb.model.weights import named_weights
 from hmr_nb.training.trainer import Experiment, Trainer
 
 tf = pytest.importorskip("tensorflow")
@@ -87,8 +83,8 @@ def by_their_names(trainer, read) -> dict[str, np.ndarray]:
     names; the joints' judges are one table here, 23 layers there."""
     ours, theirs, judges = (
         named_weights(trainer.model),
-        hmr2_names(),
-        discriminator_names("hmr2"),
+        _hmr2_names(),
+        _discriminator_names("hmr2"),
     )
     found = {
         theirs[k]: read(w, trainer.optimizer) for k, w in ours.items() if w.trainable
@@ -279,7 +275,7 @@ def test_statistics_of_normalisation(step):
 
     hmr2.0's fused kernel multiplies the batch's variance by n / (n − 1), n the numbers that it was taken over; Keras 3 does not.
     """
-    ours, theirs = hmr2_names(), STORED["tf2.6_bn_after"]
+    ours, theirs = _hmr2_names(), STORED["tf2.6_bn_after"]
     assert len([k for k in ours if "moving_" in k]) == len(theirs) == 98
     for k in (k for k in ours if "moving_" in k):
         before, after = (

@@ -189,7 +189,7 @@ class Forward:
         "The way from pixels to body, as it will be compiled."
         features = self.encoder(images, training=False)
         state = self.model.regressor(features)[-1]
-        return decode(self.smpl, state, self.model.settings["rotation"])
+        return decode(self.smpl, state, self.model.settings["rotation_form"])
 
     def recover(self, images: Array) -> HMROutput:  # of images (b, h, w, 3) in -1..1
         """The last correction.

@@ -29,7 +29,8 @@ from hmr_nb.inference.infer import (
     load_photo,
     photo_focal,
 )
-from ..model.hmr import HMR, small_hmr
+from ..model.hmr import HMR
+from ..model.weights import small_hmr
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00008
 @dataclass(frozen=True)

@@ -76,14 +76,7 @@ Data = Annotated[
 def one_line(
     error: BaseException,  # what went wrong
 ) -> str:  # a single line
-    """The message of an error without line breaks; KeyError's quotes removed.
-
-    Args:
-        error: what went wrong
-
-    Returns:
-        a single line
-    """
+    "The message of an error without line breaks; KeyError's quotes removed."
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split()) or type(error).__name__
 
@@ -149,14 +142,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 def pictures_in(
     paths: list[Path],  # files and folders
 ) -> list[Path]:  # files
-    """Pictures, with folders opened; an error for a folder without any.
-
-    Args:
-        paths: files and folders
-
-    Returns:
-        files
-    """
+    "Pictures, with folders opened; an error for a folder without any."
     found = []
     for path in paths:
         inside = (
@@ -180,16 +166,7 @@ def boxes_for(
     box: list[str] | None,  # "x,y,w,h" of people in the one picture
     # {path: boxes}, {path: why there are none}
 ) -> tuple[dict[str, list], dict[str, str]]:
-    """Where people are, as the options say.
-
-    Args:
-        pictures: files
-        openpose: json of the one picture, or a folder of <stem>_keypoints.json
-        box: "x,y,w,h" of people in the one picture
-
-    Returns:
-        {path: boxes}, {path: why there are none}
-    """
+    "Where people are, as the options say."
     from hmr_nb.inference.infer import boxes_from_openpose
 
     if (box or (openpose and not openpose.is_dir())) and len(pictures) > 1:
@@ -230,18 +207,10 @@ def open_model(
     weights: Path | None,  # weights file, or the small weights
     body: Path | None,  # body file, or the open body
 ) -> Any:  # an HMR
-    """The model that the options ask for.
-
-    Args:
-        weights: weights file, or the small weights
-        body: body file, or the open body
-
-    Returns:
-        an HMR
-    """
+    "The model that the options ask for."
     from hmr_nb.basics.keypoints import keypoint_set
-    from hmr_nb.body.body_files import load_body
-    from hmr_nb.model.hmr import load_hmr, small_hmr
+    from hmr_nb.body.body_data import load_body
+    from hmr_nb.model.weights import load_hmr, small_hmr
 
     data = load_body(body) if body else None
     known = data is None or all(
@@ -363,14 +332,7 @@ CONVERTERS = {  # name: module of hmr_nb, function
 def find_converter(
     dataset: str,  # a name in CONVERTERS
 ) -> Callable:  # the function that converts it
-    """The converter of a dataset; only its own module is imported.
-
-    Args:
-        dataset: a name in CONVERTERS
-
-    Returns:
-        the function that converts it
-    """
+    "The converter of a dataset; only its own module is imported."
     if dataset not in CONVERTERS:
         raise ValueError(
             f"convert: expected one of {', '.join(CONVERTERS)}, got {dataset!r}"
@@ -416,11 +378,7 @@ COMMON = (
 def own_options(
     function: Callable,  # a converter
 ) -> dict[str, inspect.Parameter]:
-    """The options that a converter has beside those of the command.
-
-    Args:
-        function: a converter
-    """
+    "The options that a converter has beside those of the command."
     common = COMMON if function.__name__ == "render_domain" else COMMON[1:6]
     return {
         n: p
@@ -433,12 +391,7 @@ def parse_value(
     text: str,  # as typed
     kind: Any,  # a type: bool, int, float, str, Path, a list, tuple or union of these
 ) -> Any:
-    """A value of the wanted type from its text; ValueError if it has none.
-
-    Args:
-        text: as typed
-        kind: a type: bool, int, float, str, Path, a list, tuple or union of these
-    """
+    "A value of the wanted type from its text; ValueError if it has none."
     kinds, origin = get_args(kind), get_origin(kind)
     if origin in (Union, UnionType):
         # text is always text: last
@@ -459,12 +412,7 @@ def read_settings(
     function: Callable,  # a converter
     pairs: list[str],  # name=value, as typed
 ) -> dict[str, Any]:
-    """The converter's own options as the user set them.
-
-    Args:
-        function: a converter
-        pairs: name=value, as typed
-    """
+    "The converter's own options as the user set them."
     known, found = own_options(function), {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -493,11 +441,7 @@ def _kind(annotation: Any) -> str:
 
 
 def list_converters() -> Iterator[str]:  # lines
-    """All datasets with their own options, as text.
-
-    Returns:
-        lines
-    """
+    "All datasets with their own options, as text."
     for dataset in CONVERTERS:
         try:
             function = find_converter(dataset)
@@ -519,15 +463,7 @@ def asked_for(
     given: dict[str, Any],  # options of the command by name; None: left out
     pairs: list[str] = [],  # noqa: B006  # name=value, as typed after --set
 ) -> dict[str, Any]:  # the converter's arguments
-    """Options of the command that were given, if this converter has them.
-
-    Args:
-        function: a converter
-        given: options of the command by name; None: left out
-
-    Returns:
-        the converter's arguments
-    """
+    "Options of the command that were given, if this converter has them."
     takes, found = inspect.signature(function).parameters, {}
     for option, value in given.items():
         name = {"domain": "name"}.get(option, option)
@@ -549,14 +485,7 @@ def asked_for(
 def read_workers(
     text: str | None,  # as typed
 ) -> int | str | None:  # processes, a Dask address, or None for all cores
-    """How many processes, or where the cluster is.
-
-    Args:
-        text: as typed
-
-    Returns:
-        processes, a Dask address, or None for all cores
-    """
+    "How many processes, or where the cluster is."
     if text is None or text.startswith("dask://"):
         return text
     if not text.isdigit() or int(text) < 1:
@@ -663,12 +592,7 @@ def print_card(
     card: dict,  # of `records.card`
     folder: Path,  # where the records lie
 ) -> None:
-    """A few lines that say what is in a converted set.
-
-    Args:
-        card: of `records.card`
-        folder: where the records lie
-    """
+    "A few lines that say what is in a converted set."
     splits = ", ".join(f"{n} {split}" for split, n in card["splits"].items())
     print(
         f"{folder}: {card['written']} examples of {card['dataset']} ({splits}) in"
@@ -684,11 +608,7 @@ def print_card(
 def print_people(
     table: Any,  # of `dataset_card.people_table`
 ) -> None:
-    """Sizes, scales and viewpoints in a few lines.
-
-    Args:
-        table: of `dataset_card.people_table`
-    """
+    "Sizes, scales and viewpoints in a few lines."
 
     def spread(column):
         return " / ".join(
@@ -854,16 +774,7 @@ def tree_lines(
     parents: np.ndarray,  # (j,) root −1
     at: int = -1,  # below which joint
 ) -> list[str]:  # one line a joint, children indented
-    """A tree of joints as text.
-
-    Args:
-        names: of the joints
-        parents: (j,) root −1
-        at: below which joint
-
-    Returns:
-        one line a joint, children indented
-    """
+    "A tree of joints as text."
     return [
         line
         for j in np.flatnonzero(parents == at)
@@ -882,8 +793,13 @@ def body_inspect(
 
     Example:  hmr_nb body inspect basicModel_neutral.pkl
     """
-    from hmr_nb.body.body_data import check_body
-    from hmr_nb.body.body_files import FIELDS, MORE_FIELDS, file_contents, load_body
+    from hmr_nb.body.body_data import (
+        FIELDS,
+        MORE_FIELDS,
+        check_body,
+        file_contents,
+        load_body,
+    )
 
     used = [key.removesuffix("*") for key in FIELDS + MORE_FIELDS]
     print(f"{file} holds")
@@ -913,16 +829,10 @@ def body_convert(
         list[Path] | None,
         typer.Option(
             help=(
-                "Keypoint regressors to attach, .json, .npz or .npy, as fit-regressor"
-                " writes them, or J_regressor_h36m.npy, J_regressor_extra.npy,"
-                " regressor_<name>.npy; may be given several times."
+                "Keypoint rows to attach, .npy or .npz: J_regressor_h36m.npy,"
+                " J_regressor_extra.npy, regressor_<name>.npy; may be given several"
+                " times."
             )
-        ),
-    ] = None,
-    names: Annotated[
-        str | None,
-        typer.Option(
-            help="Points of an .npy that has no names, in its order: nose,eye_l,eye_r."
         ),
     ] = None,
 ) -> None:
@@ -930,13 +840,11 @@ def body_convert(
 
     Example:  hmr_nb body convert basicModel_neutral.pkl --regressors J_regressor_h36m.npy --out smpl.npz
     """
-    from hmr_nb.body.body_files import load_body, save_body
-    from hmr_nb.body.regressor_files import load_rows
+    from hmr_nb.body.body_data import load_body, load_regressors, save_body
 
     body = load_body(file)
     for path in regressors or []:
-        order = names.split(",") if names else None
-        body = body.with_regressors(load_rows(path, body, names=order))
+        body = body.with_regressors(load_regressors(path))
     save_body(body, out)
     print(out)
 
@@ -954,7 +862,7 @@ def body_export(
     """
     import trimesh
 
-    from hmr_nb.body.body_files import load_body
+    from hmr_nb.body.body_data import load_body
     from hmr_nb.body.open_body import open_body
 
     if out.suffix not in (".obj", ".glb", ".ply", ".stl"):
@@ -991,11 +899,7 @@ def body_build(out: Out) -> None:
 def named(
     path: Path,  # the file that is being worked on
 ) -> Iterator[None]:
-    """A complaint about what a file says names the file.
-
-    Args:
-        path: the file that is being worked on
-    """
+    "A complaint about what a file says names the file."
     try:
         yield
     except ValueError as error:
@@ -1007,11 +911,7 @@ def named(
 def share_of(
     text: str,  # "auto" or a number
 ) -> float | str:
-    """The strength of the local prior, from the command line.
-
-    Args:
-        text: "auto" or a number
-    """
+    "The strength of the local prior, from the command line."
     try:
         return "auto" if text == "auto" else float(text)
     except ValueError:
@@ -1056,15 +956,13 @@ def fit_regressor(
 
     Examples:  hmr_nb fit-regressor toe_marks.json --out toes.json  |  hmr_nb fit-regressor knee.json --body SMPL.pkl --local 0 --out knee.npy
     """
-    from hmr_nb.body.body_files import load_body
+    from hmr_nb.body.body_data import load_body
     from hmr_nb.body.open_body import open_body
-    from hmr_nb.body.regressor_files import ROW_SUFFIXES, save_rows
+    from hmr_nb.body.regressor_files import WRITERS, save_rows
     from hmr_nb.keypoints.joint_regressor import fit_marks, load_marks
 
-    if out.suffix not in ROW_SUFFIXES:
-        raise ValueError(
-            f"{out}: expected a name that ends in {', '.join(ROW_SUFFIXES)}"
-        )
+    if out.suffix not in WRITERS:
+        raise ValueError(f"{out}: expected a name that ends in {', '.join(WRITERS)}")
     made_on = load_body(body) if body else open_body()
     with named(marks):
         loaded = load_marks(marks)
@@ -1082,7 +980,7 @@ def fit_regressor(
             )
     for name, fit in fits.items():
         print(f"{name}: {fit}")
-    print(save_rows(fits, out, made_on, marks=loaded))
+    print(save_rows(fits, out, made_on, loaded))
 
 # %% ../../nbs/10_shell/05_commands.ipynb #e24cd34e
 @app.command("import-weights")
@@ -1144,7 +1042,7 @@ def pick(
     """
     from importlib.util import find_spec
 
-    from hmr_nb.body.body_files import load_body
+    from hmr_nb.body.body_data import load_body
     from hmr_nb.body.open_body import open_body
     from hmr_nb.keypoints.picker import open_session, read_session
 
@@ -1180,15 +1078,7 @@ def picker_page(
     body: Path | None,  # the open body if None
     marks: Path,
 ) -> Path:  # the notebook
-    """A notebook that holds a picker and nothing else.
-
-    Args:
-        path: .ipynb
-        body: the open body if None
-
-    Returns:
-        the notebook
-    """
+    "A notebook that holds a picker and nothing else."
     given = f"load_body({str(body.resolve())!r})" if body else "open_body()"
     lines = [
         "from hmr_nb.body.body_data import load_body",

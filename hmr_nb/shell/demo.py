@@ -24,7 +24,8 @@ from ..body.open_body import open_body
 from ..body.smpl import SMPL
 from ..inference.infer import Person, draw_people, export_person, infer, load_photo
 from ..keypoints.joint_regressor import fit_marks, load_marks
-from ..model.hmr import HMR, small_hmr
+from ..model.hmr import HMR
+from ..model.weights import small_hmr
 from ..records.open_poses import mean_pose
 from ..records.records import examples
 from ..study.distances import domain_table

@@ -34,18 +34,9 @@ from ..basics.rotations import axis_angle_to_matrix
 from ..basics.shapes import Array
 from ..body.body_files import load_body
 from ..body.open_body import open_body
-from ..model.discriminator import Discriminator
+from ..model.discriminator import Discriminator, discriminator_weights
 from ..model.encoder import build_encoder, joints_25d
-from hmr_nb.model.hmr import (
-    HMR,
-    HMROutput,
-    decode,
-    load_weights_file,
-    named_weights,
-    save_weights_file,
-    training_arrays,
-    weights_info,
-)
+from ..model.hmr import HMR, HMROutput, decode
 from hmr_nb.model.losses import (
     align_pelvis,
     discriminator_loss,
@@ -60,9 +51,15 @@ from hmr_nb.model.losses import (
     rotation_loss,
     shape_loss,
 )
-from ..model.published import discriminator_weights
 from ..model.regressor import mean_state
 from ..model.view import View
+from hmr_nb.model.weights import (
+    load_weights_file,
+    named_weights,
+    save_weights_file,
+    training_arrays,
+    weights_info,
+)
 from ..records.augment import augment, test_view
 from ..records.mocap import load_mocap
 from ..records.open_poses import open_poses
@@ -271,8 +268,8 @@ def first_guess(
             [Rotation.from_matrix(pose[:, j]).mean().as_rotvec() for j in range(24)]
         )
         mean[0] = np.pi, 0, 0
-        return mean_state(pose=mean, rotation=e.rotation)
-    return mean_state(e.mean or None, rotation=e.rotation)
+        return mean_state(pose=mean, rotation_form=e.rotation)
+    return mean_state(e.mean or None, rotation_form=e.rotation)
 
 # %% ../../nbs/7_training/05_trainer.ipynb #5e285758
 def make_model(
@@ -296,23 +293,23 @@ def make_model(
     encoder = build_encoder(
         e.encoder,
         size,
-        e.pool1,
-        weights,
-        None if e.precision == "float32" else e.precision,
-        synchronized,
+        pool1=e.pool1,
+        weights=weights,
+        dtype=None if e.precision == "float32" else e.precision,
+        synchronized=synchronized,
     )
     keras.utils.set_random_seed(e.seed + 1)  # whatever building the encoder has drawn
     model = HMR(
         encoder,
         body,
         keypoints or e.keypoints,
-        e.iterations,
-        e.rotation,
-        e.hidden,
-        first_guess(e),
-        e.dropout,
-        size,
-        e.pool1,
+        iterations=e.iterations,
+        rotation_form=e.rotation,
+        hidden=e.hidden,
+        mean=first_guess(e),
+        dropout=e.dropout,
+        input_size=size,
+        pool1=e.pool1,
     )
     model.settings["encoder"] = e.encoder  # by this name its file will build it again
     return load_weights_file(model, e.start) if e.start else model
