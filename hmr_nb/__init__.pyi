@@ -9,8 +9,9 @@ from .inference.infer import infer, load_photo
 from .inference.photo_tool import PhotoTool
 from .keypoints.joint_regressor import fit_marks, fit_regressor
 from .keypoints.picker import KeypointPicker
-from .model.hmr import HMR, load_hmr, small_hmr
+from .model.hmr import HMR
 from .model.published import load_hmr2, load_hmr_tf1
+from .model.weights import load_hmr, small_hmr
 from .records.records import examples
 from .study.evaluate import evaluate
 from .training.experiment import Experiment
