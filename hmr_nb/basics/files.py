@@ -16,14 +16,7 @@ from typing import Any
 def shipped(
     name: str,  # file below data/, such as "open_body.npz"
 ) -> Path:  # where it lies
-    """Find a file that ships with the package.
-
-    Args:
-        name: file below data/, such as "open_body.npz"
-
-    Returns:
-        where it lies
-    """
+    "Find a file that ships with the package."
     package = Path(find_spec("hmr_nb").origin).parent
     own = os.environ.get("HMR_NB_DATA")
     folders = [Path(own)] if own else []
@@ -43,15 +36,7 @@ def write_whole(
     # writes to the path it is given, which has the same suffix
     save: Callable[[Path], Any],
 ) -> Path:  # the file
-    """Write a file under a temporary name, then rename it: it is whole or not there.
-
-    Args:
-        path: the file wanted; its folders are made
-        save: writes to the path it is given, which has the same suffix
-
-    Returns:
-        the file
-    """
+    "Write a file under a temporary name, then rename it: it is whole or not there."
     path = Path(path)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:

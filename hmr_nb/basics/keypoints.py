@@ -16,12 +16,7 @@ from .shapes import Array, check_shape
 # %% ../../nbs/1_basics/04_keypoints.ipynb #e6cf7220
 @dataclass(frozen=True)
 class Skeleton:
-    """Named joints in a tree; a parent always stands before its children.
-
-    Attributes:
-        names: one a joint
-        parents: index of the parent, -1 for the root
-    """
+    "Named joints in a tree; a parent always stands before its children."
 
     names: tuple[str, ...]  # one a joint
     parents: tuple[int, ...]  # index of the parent, -1 for the root
@@ -37,11 +32,7 @@ class Skeleton:
 
     @property
     def levels(self) -> list[list[int]]:  # joints by distance from the root
-        """Joints that can be placed at the same time, root first.
-
-        Returns:
-            joints by distance from the root
-        """
+        "Joints that can be placed at the same time, root first."
         depth = []
         for p in self.parents:
             depth.append(0 if p < 0 else depth[p] + 1)
@@ -87,11 +78,7 @@ SMPL_PARENTS = (
 # %% ../../nbs/1_basics/04_keypoints.ipynb #d0ff5b6b
 def _partner(name: str) -> str:
     """The name of the mirrored point by the naming rule; the name itself for points in
-    the middle.
-
-    Returns:
-        %% ../../nbs/1_basics/04_keypoints.ipynb #d0ff5b6b
-    """
+    the middle."""
     for a, b in (("_l", "_r"), ("_r", "_l")):
         if name.endswith(a):
             return name[:-2] + b
@@ -103,15 +90,7 @@ def _partner(name: str) -> str:
 # %% ../../nbs/1_basics/04_keypoints.ipynb #c6eab515
 @dataclass(frozen=True, eq=False)
 class KeypointSet:
-    """Named points of a body: a value, changed only by making a new one.
-
-    Attributes:
-        name: what the set is called
-        names: (k,) one a point, all different
-        edges: lines for drawing, by name
-        regressors: {name: (v,)} weights over a body's vertices
-        mirror_of: {name: partner}; by the naming rule where left out
-    """
+    "Named points of a body: a value, changed only by making a new one."
 
     name: str  # what the set is called
     names: tuple[str, ...]  # (k,) one a point, all different
@@ -143,11 +122,7 @@ class KeypointSet:
         return f"KeypointSet({self.name!r}, {len(self)} points: {' '.join(self.names)})"
 
     def index(self, name: str) -> int:  # position in names
-        """Where a point stands; a clear error where it is not in the set.
-
-        Returns:
-            position in names
-        """
+        "Where a point stands; a clear error where it is not in the set."
         if name not in self.names:
             raise KeyError(
                 f"{self.name} has no point {name!r}; it has {', '.join(self.names)}"
@@ -158,14 +133,7 @@ class KeypointSet:
 def _flip(
     points: KeypointSet,  # the set
 ) -> np.ndarray:  # (k,) such that x[..., order, :] has left and right exchanged
-    """Where each point's mirror partner stands; an error if a partner is not in the set.
-
-    Args:
-        points: the set
-
-    Returns:
-        (k,) such that x[..., order, :] has left and right exchanged
-    """
+    "Where each point's mirror partner stands; an error if a partner is not in the set."
     alone = [n for n in points.names if points.mirror_of[n] not in points.names]
     if alone:
         raise ValueError(
@@ -179,22 +147,14 @@ KeypointSet.flip = property(_flip)
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #6eff174a
 def _edge_indices(points: KeypointSet) -> np.ndarray:  # (e, 2) int
-    """The drawing lines as pairs of positions.
-
-    Returns:
-        (e, 2) int
-    """
+    "The drawing lines as pairs of positions."
     return np.array(
         [[points.index(a), points.index(b)] for a, b in points.edges], dtype=int
     ).reshape(-1, 2)
 
 
 def _sides(points: KeypointSet) -> list[str]:  # (k,) "l", "r" or "c"
-    """Which side each point lies on, for colours.
-
-    Returns:
-        (k,) "l", "r" or "c"
-    """
+    "Which side each point lies on, for colours."
     side = {True: "l", False: "r"}
     return [
         "c" if points.mirror_of[n] == n else side[n.endswith("_l") or "left_" in n]
@@ -214,18 +174,7 @@ def _add(
     mirror: str | None = None,
     edge: str | None = None,  # draw a line to this point
 ) -> KeypointSet:  # a new set with one point more
-    """The same set with one more point at its end.
-
-    Args:
-        points: the set
-        name: the new point
-        row: (v,) weights over a body's vertices
-        mirror: its mirror partner; by the naming rule (`_l`, `_r`) where left out
-        edge: draw a line to this point
-
-    Returns:
-        a new set with one point more
-    """
+    "The same set with one more point at its end."
     if row is not None:
         check_shape(np.asarray(row), "v", f"row of {name}")
     return replace(
@@ -245,16 +194,7 @@ def _subset(
     names: list[str] | tuple[str, ...],  # which points to keep, in this order
     name: str | None = None,  # what to call the new set
 ) -> KeypointSet:  # a new set with these points only
-    """Some points of a set, in the order asked for.
-
-    Args:
-        points: the set
-        names: which points to keep, in this order
-        name: what to call the new set
-
-    Returns:
-        a new set with these points only
-    """
+    "Some points of a set, in the order asked for."
     for n in names:
         points.index(n)
     return replace(
@@ -276,16 +216,7 @@ def _regressor_matrix(
     # a BodyData: its keypoint_regressors, joint_names and J_regressor are used
     body: Any,
 ) -> np.ndarray:  # (k, v) float32, one row a point
-    """One row of vertex weights a point: the set's own first, then the body's.
-
-    Args:
-        points: the set
-        body: a BodyData: its keypoint_regressors, joint_names and J_regressor are
-            used
-
-    Returns:
-        (k, v) float32, one row a point
-    """
+    "One row of vertex weights a point: the set's own first, then the body's."
     joints = {"smpl_" + n: row for n, row in zip(body.joint_names, body.J_regressor)}
     known = {**joints, **body.keypoint_regressors, **points.regressors}
     missing = [n for n in points.names if n not in known]
@@ -402,14 +333,7 @@ _CHAINS = (
 def keypoint_set(
     name: str,  # such as "cocoplus19", "lsp14", "coco17", "mpii16", "h36m17", "smpl24"
 ) -> KeypointSet:  # names, edges and mirror pairs; regressor rows come from the body
-    """One of the sets that datasets use, by name.
-
-    Args:
-        name: such as "cocoplus19", "lsp14", "coco17", "mpii16", "h36m17", "smpl24"
-
-    Returns:
-        names, edges and mirror pairs; regressor rows come from the body
-    """
+    "One of the sets that datasets use, by name."
     if name not in _POINTS:
         raise ValueError(
             f"keypoint set {name!r} is not known; expected one of {', '.join(_POINTS)}"
@@ -503,11 +427,7 @@ NEAR_EQUALS = (  # (words, how they differ, what is done)
 
 # %% ../../nbs/1_basics/04_keypoints.ipynb #d351df23
 def _check_rename(a: str, b: str) -> None:
-    """Two words of the common vocabulary never mean the same point.
-
-    Returns:
-        %% ../../nbs/1_basics/04_keypoints.ipynb #d351df23
-    """
+    "Two words of the common vocabulary never mean the same point."
     known = {n for names in _POINTS.values() for n in names.split()}
     if a != b and a in known and b in known:
         joint = (
@@ -531,16 +451,7 @@ def source_order(
     # {source name: target name} for names outside the common vocabulary
     rename: dict[str, str] | None = None,
 ) -> np.ndarray:  # (k,) position in the source of each target point, -1 where missing
-    """Where each point of `target` stands in `source`.
-
-    Args:
-        source: where the points come from
-        target: where they go
-        rename: {source name: target name} for names outside the common vocabulary
-
-    Returns:
-        (k,) position in the source of each target point, -1 where missing
-    """
+    "Where each point of `target` stands in `source`."
     rename = rename or {}
     for a, b in rename.items():
         source.index(a), target.index(b), _check_rename(a, b)
@@ -556,17 +467,7 @@ def map_points(
     rename: dict[str, str] | None = None,
     # (..., K, d) in the order of `target`, NaN where the source has no such point
 ) -> np.ndarray:
-    """Points of one set in the order of another, by name.
-
-    Args:
-        points: (..., k, d) in the order of `source`
-        source: what they are
-        target: what is wanted
-        rename: {source name: target name} for names outside the common vocabulary
-
-    Returns:
-        (..., K, d) in the order of `target`, NaN where the source has no such point
-    """
+    "Points of one set in the order of another, by name."
     points = np.asarray(
         points, dtype=np.result_type(np.asarray(points).dtype, np.float32)
     )

@@ -20,15 +20,7 @@ def known_points(
     # pred and true as float64; (..., k) bool: known in both
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both arrays in one shape, and which points count; an infinite guess is an error,
-    not a missing point.
-
-    Args:
-        pred: (..., k, 3) m
-        true: (..., k, 3) m
-
-    Returns:
-        pred and true as float64; (..., k) bool: known in both
-    """
+    not a missing point."""
     pred, true = np.asarray(pred, float), np.asarray(true, float)
     check_shape(pred, "... k 3", "pred"), check_shape(true, "... k 3", "true")
     if pred.shape != true.shape:
@@ -47,14 +39,7 @@ def known_points(
 def _mean(
     values: np.ndarray,  # (..., k), NaN where unknown
 ) -> np.ndarray:  # (...)
-    """Mean over the known points, NaN where there is none.
-
-    Args:
-        values: (..., k), NaN where unknown
-
-    Returns:
-        (...)
-    """
+    "Mean over the known points, NaN where there is none."
     known = np.isfinite(values)
     n = known.sum(-1)
     return np.where(
@@ -66,15 +51,7 @@ def rooted(
     points: Array,  # (..., k, 3) m
     root: int | Sequence[int],  # position of the root, or several whose mean it is
 ) -> np.ndarray:  # (..., k, 3) m, root at the origin
-    """The same points seen from the root.
-
-    Args:
-        points: (..., k, 3) m
-        root: position of the root, or several whose mean it is
-
-    Returns:
-        (..., k, 3) m, root at the origin
-    """
+    "The same points seen from the root."
     points = np.asarray(points, float)
     return points - points[..., np.atleast_1d(root), :].mean(-2, keepdims=True)
 
@@ -85,16 +62,7 @@ def point_errors(
     # bring these points together first; None: as they stand
     root: int | Sequence[int] | None = None,
 ) -> np.ndarray:  # (..., k) mm, NaN where a point is unknown
-    """Distance of each point, in millimetres.
-
-    Args:
-        pred: (..., k, 3) m
-        true: (..., k, 3) m
-        root: bring these points together first; None: as they stand
-
-    Returns:
-        (..., k) mm, NaN where a point is unknown
-    """
+    "Distance of each point, in millimetres."
     pred, true, known = known_points(pred, true)
     if root is not None:
         pred, true = rooted(pred, root), rooted(true, root)
@@ -108,16 +76,7 @@ def mpjpe(
     root: int | Sequence[int] | None = None,
 ) -> np.ndarray:  # (...) mm
     """Mean per-joint position error of each pose (Ionescu et al. 2014), over the known
-    points.
-
-    Args:
-        pred: (..., k, 3) m
-        true: (..., k, 3) m, NaN where missing
-        root: bring these points together first; None: as they stand
-
-    Returns:
-        (...) mm
-    """
+    points."""
     return _mean(point_errors(pred, true, root))
 
 # %% ../../nbs/1_basics/06_metrics.ipynb #d90d2ad7
@@ -127,15 +86,7 @@ def similarity(
     # scale (...), rotation (..., 3, 3), shift (..., 3)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The similarity that brings `pred` nearest to `true`; a true rotation, never a
-    reflection (Umeyama 1991).
-
-    Args:
-        pred: (..., k, 3) m
-        true: (..., k, 3) m, NaN where missing
-
-    Returns:
-        scale (...), rotation (..., 3, 3), shift (..., 3)
-    """
+    reflection (Umeyama 1991)."""
     pred, true, known = known_points(pred, true)
     w = known[..., None]
     n = np.maximum(w.sum(-2), 1)
@@ -158,15 +109,7 @@ def procrustes(
     true: Array,  # (..., k, 3) m, NaN where missing
     # (..., k, 3) `pred`, moved, m; NaN where fewer than three points are known
 ) -> np.ndarray:
-    """The guess, scaled, turned and moved as near as possible to the truth.
-
-    Args:
-        pred: (..., k, 3) m
-        true: (..., k, 3) m, NaN where missing
-
-    Returns:
-        (..., k, 3) `pred`, moved, m; NaN where fewer than three points are known
-    """
+    "The guess, scaled, turned and moved as near as possible to the truth."
     scale, R, shift = similarity(pred, true)
     moved = (
         scale[..., None, None] * (np.asarray(pred, float) @ np.swapaxes(R, -1, -2))
@@ -180,15 +123,7 @@ def pa_point_errors(
     pred: Array,  # (..., k, 3) m
     true: Array,  # (..., k, 3) m, NaN where missing
 ) -> np.ndarray:  # (..., k) mm
-    """Distance of each point after Procrustes alignment, in millimetres.
-
-    Args:
-        pred: (..., k, 3) m
-        true: (..., k, 3) m, NaN where missing
-
-    Returns:
-        (..., k) mm
-    """
+    "Distance of each point after Procrustes alignment, in millimetres."
     return point_errors(procrustes(pred, true), true)
 
 
@@ -197,15 +132,7 @@ def pa_mpjpe(
     true: Array,  # (..., k, 3) m, NaN where missing
 ) -> np.ndarray:  # (...) mm; NaN where fewer than three points are known
     """MPJPE after Procrustes alignment without reflection, also called reconstruction
-    error.
-
-    Args:
-        pred: (..., k, 3) m
-        true: (..., k, 3) m, NaN where missing
-
-    Returns:
-        (...) mm; NaN where fewer than three points are known
-    """
+    error."""
     return _mean(pa_point_errors(pred, true))
 
 # %% ../../nbs/1_basics/06_metrics.ipynb #8789e980
@@ -215,17 +142,7 @@ def pck(
     threshold_mm: float = 150.0,  # a point nearer than this, or just as far, is correct
     root: int | Sequence[int] | None = None,  # bring these points together first
 ) -> np.ndarray:  # (...) share of correct points, 0..1
-    """Share of correct keypoints of each pose, among the known points.
-
-    Args:
-        pred: (..., k, 3) m
-        true: (..., k, 3) m, NaN where missing
-        threshold_mm: a point nearer than this, or just as far, is correct
-        root: bring these points together first
-
-    Returns:
-        (...) share of correct points, 0..1
-    """
+    "Share of correct keypoints of each pose, among the known points."
     errors = point_errors(pred, true, root)
     return _mean(
         np.where(np.isfinite(errors), (errors <= threshold_mm).astype(float), np.nan)
@@ -238,17 +155,7 @@ def auc(
     thresholds_mm: Array | None = None,  # (t,) mm; None: 0, 5, … 150
     root: int | Sequence[int] | None = None,  # bring these points together first
 ) -> np.ndarray:  # (...) 0..1
-    """Mean PCK over the thresholds (Mehta et al. 2017): the area under the PCK curve.
-
-    Args:
-        pred: (..., k, 3) m
-        true: (..., k, 3) m, NaN where missing
-        thresholds_mm: (t,) mm; None: 0, 5, … 150
-        root: bring these points together first
-
-    Returns:
-        (...) 0..1
-    """
+    "Mean PCK over the thresholds (Mehta et al. 2017): the area under the PCK curve."
     thresholds = (
         np.arange(0, 151, 5.0)
         if thresholds_mm is None
@@ -265,17 +172,7 @@ def joint_angle(
     b: int,  # of the joint, such as the elbow
     c: int,  # of the other end, such as the wrist
 ) -> np.ndarray:  # (...) degrees, 180 when stretched; NaN where a point is unknown
-    """The angle between the bones that meet at a joint.
-
-    Args:
-        points: (..., k, 3) m
-        a: position of one end, such as the shoulder
-        b: of the joint, such as the elbow
-        c: of the other end, such as the wrist
-
-    Returns:
-        (...) degrees, 180 when stretched; NaN where a point is unknown
-    """
+    "The angle between the bones that meet at a joint."
     points = np.asarray(points, float)
     u, v = points[..., a, :] - points[..., b, :], points[..., c, :] - points[..., b, :]
     length = np.linalg.norm(u, axis=-1) * np.linalg.norm(v, axis=-1)
@@ -288,15 +185,7 @@ def pve_t_sc(
     true: Array,  # (..., v, 3) m, of the true shape, vertex for vertex
 ) -> np.ndarray:  # (...) mm
     """Mean error of the vertices of two rest meshes, centred and brought to one size
-    (Sengupta et al. 2020, section 4).
-
-    Args:
-        pred: (..., v, 3) m, mesh of the guessed shape in the rest pose
-        true: (..., v, 3) m, of the true shape, vertex for vertex
-
-    Returns:
-        (...) mm
-    """
+    (Sengupta et al. 2020, section 4)."""
     pred, true, known = known_points(pred, true)
     if not known.all():
         raise ValueError(

@@ -89,17 +89,7 @@ def corner_of_click(
     face: int,  # the face that was hit
     point: Array,  # (3,) where
 ) -> int:  # vertex number
-    """The corner of the clicked face that is nearest to the clicked point.
-
-    Args:
-        V: (v, 3) the mesh as shown, m
-        F: (f, 3)
-        face: the face that was hit
-        point: (3,) where
-
-    Returns:
-        vertex number
-    """
+    "The corner of the clicked face that is nearest to the clicked point."
     corners = np.asarray(F)[int(face)]
     away = np.linalg.norm(np.asarray(V)[corners] - np.asarray(point, float), axis=1)
     return int(corners[away.argmin()])
@@ -110,12 +100,7 @@ def camera_moved(
     after: tuple[Array, Array],
     degrees: float = 3.0,  # what a hand may tremble
 ) -> bool:
-    """Whether a camera was turned or shifted, rather than held still.
-
-    Args:
-        before: camera position and the point it looks at, m
-        degrees: what a hand may tremble
-    """
+    "Whether a camera was turned or shifted, rather than held still."
     (a, at_a), (b, at_b) = (
         (np.asarray(x, float) for x in before),
         (np.asarray(x, float) for x in after),
@@ -133,13 +118,7 @@ def stage(
     extent: Array,  # (3,) their size, m
     size: tuple[int, int],  # width, height in px
 ) -> tuple[three.PerspectiveCamera, three.OrbitControls, three.Scene]:
-    """Camera, orbit and lights around a body.
-
-    Args:
-        objects: what stands on it, around the origin
-        extent: (3,) their size, m
-        size: width, height in px
-    """
+    "Camera, orbit and lights around a body."
     away = (
         1.1
         * max(extent[1], extent[0] * size[1] / size[0])
@@ -206,14 +185,7 @@ SKIN = (185, 196, 207)  # the colour of a body that nobody painted
 
 class MeshView:
     """A mesh in a cell: moved, painted, and clicked. Another library could take this
-    class's place.
-
-    Args:
-        V: (v, 3) m
-        F: (f, 3)
-        on_click: hears vertex, face, and which of shift, ctrl, alt, meta are held
-        size: width, height in px
-    """
+    class's place."""
 
     def __init__(
         self,
@@ -293,11 +265,7 @@ def _show(
     view: MeshView,
     V: Array,  # (v, 3) m
 ) -> None:
-    """The same body in another pose.
-
-    Args:
-        V: (v, 3) m
-    """
+    "The same body in another pose."
     check_shape(V, "v 3", "V", v=len(view.V))
     view.V = np.asarray(V, float)
     view.position.array, view.normal.array = view.local(V), vertex_normals(V, view.F)
@@ -307,11 +275,7 @@ def _paint(
     view: MeshView,
     colors: Array | None = None,  # (v, 3) 0…1, or uint8; bare skin if None
 ) -> None:
-    """Colour the vertices.
-
-    Args:
-        colors: (v, 3) 0…1, or uint8; bare skin if None
-    """
+    "Colour the vertices."
     colors = (
         np.tile(np.uint8(SKIN), (len(view.V), 1))
         if colors is None
@@ -329,11 +293,7 @@ def _dot(
     view: MeshView,
     **points: Array,  # name of the dots = (n, 3) places, m
 ) -> None:
-    """Put dots on the body.
-
-    Args:
-        points: name of the dots = (n, 3) places, m
-    """
+    "Put dots on the body."
     for name, places in points.items():
         view.dots[name].show(view.local(places))
 
@@ -342,11 +302,7 @@ MeshView.show, MeshView.paint, MeshView.dot = _show, _paint, _dot
 
 # %% ../../nbs/1_basics/10_scene.ipynb #e9b182e2
 def _eye(view: MeshView) -> np.ndarray:  # (3,) m, in the body's frame
-    """Where the camera stands.
-
-    Returns:
-        (3,) m, in the body's frame
-    """
+    "Where the camera stands."
     return np.asarray(view.camera.position, float) + view.centre
 
 
@@ -355,14 +311,7 @@ def _on_screen(
     points: Array,  # (n, 3) m, in the body's frame
     # (n, 2) shares of the canvas' width and height, from its top left corner
 ) -> np.ndarray:
-    """Where points of the body are on the canvas.
-
-    Args:
-        points: (n, 3) m, in the body's frame
-
-    Returns:
-        (n, 2) shares of the canvas' width and height, from its top left corner
-    """
+    "Where points of the body are on the canvas."
     ahead = np.asarray(view.orbit.target, float) + view.centre - view.eye
     ahead /= np.linalg.norm(ahead)
     right = np.cross(ahead, [0, 1, 0])
@@ -383,12 +332,7 @@ def _look(
     point: Array | None = None,  # (3,) m, what to look at; the whole body if None
     extent: float = 0.35,  # how much around it shall be seen, m
 ) -> None:
-    """Move the camera, without turning it.
-
-    Args:
-        point: (3,) m, what to look at; the whole body if None
-        extent: how much around it shall be seen, m
-    """
+    "Move the camera, without turning it."
     target = np.zeros(3) if point is None else np.asarray(point, float) - view.centre
     away = np.asarray(view.camera.position, float) - np.asarray(
         view.orbit.target, float

@@ -11,14 +11,7 @@ from dataclasses import dataclass, fields
 # %% ../../nbs/1_basics/07_values.ipynb #f7b3f3d7
 @dataclass(frozen=True, order=True)
 class Identity:
-    """Which example of which dataset; empty where the dataset does not say.
-
-    Attributes:
-        subject: who
-        sequence: which video or series
-        camera: which of the cameras that saw it
-        frame: number of the frame or image
-    """
+    "Which example of which dataset; empty where the dataset does not say."
 
     dataset: str = ""
     split: str = "train"

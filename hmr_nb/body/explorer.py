@@ -88,15 +88,7 @@ def preset_poses(
     # (j) names of a body's joints; joints that it does not have are left out
     joints: tuple[str, ...],
 ) -> dict[str, np.ndarray]:  # {name: (j, 3) axis-angle, rad}
-    """A few poses that show what the joints do.
-
-    Args:
-        joints: (j) names of a body's joints; joints that it does not have are left
-            out
-
-    Returns:
-        {name: (j, 3) axis-angle, rad}
-    """
+    "A few poses that show what the joints do."
     return {
         name: np.radians([parts.get(j, (0, 0, 0)) for j in joints]).astype("float32")
         for name, parts in PRESETS.items()
@@ -106,22 +98,12 @@ def preset_poses(
 def joint_of_vertex(
     body: BodyData,
 ) -> np.ndarray:  # (v,) joint that moves each vertex most
-    """What a click on the skin takes hold of.
-
-    Returns:
-        (v,) joint that moves each vertex most
-    """
+    "What a click on the skin takes hold of."
     return body.weights.argmax(axis=1)
 
 # %% ../../nbs/2_body/07_explorer.ipynb #ad3ef803
 class BodyExplorer:
-    """Sliders for build and for the joint that was clicked; the mesh follows.
-
-    Args:
-        body: the open body if None
-        poses: {name: (j, 3)} axis-angle, rad; `preset_poses` if None
-        betas: how many coefficients get a slider
-    """
+    "Sliders for build and for the joint that was clicked; the mesh follows."
 
     def __init__(
         self,
@@ -163,11 +145,7 @@ class BodyExplorer:
 
 # %% ../../nbs/2_body/07_explorer.ipynb #817b7fa4
 def _slider(name: str, limit: float, step: float, changed: Any) -> w.FloatSlider:
-    """A slider that speaks while it is moved.
-
-    Returns:
-        %% ../../nbs/2_body/07_explorer.ipynb #817b7fa4
-    """
+    "A slider that speaks while it is moved."
     slider = w.FloatSlider(
         0,
         min=-limit,
@@ -215,11 +193,7 @@ def _controls(explorer: BodyExplorer, betas: int) -> dict[str, w.Widget]:
 
 # %% ../../nbs/2_body/07_explorer.ipynb #5dc84e93
 def _moved_beta(explorer: BodyExplorer, s: int, value: float) -> None:
-    """A slider of the build.
-
-    Returns:
-        %% ../../nbs/2_body/07_explorer.ipynb #5dc84e93
-    """
+    "A slider of the build."
     if not explorer.quiet:
         explorer.betas[s] = value
         explorer.redraw()
@@ -242,12 +216,7 @@ def _set(
     pose: Array | None = None,  # (j, 3) axis-angle, rad
     betas: Array | None = None,  # (n,) the first coefficients; the others become zero
 ) -> None:
-    """Another pose or build; the sliders follow.
-
-    Args:
-        pose: (j, 3) axis-angle, rad
-        betas: (n,) the first coefficients; the others become zero
-    """
+    "Another pose or build; the sliders follow."
     if pose is not None:
         check_shape(np.asarray(pose), "j 3", "pose", j=len(explorer.pose))
         explorer.pose = np.array(pose, "float32")
@@ -261,11 +230,7 @@ def _choose(
     explorer: BodyExplorer,
     joint: str,  # its name
 ) -> None:
-    """Take hold of a joint: its sliders show its angles.
-
-    Args:
-        joint: its name
-    """
+    "Take hold of a joint: its sliders show its angles."
     if joint not in explorer.body.joint_names:
         raise ValueError(
             f"joint: expected one of {', '.join(explorer.body.joint_names)}, got"
@@ -290,11 +255,7 @@ BodyExplorer.set, BodyExplorer.choose = _set, _choose
 
 # %% ../../nbs/2_body/07_explorer.ipynb #5a77ee78
 def _vertices(explorer: BodyExplorer) -> np.ndarray:  # (v, 3) m
-    """The mesh as it is now.
-
-    Returns:
-        (v, 3) m
-    """
+    "The mesh as it is now."
     return ops.convert_to_numpy(
         explorer.smpl(explorer.pose[None], explorer.betas[None]).vertices[0]
     )
@@ -310,11 +271,7 @@ BodyExplorer.vertices, BodyExplorer.redraw = _vertices, _redraw
 
 # %% ../../nbs/2_body/07_explorer.ipynb #2a9c8bce
 def _code(explorer: BodyExplorer) -> str:
-    """Python that makes this body again.
-
-    Returns:
-        %% ../../nbs/2_body/07_explorer.ipynb #2a9c8bce
-    """
+    "Python that makes this body again."
     names, turned = (
         explorer.body.joint_names,
         np.flatnonzero(np.abs(explorer.pose).max(axis=1) > 1e-6),
@@ -334,11 +291,7 @@ explorer.set(pose, betas)"""
 def _still(
     explorer: BodyExplorer, views: tuple[str, ...] = ("front", "three_quarter", "side")
 ) -> Any:  # a figure
-    """The same body without a browser.
-
-    Returns:
-        a figure
-    """
+    "The same body without a browser."
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(

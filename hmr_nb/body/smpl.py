@@ -28,17 +28,7 @@ def shape_blend(
     directions: Array,
     coefficients: Array,  # (b, n) how much of each
 ) -> Array:  # (b, v, 3) vertices, m
-    """Add a weighted sum of displacements (Loper et al. 2015, eq. 8).
-
-    Args:
-        template: (v, 3) or (b, v, 3) vertices to start from, m
-        directions: (v, 3, n) how each vertex moves for one unit of each
-            coefficient, m
-        coefficients: (b, n) how much of each
-
-    Returns:
-        (b, v, 3) vertices, m
-    """
+    "Add a weighted sum of displacements (Loper et al. 2015, eq. 8)."
     check_shape(directions, "v 3 n", "directions")
     check_shape(coefficients, "b n", "coefficients", n=directions.shape[-1])
     return ops.add(template, ops.einsum("vcn,bn->bvc", directions, coefficients))
@@ -48,15 +38,7 @@ def rest_joints(
     J_regressor: Array,  # (j, v) of which vertices each joint is the mean
     V: Array,  # (b, v, 3) shaped vertices in the rest pose, m
 ) -> Array:  # (b, j, 3) joints, m
-    """Joints of the rest pose (Loper et al. 2015, eq. 10).
-
-    Args:
-        J_regressor: (j, v) of which vertices each joint is the mean
-        V: (b, v, 3) shaped vertices in the rest pose, m
-
-    Returns:
-        (b, j, 3) joints, m
-    """
+    "Joints of the rest pose (Loper et al. 2015, eq. 10)."
     check_shape(V, "b v 3", "V", v=J_regressor.shape[-1])
     return ops.einsum("jv,bvc->bjc", J_regressor, V)
 
@@ -64,14 +46,7 @@ def rest_joints(
 def pose_features(
     R: Array,  # (b, j, 3, 3) rotation of each joint against its parent, root first
 ) -> Array:  # (b, 9(j−1)) entries of R − 1, joint by joint, row by row
-    """What the pose correctives depend on (Loper et al. 2015, eq. 9).
-
-    Args:
-        R: (b, j, 3, 3) rotation of each joint against its parent, root first
-
-    Returns:
-        (b, 9(j−1)) entries of R − 1, joint by joint, row by row
-    """
+    "What the pose correctives depend on (Loper et al. 2015, eq. 9)."
     check_shape(R, "b j 3 3", "R")
     R = ops.convert_to_tensor(R)
     rest = R[:, 1:] - ops.eye(3, dtype=R.dtype)
@@ -81,14 +56,7 @@ def pose_features(
 def tree_levels(
     parents: np.ndarray,  # (j,) parent of each joint, root −1
 ) -> list[np.ndarray]:  # joints at distance 0, 1, 2 … from the root
-    """Group the joints of a tree by their distance from the root.
-
-    Args:
-        parents: (j,) parent of each joint, root −1
-
-    Returns:
-        joints at distance 0, 1, 2 … from the root
-    """
+    "Group the joints of a tree by their distance from the root."
     levels = [np.flatnonzero(np.asarray(parents) < 0)]
     while len(levels[-1]):
         levels.append(np.flatnonzero(np.isin(parents, levels[-1])))
@@ -100,16 +68,7 @@ def forward_kinematics(
     joints: Array,  # (b, j, 3) joints of the rest pose, m
     parents: np.ndarray,  # (j,) parent of each joint, root −1
 ) -> tuple[Array, Array]:  # world rotations (b, j, 3, 3), posed joints (b, j, 3) in m
-    """Walk down the tree, one level at a time (Loper et al. 2015, eq. 4).
-
-    Args:
-        R: (b, j, 3, 3) rotation of each joint against its parent
-        joints: (b, j, 3) joints of the rest pose, m
-        parents: (j,) parent of each joint, root −1
-
-    Returns:
-        world rotations (b, j, 3, 3), posed joints (b, j, 3) in m
-    """
+    "Walk down the tree, one level at a time (Loper et al. 2015, eq. 4)."
     check_shape(joints, "b j 3", "joints", j=len(parents))
     R, joints = ops.convert_to_tensor(R), ops.convert_to_tensor(joints)
     levels = tree_levels(parents)
@@ -140,18 +99,7 @@ def skin(
     W: Array,  # (v, j) skinning weights, rows sum to 1
 ) -> Array:  # (b, v, 3) posed vertices, m
     """Linear blend skinning: the weighted mean of what each joint would do alone (Loper
-    et al. 2015, eq. 7).
-
-    Args:
-        V: (b, v, 3) vertices of the rest pose, m
-        G: (b, j, 3, 3) world rotation of each joint
-        P: (b, j, 3) posed joints, m
-        joints: (b, j, 3) joints of the rest pose, m
-        W: (v, j) skinning weights, rows sum to 1
-
-    Returns:
-        (b, v, 3) posed vertices, m
-    """
+    et al. 2015, eq. 7)."""
     check_shape(V, "b v 3", "V", v=W.shape[0])
     shift = P - ops.einsum("bjcd,bjd->bjc", G, joints)
     turned = ops.einsum("vj,bjcd,bvd->bvc", W, G, V)
@@ -159,14 +107,7 @@ def skin(
 
 # %% ../../nbs/2_body/06_smpl.ipynb #1bd372e4
 class SMPLOutput(NamedTuple):
-    """What a body layer returns.
-
-    Attributes:
-        vertices: (b, V, 3) m
-        joints: (b, J, 3) posed joints, m
-        rotations: (b, J, 3, 3) of each joint against its parent
-        keypoints: (b, K, 3) m, where a keypoint set was given
-    """
+    "What a body layer returns."
 
     vertices: Array | None  # (b, V, 3) m
     joints: Array  # (b, J, 3) posed joints, m
@@ -178,15 +119,7 @@ def fused_tables(
     body: BodyData,  # any body
     columns: np.ndarray | slice = slice(None),  # vertices to keep
 ) -> dict[str, np.ndarray]:  # template (3v,), basis (9(J−1)+S, 3v), weights (J, v)
-    """The tables of a body, arranged for two matrix products; x, y, z as planes.
-
-    Args:
-        body: any body
-        columns: vertices to keep
-
-    Returns:
-        template (3v,), basis (9(J−1)+S, 3v), weights (J, v)
-    """
+    "The tables of a body, arranged for two matrix products; x, y, z as planes."
     directions = np.concatenate(
         [body.posedirs[columns], body.shapedirs[columns]], axis=-1
     )
@@ -203,15 +136,7 @@ def rotations_of(
     pose: Array,  # (b, j, 3) axis-angle in rad, or (b, j, 3, 3) matrices
     j: int,  # number of joints
 ) -> Array:  # (b, j, 3, 3)
-    """Rotation matrices of a pose in either form.
-
-    Args:
-        pose: (b, j, 3) axis-angle in rad, or (b, j, 3, 3) matrices
-        j: number of joints
-
-    Returns:
-        (b, j, 3, 3)
-    """
+    "Rotation matrices of a pose in either form."
     if len(pose.shape) == 4:
         check_shape(pose, "b j 3 3", "pose", j=j)
         return pose
@@ -225,17 +150,7 @@ def posed_planes(
     betas: Array,  # (b, s) shape coefficients
     transforms: Array,  # (b, 3, 4, j) what each joint does to a point of the rest pose
 ) -> Array:  # (b, 3, v) x, y and z of the posed vertices, m
-    """Blend shapes and skinning as two matrix products.
-
-    Args:
-        tables: from `fused_tables`
-        R: (b, j, 3, 3) rotation of each joint against its parent
-        betas: (b, s) shape coefficients
-        transforms: (b, 3, 4, j) what each joint does to a point of the rest pose
-
-    Returns:
-        (b, 3, v) x, y and z of the posed vertices, m
-    """
+    "Blend shapes and skinning as two matrix products."
     j = transforms.shape[-1]
     coefficients = ops.concatenate([pose_features(R), betas], axis=-1)
     basis = tables["basis"][: coefficients.shape[-1]]
@@ -254,11 +169,7 @@ def posed_planes(
 
 # %% ../../nbs/2_body/06_smpl.ipynb #8f93d362
 class KeypointTables:
-    """Where the points of a keypoint set come from: a few vertices, or a joint.
-
-    Args:
-        body: any body
-    """
+    "Where the points of a keypoint set come from: a few vertices, or a joint."
 
     def __init__(
         self,
@@ -291,17 +202,7 @@ def held(
     # name of a body that must not be exported; None where that does no harm
     owner: str | None,
 ) -> dict[str, Array]:  # the same as tensors
-    """Tables as constants, or as variables that cannot be exported.
-
-    Args:
-        tables: from `fused_tables` and the like
-        dtype: of all sums
-        owner: name of a body that must not be exported; None where that does no
-            harm
-
-    Returns:
-        the same as tensors
-    """
+    "Tables as constants, or as variables that cannot be exported."
     backend = keras.config.backend()
     if dtype == "float64" and backend != "tensorflow":
         raise ValueError(
@@ -331,13 +232,7 @@ def held(
 
 # %% ../../nbs/2_body/06_smpl.ipynb #6f9f6968
 class BodyFunction:
-    """A body as a function of pose, shape and place; what is not wanted is not computed.
-
-    Args:
-        body: whose tables are used
-        points: points to compute as well
-        dtype: of all sums
-    """
+    "A body as a function of pose, shape and place; what is not wanted is not computed."
 
     def __init__(
         self,
@@ -423,18 +318,7 @@ def run_body(
     betas: Array,  # (b, s) shape coefficients
     trans: Array | None = None,  # (b, 3) where to put the body, m
 ) -> SMPLOutput:  # what was wanted; the rest is None
-    """Evaluate a body, compiled by XLA where it may be.
-
-    Args:
-        function: the body
-        want: "mesh", "keypoints" or "joints"
-        pose: (b, J, 3) axis-angle in rad, or (b, J, 3, 3) matrices
-        betas: (b, s) shape coefficients
-        trans: (b, 3) where to put the body, m
-
-    Returns:
-        what was wanted; the rest is None
-    """
+    "Evaluate a body, compiled by XLA where it may be."
     poses, full, place = function.shapes
     if not function.jit:
         return function.compute(want, pose, betas, trans)
@@ -462,14 +346,7 @@ def run_body(
 def body_named(
     body: BodyData | str,  # a body, or the name of the one that ships
 ) -> BodyData:  # the body
-    """The body itself; a name is enough for the open body alone.
-
-    Args:
-        body: a body, or the name of the one that ships
-
-    Returns:
-        the body
-    """
+    "The body itself; a name is enough for the open body alone."
     if isinstance(body, BodyData):
         return body
     if body != open_body().name:
@@ -483,14 +360,7 @@ def body_named(
 def points_to_config(
     points: KeypointSet | None,  # any keypoint set
 ) -> dict | None:  # plain lists, for json
-    """A keypoint set as plain data; rows as the vertices and weights that are not zero.
-
-    Args:
-        points: any keypoint set
-
-    Returns:
-        plain lists, for json
-    """
+    "A keypoint set as plain data; rows as the vertices and weights that are not zero."
     if points is None:
         return None
     rows = {
@@ -513,14 +383,7 @@ def points_from_config(
     # from `points_to_config`; a set is left as it is
     config: dict | KeypointSet | None,
 ) -> KeypointSet | None:  # the set
-    """The inverse of `points_to_config`.
-
-    Args:
-        config: from `points_to_config`; a set is left as it is
-
-    Returns:
-        the set
-    """
+    "The inverse of `points_to_config`."
     if not isinstance(config, dict):
         return config
     rows = {}
@@ -543,18 +406,7 @@ def checked_inputs(
     body: BodyData,  # whose sizes must fit
     dtype: str,  # to convert to
 ) -> tuple[Array, Array, Array | None]:  # the same as tensors
-    """Check the arguments of a body layer, once.
-
-    Args:
-        pose: (b, J, 3) axis-angle in rad, or (b, J, 3, 3) matrices
-        betas: (b, s) shape coefficients
-        trans: (b, 3) where to put the body, m
-        body: whose sizes must fit
-        dtype: to convert to
-
-    Returns:
-        the same as tensors
-    """
+    "Check the arguments of a body layer, once."
     pose, betas = (
         ops.convert_to_tensor(pose, dtype),
         ops.convert_to_tensor(betas, dtype),
@@ -583,14 +435,7 @@ def checked_inputs(
 # %% ../../nbs/2_body/06_smpl.ipynb #03e55b52
 @keras.saving.register_keras_serializable(package="hmr_nb")
 class SMPL(keras.layers.Layer):
-    """Pose and shape to vertices, joints and keypoints (Loper et al. 2015); no weights.
-
-    Args:
-        body: whose tables are used
-        keypoints: points to return as well
-        jit: compile with XLA on the TensorFlow backend
-        dtype: or "float64"
-    """
+    "Pose and shape to vertices, joints and keypoints (Loper et al. 2015); no weights."
 
     def __init__(
         self,

@@ -50,14 +50,7 @@ from ..records.datasets.openpose import read_openpose
 def load_photo(
     path: str | os.PathLike | Any,  # a JPEG, PNG, … file
 ) -> np.ndarray:  # (h, w, 3) uint8, upright
-    """Read a picture: turned upright, three channels, transparency on white.
-
-    Args:
-        path: a JPEG, PNG, … file
-
-    Returns:
-        (h, w, 3) uint8, upright
-    """
+    "Read a picture: turned upright, three channels, transparency on white."
     try:
         with Image.open(path) as raw:
             image = ImageOps.exif_transpose(raw)
@@ -93,15 +86,7 @@ def whole_box(
     image: np.ndarray,  # (h, w, 3)
     margin: float = 1.25,  # of `View.crop`
 ) -> tuple[float, float, float, float]:  # x, y, width, height, px
-    """A box such that the crop is the largest square around the whole picture.
-
-    Args:
-        image: (h, w, 3)
-        margin: of `View.crop`
-
-    Returns:
-        x, y, width, height, px
-    """
+    "A box such that the crop is the largest square around the whole picture."
     h, w = image.shape[:2]
     side = max(h, w) / margin
     return ((w - 1 - side) / 2, (h - 1 - side) / 2, side, side)
@@ -111,15 +96,7 @@ def boxes_from_openpose(
     path: str | os.PathLike,  # OpenPose's json, 18 or 25 points
     least_points: int = 4,  # people with fewer points are left out
 ) -> list[tuple[float, float, float, float]]:  # one box a person, px
-    """Boxes around the people that OpenPose found.
-
-    Args:
-        path: OpenPose's json, 18 or 25 points
-        least_points: people with fewer points are left out
-
-    Returns:
-        one box a person, px
-    """
+    "Boxes around the people that OpenPose found."
     seen = [found[np.isfinite(found).all(1), :2] for _, found in read_openpose(path)]
     return [
         box_from_keypoints(kp)
@@ -136,15 +113,7 @@ def encoder_precision(
     encoder: keras.Model,  # of an HMR
     precision: str = "auto",  # one of PRECISIONS
 ) -> str:  # "float32" or "mixed_bfloat16"
-    """In which precision to run this encoder here.
-
-    Args:
-        encoder: of an HMR
-        precision: one of PRECISIONS
-
-    Returns:
-        "float32" or "mixed_bfloat16"
-    """
+    "In which precision to run this encoder here."
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}"
@@ -156,11 +125,7 @@ def encoder_precision(
 
 class Forward:
     """A model compiled for use: from pixels to its last correction. Takes the model's
-    place in `infer`.
-
-    Args:
-        model: its weights as they are now
-    """
+    place in `infer`."""
 
     def __init__(
         self,
@@ -192,11 +157,7 @@ class Forward:
         return decode(self.smpl, state, self.model.settings["rotation_form"])
 
     def recover(self, images: Array) -> HMROutput:  # of images (b, h, w, 3) in -1..1
-        """The last correction.
-
-        Returns:
-            of images (b, h, w, 3) in -1..1
-        """
+        "The last correction."
         return self.run(ops.convert_to_tensor(images, "float32"))
 
 # %% ../../nbs/8_inference/01_infer.ipynb #33b00004
@@ -210,20 +171,7 @@ def place_body(
     rounds: int = 100,  # at most
 ) -> np.ndarray:  # (3,) add this to body points: camera frame of the photograph, m
     """Where the photograph's camera shows the joints in the middle and the size in
-    which the crop's camera does.
-
-    Args:
-        joints: (j, 3) around the body's own origin, m
-        cam: (3,) scale, tx, ty of the crop
-        crop: (2, 3) photograph px -> crop px
-        size: side of the crop, px
-        focal: of the photograph, px
-        center: (2,) principal point of the photograph, px
-        rounds: at most
-
-    Returns:
-        (3,) add this to body points: camera frame of the photograph, m
-    """
+    which the crop's camera does."""
     start = cam_to_translation(cam, Crop(crop, size), Camera.simple(focal, center))
     t = start.copy()
     weak = apply_affine(
@@ -257,16 +205,7 @@ def assumed_focal(
     boxes: Sequence[Sequence[float]] = (),  # x, y, width, height of its people, px
 ) -> float:  # px
     """A focal length where none is known: the diagonal, but longer where a person fills
-    the picture.
-
-    Args:
-        height: of the photograph, px
-        width: of the photograph, px
-        boxes: x, y, width, height of its people, px
-
-    Returns:
-        px
-    """
+    the picture."""
     largest = max((max(box[2:]) for box in boxes), default=0)
     return max(default_focal(height, width), NEAREST_FOCAL * View().margin * largest)
 
@@ -275,14 +214,7 @@ def photo_focal(
     path: str | os.PathLike | Any,  # a JPEG, PNG, … file
 ) -> float | None:  # px; None where the file does not say
     """The focal length that the camera noted in the file (EXIF, FocalLengthIn35mmFilm);
-    right if the picture was not cut afterwards.
-
-    Args:
-        path: a JPEG, PNG, … file
-
-    Returns:
-        px; None where the file does not say
-    """
+    right if the picture was not cut afterwards."""
     try:
         with Image.open(path) as raw:
             millimetres = float(raw.getexif().get_ifd(0x8769).get(0xA405, 0))
@@ -298,23 +230,7 @@ def photo_focal(
 @dataclass(frozen=True)
 class Person:
     """What was recovered of one person; the camera frame is the photograph's (x right,
-    y down, z forward, m).
-
-    Attributes:
-        box: x, y, width, height, px
-        pose: (J, 3) axis-angle, root in the camera frame, rad
-        betas: (S,) shape
-        cam: (3,) scale, tx, ty of the crop
-        crop: (2, 3) photograph px -> crop px
-        vertices: (V, 3) m
-        joints: (J, 3) m
-        keypoints: (K, 3) m
-        keypoints_px: (K, 2) px of the photograph
-        names: K names
-        translation: (3,) m, contained in vertices, joints and keypoints
-        focal: px
-        center: (2,) principal point, px
-    """
+    y down, z forward, m)."""
 
     box: tuple[float, float, float, float]  # x, y, width, height, px
     pose: np.ndarray  # (J, 3) axis-angle, root in the camera frame, rad
@@ -376,16 +292,7 @@ def person_views(
     # (n, size, size, 3) in -1..1; (n, 2, 3) photograph px -> view px
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the model sees of each person: the same scale as in training, because it is
-    the same rule.
-
-    Args:
-        image: (h, w, 3) uint8
-        boxes: n times x, y, width, height, px
-        size: side of a view, px
-
-    Returns:
-        (n, size, size, 3) in -1..1; (n, 2, 3) photograph px -> view px
-    """
+    the same rule."""
     h, w = image.shape[:2]
     # an error for a box without size
     crops = np.array([View(size).crop(box).affine for box in boxes]).reshape(-1, 2, 3)
@@ -402,11 +309,7 @@ def person_views(
 
 # %% ../../nbs/8_inference/01_infer.ipynb #7d1a0004
 class People(list):
-    """The persons of one photograph; a notebook shows them.
-
-    Args:
-        photo: (h, w, 3) uint8, where they were found
-    """
+    "The persons of one photograph; a notebook shows them."
 
     def __init__(
         self,
@@ -435,23 +338,7 @@ def infer(
     # (2,) principal point, px; the middle of the picture where left out
     center: Sequence[float] | None = None,
 ) -> People:  # a list of Person, one a box, in their order
-    """Recover the body of each person in a picture (Kanazawa et al. 2018).
-
-    Args:
-        model: such as `small_hmr()`; compiled for use where there are many
-            photographs
-        image: (h, w, 3) uint8
-        boxes: x, y, width, height of each person, px; the whole picture where left
-            out
-        focal: of the photograph, px; `assumed_focal` where left out
-        size: side of the crop that the model sees, px; what its encoder takes where
-            left out
-        batch: people at a time
-        center: (2,) principal point, px; the middle of the picture where left out
-
-    Returns:
-        a list of Person, one a box, in their order
-    """
+    "Recover the body of each person in a picture (Kanazawa et al. 2018)."
     image = np.asarray(image)
     h, w = check_shape(image, "h w 3", "image")["h"], image.shape[1]
     boxes = [whole_box(image)] if boxes is None else list(boxes)
@@ -490,15 +377,7 @@ def side_by_side(
     images: Sequence[np.ndarray],  # (h, w, 3) uint8, each of a size of its own
     pad: int = 2,  # white pixels between them
 ) -> np.ndarray:  # (H, W, 3) uint8
-    """Pictures in a row, as high as the highest.
-
-    Args:
-        images: (h, w, 3) uint8, each of a size of its own
-        pad: white pixels between them
-
-    Returns:
-        (H, W, 3) uint8
-    """
+    "Pictures in a row, as high as the highest."
     H = max(i.shape[0] for i in images)
     parts = [
         np.pad(i, ((0, H - i.shape[0]), (0, pad), (0, 0)), constant_values=255)
@@ -513,17 +392,7 @@ def draw_people(
     faces: np.ndarray,  # (F, 3) of the body
     side_views: bool = True,  # whether to add views from the side and from behind
 ) -> np.ndarray:  # (h, W, 3) uint8
-    """The photograph with its meshes, and the same people from other sides.
-
-    Args:
-        image: (h, w, 3) uint8
-        people: of this picture
-        faces: (F, 3) of the body
-        side_views: whether to add views from the side and from behind
-
-    Returns:
-        (h, W, 3) uint8
-    """
+    "The photograph with its meshes, and the same people from other sides."
     top = image
     for i in sorted(range(len(people)), key=lambda i: -people[i].translation[2]):
         p = people[i]
@@ -555,16 +424,7 @@ def group_views(
     size: int = 256,  # height, px
 ) -> list[np.ndarray]:  # two of (size, w, 3) uint8
     """All people of a photograph together, from the side and from behind: who stands
-    before whom.
-
-    Args:
-        people: one or more
-        faces: (F, 3) of the body
-        size: height, px
-
-    Returns:
-        two of (size, w, 3) uint8
-    """
+    before whom."""
     V = np.concatenate([p.vertices for p in people]) * [1, -1, -1]
     F = np.concatenate([faces + i * len(p.vertices) for i, p in enumerate(people)])
     colors = np.repeat(
@@ -596,15 +456,7 @@ def show(
     people: People,  # from `infer`
     height: int = 320,  # of the sheet, px
 ) -> Any:  # a picture for a notebook
-    """The photograph, the bodies over it, and two views from other sides.
-
-    Args:
-        people: from `infer`
-        height: of the sheet, px
-
-    Returns:
-        a picture for a notebook
-    """
+    "The photograph, the bodies over it, and two views from other sides."
 
     def fit(image):
         return np.asarray(
@@ -642,14 +494,7 @@ FORMATS = ("npz", "json", "obj", "glb")
 def check_formats(
     formats: Sequence[str],  # wanted
 ) -> tuple[str, ...]:  # the same
-    """An error that lists what there is, where something else is asked for.
-
-    Args:
-        formats: wanted
-
-    Returns:
-        the same
-    """
+    "An error that lists what there is, where something else is asked for."
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown:
         raise ValueError(
@@ -664,17 +509,7 @@ def export_person(
     stem: str | os.PathLike,  # path without suffix
     formats: Sequence[str] = ("npz", "glb"),  # of npz, json, obj, glb
 ) -> list[Path]:  # files written
-    """Write a person's parameters and mesh.
-
-    Args:
-        person: to be saved
-        faces: (F, 3) of the body
-        stem: path without suffix
-        formats: of npz, json, obj, glb
-
-    Returns:
-        files written
-    """
+    "Write a person's parameters and mesh."
     import trimesh
 
     formats, stem, values = check_formats(formats), Path(stem), vars(person)
@@ -701,14 +536,7 @@ def result_names(
     paths: Sequence[str | os.PathLike],  # pictures
 ) -> list[str]:  # a different one for each
     """What the results of each picture are called: its name, with as much of its ending
-    and folder as it takes to tell it from the others.
-
-    Args:
-        paths: pictures
-
-    Returns:
-        a different one for each
-    """
+    and folder as it takes to tell it from the others."""
     paths = [Path(p) for p in paths]
 
     def short(p):
@@ -749,22 +577,7 @@ def infer_files(
     # of every picture, px; what its file says, or `assumed_focal`, where left out
     focal: float | None = None,
 ) -> tuple[list[Path], dict[str, str]]:  # overlays, {path: what was wrong}
-    """Overlay, parameters and mesh for each picture; bad files are reported, not fatal.
-
-    Args:
-        model: such as `Forward(small_hmr())`
-        paths: pictures
-        out: folder for results
-        boxes: {path: boxes}; whole picture where left out
-        formats: of `export_person`
-        resume: leave out pictures whose results all lie there already
-        progress: show a bar
-        focal: of every picture, px; what its file says, or `assumed_focal`, where
-            left out
-
-    Returns:
-        overlays, {path: what was wrong}
-    """
+    "Overlay, parameters and mesh for each picture; bad files are reported, not fatal."
     out, boxes, formats = Path(out), boxes or {}, check_formats(formats)
     out.mkdir(parents=True, exist_ok=True)
     done, failed = [], {}

@@ -35,14 +35,7 @@ from ..model.weights import small_hmr
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00008
 @dataclass(frozen=True)
 class PhotoState:
-    """What the tool knows.
-
-    Attributes:
-        photo: (h, w, 3) uint8
-        box: x, y, width, height, px of the photograph; the whole picture if None
-        people: one person, once recovered
-        focal: px, as the camera noted it; None: assumed
-    """
+    "What the tool knows."
 
     photo: np.ndarray | None = None  # (h, w, 3) uint8
     # x, y, width, height, px of the photograph; the whole picture if None
@@ -57,12 +50,7 @@ def take_photo(
     data: bytes | memoryview,  # a file's content: JPEG, PNG, …
     name: str = "the pasted picture",  # what to call it if it cannot be read
 ) -> PhotoState:
-    """Another photograph; what was known of the last one goes.
-
-    Args:
-        data: a file's content: JPEG, PNG, …
-        name: what to call it if it cannot be read
-    """
+    "Another photograph; what was known of the last one goes."
     try:
         photo = load_photo(io.BytesIO(bytes(data)))
     except ValueError:
@@ -87,13 +75,7 @@ def take_box(
     corners: Sequence[float],
     least_px: float = 8,  # a smaller box is a slip of the hand
 ) -> PhotoState:
-    """A box around a person, cut to the photograph.
-
-    Args:
-        corners: x, y, x, y of two opposite corners, as shares of the photograph's
-            width and height
-        least_px: a smaller box is a slip of the hand
-    """
+    "A box around a person, cut to the photograph."
     if state.photo is None:
         return replace(state, said="First a picture, then a box.")
     h, w = state.photo.shape[:2]
@@ -118,11 +100,7 @@ def take_box(
 def box_corners(
     state: PhotoState,
 ) -> list[float]:  # x, y, x, y as shares; empty without a box
-    """The way back, for drawing the box.
-
-    Returns:
-        x, y, x, y as shares; empty without a box
-    """
+    "The way back, for drawing the box."
     if state.box is None:
         return []
     x, y, bw, bh = state.box
@@ -133,11 +111,7 @@ def box_corners(
 def about_weights(
     model: HMR | Forward,
 ) -> str:  # empty for a model that may know photographs
-    """What to expect on photographs.
-
-    Returns:
-        empty for a model that may know photographs
-    """
+    "What to expect on photographs."
     settings = getattr(model, "model", model).settings
     if settings["encoder"] != "small":
         return ""
@@ -249,15 +223,7 @@ def data_address(
     image: np.ndarray,  # (h, w, 3) uint8
     side: int = 1024,  # longest side, px
 ) -> str:  # a JPEG as text, for the browser
-    """A picture on its way to the browser.
-
-    Args:
-        image: (h, w, 3) uint8
-        side: longest side, px
-
-    Returns:
-        a JPEG as text, for the browser
-    """
+    "A picture on its way to the browser."
     small, buffer = Image.fromarray(image), io.BytesIO()
     small.thumbnail((side, side))
     small.save(buffer, "JPEG", quality=88)
@@ -277,11 +243,7 @@ class PhotoFrame(anywidget.AnyWidget):
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00019
 class PhotoTool:
-    """A picture in, a box drawn, a body to turn around.
-
-    Args:
-        model: the small weights if None
-    """
+    "A picture in, a box drawn, a body to turn around."
 
     def __init__(
         self,
@@ -347,11 +309,7 @@ class PhotoTool:
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a0001b
 def _set(tool: PhotoTool, state: PhotoState) -> None:
-    """Show another state.
-
-    Returns:
-        %% ../../nbs/8_inference/02_photo_tool.ipynb #33a0001b
-    """
+    "Show another state."
     fresh, tool.state = state.photo is not tool.state.photo, state
     if fresh and state.photo is not None:
         tool.frame.picture = data_address(state.photo)

@@ -83,17 +83,7 @@ def still_camera(
     # (n, 3) in the frame of a camera that sees the whole body; x / z and y / z run from
     # -0.2 to 0.2
 ) -> np.ndarray:
-    """Points of a body as the camera of its still sees them.
-
-    Args:
-        V: (v, 3) m, y up
-        points: (n, 3) m, on or in the body
-        view: azimuth, elevation, degrees
-
-    Returns:
-        (n, 3) in the frame of a camera that sees the whole body; x / z and y / z
-            run from -0.2 to 0.2
-    """
+    "Points of a body as the camera of its still sees them."
     V, M = np.asarray(V, float), view_matrix(view) * [[1], [-1], [-1]]
     middle = (V.max(0) + V.min(0)) / 2
     reach = np.abs((V - middle) @ M.T).max()
@@ -105,16 +95,7 @@ def still_of(
     F: Array,  # (f, 3)
     size: int = 156,  # px
 ) -> str:  # a JPEG as a data address
-    """A small picture of a body.
-
-    Args:
-        V: (v, 3) m, y up
-        F: (f, 3)
-        size: px
-
-    Returns:
-        a JPEG as a data address
-    """
+    "A small picture of a body."
     Y = still_camera(V, V)
     image = render(
         Y,
@@ -135,15 +116,7 @@ def still_spots(
     V: Array,  # (v, 3) m
     points: Array,  # (n, 3) m
 ) -> list[list[float]]:  # n times x, y as shares of the still's width and height
-    """Where points of a body are in its still.
-
-    Args:
-        V: (v, 3) m
-        points: (n, 3) m
-
-    Returns:
-        n times x, y as shares of the still's width and height
-    """
+    "Where points of a body are in its still."
     Y = still_camera(V, points)
     return (0.5 + 2.5 * Y[:, :2] / Y[:, 2:]).round(4).tolist()
 
@@ -279,15 +252,7 @@ def report_plot(
     report: Mapping[str, Any],  # of a RegressorFit
     width: int = 274,  # px
 ) -> str:  # html
-    """Residual and leave-one-out error of every mesh, as bars.
-
-    Args:
-        report: of a RegressorFit
-        width: px
-
-    Returns:
-        html
-    """
+    "Residual and leave-one-out error of every mesh, as bars."
     residual, unseen = (
         report["residual_mm"],
         report["held_out_mm"] or [None] * len(report["residual_mm"]),
@@ -328,11 +293,7 @@ def report_plot(
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #f52cec58
 def picker_controls() -> dict[str, widgets.Widget]:
-    """The widgets beside the mesh, by name.
-
-    Returns:
-        %% ../../nbs/3_keypoints/07_picker.ipynb #f52cec58
-    """
+    "The widgets beside the mesh, by name."
     wide, label = widgets.Layout(width="280px"), {"description_width": "76px"}
     half, third = widgets.Layout(width="138px"), widgets.Layout(width="91px")
 
@@ -481,11 +442,7 @@ def arrange(
 def autosave_of(
     path: str | Path,  # of the marks file
 ) -> Path:
-    """Where unsaved changes are kept: the same name with `.autosave` before its ending.
-
-    Args:
-        path: of the marks file
-    """
+    "Where unsaved changes are kept: the same name with `.autosave` before its ending."
     path = Path(path)
     return path.with_suffix(f".autosave{path.suffix}")
 
@@ -494,14 +451,7 @@ def read_session(
     path: str | Path,  # of the marks file; neither it nor its autosave need be there
     # a marks file, empty if there is none; what to say about it
 ) -> tuple[dict[str, Any], str]:
-    """The marks that were saved last, by hand or by themselves.
-
-    Args:
-        path: of the marks file; neither it nor its autosave need be there
-
-    Returns:
-        a marks file, empty if there is none; what to say about it
-    """
+    "The marks that were saved last, by hand or by themselves."
     for file, word in (
         (autosave_of(path), "unsaved marks came back from {}"),
         (Path(path), "marks read from {}"),
@@ -515,11 +465,7 @@ def open_session(
     saved: Mapping[str, Any],  # as `load_marks` gives it
     body: BodyData,
 ) -> PickerState:
-    """Go on with a saved session; refuse one that was made on another mesh.
-
-    Args:
-        saved: as `load_marks` gives it
-    """
+    "Go on with a saved session; refuse one that was made on another mesh."
     if saved.get("topology", topology(body)) != topology(body):
         raise ValueError(
             f"these marks were made on body {saved['body']!r} with other faces than"
@@ -532,14 +478,7 @@ def marking_shapes(
     body: BodyData,
     size: float = 2.0,  # how far, in standard deviations
 ) -> dict[str, np.ndarray]:  # {name: (s,)} shape coefficients
-    """A few builds of a body, by name.
-
-    Args:
-        size: how far, in standard deviations
-
-    Returns:
-        {name: (s,)} shape coefficients
-    """
+    "A few builds of a body, by name."
     names = [str(n) for n in body.extras.get("shape_names", [])] or [
         f"shape {i}" for i in range(body.shapedirs.shape[2])
     ]
@@ -556,14 +495,7 @@ def marking_shapes(
 # %% ../../nbs/3_keypoints/07_picker.ipynb #bc3637e8
 class KeypointPicker:
     """Mark vertices or triangles of a body with the mouse, in several poses and builds,
-    and fit regressors from the marks.
-
-    Args:
-        body: that is marked
-        poses: {name: (24, 3)} axis-angle, rad; a handful that bend most joints if
-            None
-        path: where Save writes; read if it is there
-    """
+    and fit regressors from the marks."""
 
     def __init__(
         self,
@@ -623,11 +555,7 @@ class KeypointPicker:
 
     @property
     def vertices(self) -> np.ndarray:  # (v, 3)
-        """The mesh that is shown.
-
-        Returns:
-            (v, 3)
-        """
+        "The mesh that is shown."
         return self.mesh_of(self.state.pose, self.state.shape)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
@@ -638,11 +566,7 @@ class KeypointPicker:
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #24b09e73
 def _mesh_of(picker: KeypointPicker, pose: str, shape: str) -> np.ndarray:  # (v, 3)
-    """The body in a pose and a build; made once.
-
-    Returns:
-        (v, 3)
-    """
+    "The body in a pose and a build; made once."
     name = pose if shape == MEAN else f"{pose}, {shape}"
     if name not in picker.meshes:
         poses = (
@@ -663,11 +587,7 @@ def _later(
     wait: float = 0.05,  # s
 ) -> None:
     """Do something when the clicks have been drawn; at once where there is no event
-    loop.
-
-    Args:
-        wait: s
-    """
+    loop."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -702,15 +622,7 @@ def advice(
     poses: int = 6,  # how many there are to mark
     suggested: str | None = None,  # the pose that would tell most, see `suggest_poses`
 ) -> str:  # html
-    """One line that says what to do next.
-
-    Args:
-        poses: how many there are to mark
-        suggested: the pose that would tell most, see `suggest_poses`
-
-    Returns:
-        html
-    """
+    "One line that says what to do next."
     spots = state.marks.get(state.keypoint, {})
     if not spots:
         return (
@@ -741,11 +653,7 @@ def advice(
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #f357224b
 def _draw(picker: KeypointPicker) -> None:
-    """The mesh, the marks on it, the keypoint in it.
-
-    Returns:
-        %% ../../nbs/3_keypoints/07_picker.ipynb #f357224b
-    """
+    "The mesh, the marks on it, the keypoint in it."
     state, V, F, c = (
         picker.state,
         picker.vertices,
@@ -781,14 +689,7 @@ def _draw(picker: KeypointPicker) -> None:
 def hull_of(
     points: Array,  # (n, 3)
 ) -> np.ndarray:  # (t, 3, 3) corners of triangles; none where the points span no volume
-    """The convex hull of points.
-
-    Args:
-        points: (n, 3)
-
-    Returns:
-        (t, 3, 3) corners of triangles; none where the points span no volume
-    """
+    "The convex hull of points."
     with suppress(QhullError, ValueError):
         return np.asarray(points)[ConvexHull(points).simplices]
     return np.zeros((0, 3, 3))
@@ -799,15 +700,7 @@ def ghost_points(
     which: str | None,  # "none", "all keypoints", "all joints", or a name
     V: np.ndarray,  # (v, 3)
 ) -> np.ndarray:  # (n, 3)
-    """Where the regressors that a body has already put their points.
-
-    Args:
-        which: "none", "all keypoints", "all joints", or a name
-        V: (v, 3)
-
-    Returns:
-        (n, 3)
-    """
+    "Where the regressors that a body has already put their points."
     rows = {
         "none": [],
         None: [],
@@ -825,11 +718,7 @@ def _suggest(
     picker: KeypointPicker,
     # None without a fit, before all poses are there, and when all are marked
 ) -> str | None:
-    """The pose that would tell most about the current keypoint.
-
-    Returns:
-        None without a fit, before all poses are there, and when all are marked
-    """
+    "The pose that would tell most about the current keypoint."
     state = picker.state
     meshes = {
         p: picker.meshes.get(p if state.shape == MEAN else f"{p}, {state.shape}")
@@ -851,11 +740,7 @@ def _show(
     picker: KeypointPicker,
     said: str = "",  # a line for the status; what to do next if empty
 ) -> None:
-    """Draw the picker's state.
-
-    Args:
-        said: a line for the status; what to do next if empty
-    """
+    "Draw the picker's state."
     state, c = picker.state, picker.controls
     picker.draw()
     spots, partner = (
@@ -919,11 +804,7 @@ KeypointPicker.show = _show
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #43b044ed
 def _set_options(picker: KeypointPicker) -> None:
-    """Fill the lists: names to suggest, poses, builds, ghosts.
-
-    Returns:
-        %% ../../nbs/3_keypoints/07_picker.ipynb #43b044ed
-    """
+    "Fill the lists: names to suggest, poses, builds, ghosts."
     c, own = picker.controls, sorted(picker.body.keypoint_regressors)
     names = [
         *picker.state.marks,
@@ -1002,11 +883,7 @@ def _change(
     picker: KeypointPicker,
     state: PickerState,  # the new one
 ) -> None:
-    """Take a new state over, draw it, keep it.
-
-    Args:
-        state: the new one
-    """
+    "Take a new state over, draw it, keep it."
     before, picker.state = picker.state, state
     if state == before:
         return
@@ -1057,14 +934,7 @@ def _area(
     picker: KeypointPicker,
     vertices: np.ndarray,  # numbers
 ) -> np.ndarray:  # items: the vertices, or the triangles that lie wholly among them
-    """What a brush or a lasso touches, as vertices or as triangles.
-
-    Args:
-        vertices: numbers
-
-    Returns:
-        items: the vertices, or the triangles that lie wholly among them
-    """
+    "What a brush or a lasso touches, as vertices or as triangles."
     if not picker.controls["kind"].value:
         return vertices
     return len(picker.view.V) + np.flatnonzero(np.isin(picker.view.F, vertices).all(1))
@@ -1076,11 +946,7 @@ def _click(
     face: int,
     keys: frozenset[str] = frozenset(),  # shift: brush; ctrl or meta: erase
 ) -> None:
-    """What a click means, with and without keys.
-
-    Args:
-        keys: shift: brush; ctrl or meta: erase
-    """
+    "What a click means, with and without keys."
     erase, item = (
         bool(keys & {"ctrl", "meta"}),
         picker.state.n_vertices + face if picker.controls["kind"].value else vertex,
@@ -1109,11 +975,7 @@ def _lasso(
     outline: Array = (),  # (n, 2) shares of the canvas; none to give up
     erase: bool = False,
 ) -> None:
-    """Mark, or with ctrl unmark, what a line on the screen goes around.
-
-    Args:
-        outline: (n, 2) shares of the canvas; none to give up
-    """
+    "Mark, or with ctrl unmark, what a line on the screen goes around."
     picker.hands.lasso = False
     if len(outline):
         seen = (
@@ -1134,11 +996,7 @@ KeypointPicker.area, KeypointPicker.click, KeypointPicker.lasso = _area, _click,
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #aa74c05c
 def _marks(picker: KeypointPicker) -> dict[str, Any]:  # as in a marks file
-    """All that was marked, with the poses, the builds and the log.
-
-    Returns:
-        as in a marks file
-    """
+    "All that was marked, with the poses, the builds and the log."
     return to_marks(
         picker.state,
         picker.body.name,
@@ -1156,15 +1014,7 @@ def _fit_some(
     keypoints: Mapping[str, Any],  # of a marks file
     **options: Any,  # of `fit_marks`
 ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
-    """Fit some keypoints, on the meshes that they are marked on.
-
-    Args:
-        keypoints: of a marks file
-        options: of `fit_marks`
-
-    Returns:
-        {name: fit}, mirror partners included
-    """
+    "Fit some keypoints, on the meshes that they are marked on."
     for entry in keypoints.values():
         for mark in entry["marks"]:
             picker.mesh_of(mark["pose"], mark.get("shape", MEAN))
@@ -1180,14 +1030,7 @@ def _fit(
     picker: KeypointPicker,
     **options: Any,  # radius, max_vertices, local, held_out, bootstrap of `fit_marks`
 ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
-    """Fit all keypoints that have marks, and say what they are worth.
-
-    Args:
-        options: radius, max_vertices, local, held_out, bootstrap of `fit_marks`
-
-    Returns:
-        {name: fit}, mirror partners included
-    """
+    "Fit all keypoints that have marks, and say what they are worth."
     picker.fits = picker.fit_some(
         picker.marks()["keypoints"], **{"bootstrap": 50, **options}
     )
@@ -1214,14 +1057,7 @@ def _save(
     picker: KeypointPicker,
     path: str | Path | None = None,  # the picker's own path if None
 ) -> Path:  # the file
-    """Write the session; the next picker with this path goes on with it.
-
-    Args:
-        path: the picker's own path if None
-
-    Returns:
-        the file
-    """
+    "Write the session; the next picker with this path goes on with it."
     written = save_marks(picker.marks(), picker.path if path is None else path)
     if Path(written) == picker.path:
         autosave_of(picker.path).unlink(missing_ok=True)
@@ -1233,11 +1069,7 @@ def _load(
     picker: KeypointPicker,
     path: str | Path | None = None,  # the picker's own path if None
 ) -> None:
-    """Go on with the marks of a file.
-
-    Args:
-        path: the picker's own path if None
-    """
+    "Go on with the marks of a file."
     path = Path(picker.path if path is None else path)
     if not path.exists():
         raise FileNotFoundError(
@@ -1255,14 +1087,7 @@ def _export(
     # .json, .npz or .npy; beside the marks file if None
     path: str | Path | None = None,
 ) -> Path:  # the file
-    """Write the fitted rows with their report, for `load_rows`.
-
-    Args:
-        path: .json, .npz or .npy; beside the marks file if None
-
-    Returns:
-        the file
-    """
+    "Write the fitted rows with their report, for `load_rows`."
     fits = picker.fit()
     written = save_rows(
         fits,
@@ -1281,11 +1106,7 @@ def _change_body(
     picker: KeypointPicker,
     name: str,  # "open body", or the path of a body file
 ) -> None:
-    """Show another body.
-
-    Args:
-        name: "open body", or the path of a body file
-    """
+    "Show another body."
     body = (
         open_body()
         if name.strip() in ("", "open body", "open_body")
@@ -1387,11 +1208,7 @@ KeypointPicker.guarded, KeypointPicker.moves = _guarded, _moves
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #cd4caaa8
 def _connect(picker: KeypointPicker) -> None:
-    """Wire the controls and the keys to the moves.
-
-    Returns:
-        %% ../../nbs/3_keypoints/07_picker.ipynb #cd4caaa8
-    """
+    "Wire the controls and the keys to the moves."
     c, moves, guarded = picker.controls, picker.moves(), picker.guarded
 
     def look(_):
@@ -1479,12 +1296,7 @@ def _still(
     close: float | None = None,
 ) -> None:
     """A picture of the picker's state: marked vertices, or the fitted keypoint once
-    there is one.
-
-    Args:
-        views: see `hmr_nb.draw.mesh`
-        close: show only what is within this distance of the marks, m
-    """
+    there is one."""
     V, F, ids = (
         picker.vertices,
         np.asarray(picker.body.faces),
@@ -1512,14 +1324,7 @@ def _add_to(
     picker: KeypointPicker,
     keypoints: KeypointSet,  # such as keypoint_set("cocoplus19")
 ) -> KeypointSet:  # with the fitted keypoints at its end
-    """The keypoint set with everything that was fitted here.
-
-    Args:
-        keypoints: such as keypoint_set("cocoplus19")
-
-    Returns:
-        with the fitted keypoints at its end
-    """
+    "The keypoint set with everything that was fitted here."
     fits = picker.fit()
     for name, fit in fits.items():
         partner = partner_of(picker.state, name) or next(

@@ -17,14 +17,7 @@ from ..body.body_data import BodyData
 
 # %% ../../nbs/6_making/07_clothes.ipynb #3d74ace7
 class Fit(NamedTuple):
-    """Lengths that a tailor takes on the rest pose, m.
-
-    Attributes:
-        neck: y
-        shoulder: x
-        eye: (3,) the left eye
-        front: z of the trunk's middle
-    """
+    "Lengths that a tailor takes on the rest pose, m."
 
     neck: float  # y
     waist: float
@@ -62,20 +55,7 @@ def measure(body: BodyData) -> Fit:
 
 # %% ../../nbs/6_making/07_clothes.ipynb #636ebf5d
 class Look(NamedTuple):
-    """How a person is dressed; colours are (3,) 0…1.
-
-    Attributes:
-        second: of the shirt's pattern
-        sleeves: how much of the arm is covered: 0 a vest, .4 short, 1 long
-        legs: how much of the leg is covered: .3 shorts, 1 long
-        pattern: one of PATTERNS
-        hem: m, how far the shirt hangs over the trousers
-        collar: m, how deep the neckline is cut in front
-        jacket: colour of an open jacket
-        seam: of the trousers: "plain", "stripe", "checks", "faded"
-        hairdo: "short", "long", "bald", "cap"
-        seed: where folds and patterns begin
-    """
+    "How a person is dressed; colours are (3,) 0…1."
 
     skin: tuple
     hair: tuple
@@ -103,16 +83,7 @@ def waves(
     length: float,  # m, of the longest wave
     count: int = 5,
 ) -> np.ndarray:  # (n,) about -1…1
-    """Smooth noise on a surface: plane waves in several directions.
-
-    Args:
-        points: (n, 3) m
-        seed: other phases
-        length: m, of the longest wave
-
-    Returns:
-        (n,) about -1…1
-    """
+    "Smooth noise on a surface: plane waves in several directions."
     k = np.arange(1, count + 1)
     angle, lift, phase = (
         2.4 * k + seed,
@@ -152,14 +123,7 @@ def pattern_of(
     look: Look,
     fit: Fit,
 ) -> np.ndarray:  # (n,) 0…1
-    """How much of the shirt's second colour each point shows.
-
-    Args:
-        rest: (n, 3) m, points of the body in the rest pose
-
-    Returns:
-        (n,) 0…1
-    """
+    "How much of the shirt's second colour each point shows."
     x, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2] - fit.front
     along, chest = (
         (x - fit.shoulder) / (fit.wrist - fit.shoulder),
@@ -214,12 +178,7 @@ def paint_legs(
     look: Look,
     fit: Fit,
 ) -> None:
-    """Trousers, socks, shoes.
-
-    Args:
-        c: (n, 3) colours, changed in place
-        rest: (n, 3) m, rest pose
-    """
+    "Trousers, socks, shoes."
     x, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2] - fit.front
     down = (fit.hip - y) / (fit.hip - fit.ankle)
     cloth = (y <= fit.waist) & (down < look.legs) & (x < 0.4)
@@ -248,14 +207,7 @@ def paint(
     look: Look,
     fit: Fit,
 ) -> np.ndarray:  # (n, 3) colours
-    """The colour of points of a dressed body.
-
-    Args:
-        rest: (n, 3) m, points of the body in the rest pose
-
-    Returns:
-        (n, 3) colours
-    """
+    "The colour of points of a dressed body."
     x, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2] - fit.front
     along = (x - fit.shoulder) / (fit.wrist - fit.shoulder)
     neckline = np.where(z > 0, fit.neck - look.collar + 0.6 * x, fit.neck + 0.01)
@@ -287,15 +239,7 @@ def paint_head(
     look: Look,
     fit: Fit,
 ) -> np.ndarray:  # (n, 3) colours
-    """Hair and a face.
-
-    Args:
-        c: (n, 3) colours, changed in place
-        rest: (n, 3) m, rest pose
-
-    Returns:
-        (n, 3) colours
-    """
+    "Hair and a face."
     x, up, back = np.abs(rest[:, 0]), rest[:, 1] - fit.eye[1], fit.eye[2] - rest[:, 2]
     on_head = (rest[:, 1] > fit.neck + 0.04) & (x < 0.14)
     front = on_head & (back < 0.045)
@@ -341,15 +285,7 @@ def dress(
     look: Look,
     fit: Fit,
 ) -> np.ndarray:  # (…, 3) colours; black where nothing is hit
-    """The colour of the clothes where each ray meets them.
-
-    Args:
-        faces: (f, 3)
-        rest: (v, 3) m, the body in the rest pose
-
-    Returns:
-        (…, 3) colours; black where nothing is hit
-    """
+    "The colour of the clothes where each ray meets them."
     hit = hits.face >= 0
     at = (rest[faces[hits.face[hit]]] * hits.corners[hit][..., None]).sum(1)
     c = np.zeros((*hit.shape, 3), np.float32)
@@ -413,13 +349,7 @@ def pick_color(
     weights: Array | None = None,  # (n,) how frequent each is
     tint: float = 0.08,  # how far it may be from that of the list
 ) -> tuple:
-    """A colour near one of a list.
-
-    Args:
-        colors: (n, 3)
-        weights: (n,) how frequent each is
-        tint: how far it may be from that of the list
-    """
+    "A colour near one of a list."
     c = colors[
         rng.choice(len(colors), p=None if weights is None else weights / weights.sum())
     ]
@@ -438,12 +368,7 @@ def other_color(
     than: tuple,  # a colour that it must differ from
     tint: float = 0.08,
 ) -> tuple:
-    """A colour that one can tell from another.
-
-    Args:
-        weights: (n,) of CLOTHES
-        than: a colour that it must differ from
-    """
+    "A colour that one can tell from another."
     c = pick_color(rng, CLOTHES, weights, tint)
     while np.abs(np.subtract(c, than)).sum() < 0.4:
         c = pick_color(rng, CLOTHES, weights, tint)
@@ -460,14 +385,7 @@ def draw_look(
     sporty: bool = False,  # shorts and kits rather than coats
     tint: float = 0.08,  # how far colours may be from those of the lists
 ) -> Look:
-    """Somebody's skin, hair and clothes.
-
-    Args:
-        rng: of the outfit
-        person: of skin and hair; the outfit's if None
-        sporty: shorts and kits rather than coats
-        tint: how far colours may be from those of the lists
-    """
+    "Somebody's skin, hair and clothes."
     who = person or rng
     skin, hair = (
         pick_color(who, SKINS, tint=0.04),

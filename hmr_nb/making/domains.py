@@ -76,24 +76,7 @@ from hmr_nb.records.records import (
 # %% ../../nbs/6_making/09_domains.ipynb #68ae687a
 @dataclass(frozen=True)
 class Domain:
-    """A recipe for pictures of people.
-
-    Attributes:
-        places: kinds of `make_place`
-        poses: kind of `open_poses`
-        cameras: fixed ones: height over the floor m, distance from the middle of
-            the room m, focal length px of a photograph 1,000 px wide
-        pitch: degrees, how far a free camera looks down: mean, spread
-        steep: share of free cameras that look from high above
-        roll: degrees, spread
-        distance: m, of a free camera
-        zoom: of the photograph's height that 1.7 m fill
-        subjects: how many people in a set of one seed; 0: everybody is new
-        lamps: that throw shadows, at most
-        occluded: how often something stands before the person
-        cut: how often the photograph's edge cuts the person
-        motion: how often the person moves while the shutter is open
-    """
+    "A recipe for pictures of people."
 
     name: str
     places: tuple[str, ...]  # kinds of `make_place`
@@ -165,11 +148,7 @@ DOMAINS = {
 def find_domain(
     name: str,  # a key of DOMAINS
 ) -> Domain:
-    """A recipe by its name.
-
-    Args:
-        name: a key of DOMAINS
-    """
+    "A recipe by its name."
     if name not in DOMAINS:
         raise ValueError(
             f"domain {name!r} is not known; expected one of {', '.join(DOMAINS)}"
@@ -178,18 +157,7 @@ def find_domain(
 
 # %% ../../nbs/6_making/09_domains.ipynb #78880ce4
 class Scene(NamedTuple):
-    """All that makes one picture, and all that a model should find.
-
-    Attributes:
-        pose: (24, 3) axis-angle, rad; the root turns the rest pose into the camera
-            frame
-        betas: (10,)
-        up: (3,) the world's up in the camera frame
-        foot: (3,) m, the spot of the floor over which the body stands, camera frame
-        focal: px, of the photograph
-        subject: whose body, skin and hair; -1: drawn anew
-        camera: which of the fixed cameras; -1: a free one
-    """
+    "All that makes one picture, and all that a model should find."
 
     domain: str
     seed: int
@@ -210,13 +178,7 @@ BLOCK = 128  # scenes whose poses are drawn, and posed, together
 
 
 class CameraPlace(NamedTuple):
-    """Where a camera stands, and where the person before it.
-
-    Attributes:
-        rotation: (3, 3) room to camera
-        foot: (3,) m, camera frame
-        focal: px
-    """
+    "Where a camera stands, and where the person before it."
 
     rotation: np.ndarray  # (3, 3) room to camera
     foot: np.ndarray  # (3,) m, camera frame
@@ -265,15 +227,7 @@ def sample_block(
     seed: int,
     block: int,  # scenes block * BLOCK and following
 ) -> list[Scene]:  # BLOCK scenes
-    """A block of scenes, the same for the same three arguments.
-
-    Args:
-        name: of the domain
-        block: scenes block * BLOCK and following
-
-    Returns:
-        BLOCK scenes
-    """
+    "A block of scenes, the same for the same three arguments."
     domain = find_domain(name)
     if seed < 0 or block < 0:
         raise ValueError(
@@ -323,11 +277,7 @@ def sample_scene(
     seed: int,
     index: int,
 ) -> Scene:
-    """One scene, the same for the same three arguments.
-
-    Args:
-        name: of the domain: "studio", "street", "sports"
-    """
+    "One scene, the same for the same three arguments."
     return sample_block(name, seed, index // BLOCK)[index % BLOCK]
 
 # %% ../../nbs/6_making/09_domains.ipynb #cc83bdc8
@@ -336,16 +286,7 @@ def air_below(
     up: np.ndarray,  # (3,)
     reach: float = 0.22,  # m, how far a standing body's middle may be from its feet
 ) -> float:  # 0: it stands; up to 1: far out of balance
-    """Whether a body can stand as it is, or must be in the air.
-
-    Args:
-        V: (v, 3) m, posed, camera frame
-        up: (3,)
-        reach: m, how far a standing body's middle may be from its feet
-
-    Returns:
-        0: it stands; up to 1: far out of balance
-    """
+    "Whether a body can stand as it is, or must be in the air."
     height = V @ up
     level = V - height[:, None] * up
     feet = level[height < height.min() + 0.05]
@@ -361,14 +302,7 @@ def put_down(
     scene: Scene,
 ) -> np.ndarray:  # (3,) m: add it to V
     """The translation that puts a body over its spot, on the floor or in the air above
-    it.
-
-    Args:
-        V: (v, 3) m, posed, anywhere
-
-    Returns:
-        (3,) m: add it to V
-    """
+    it."""
     up = scene.up
     domain, rng = (
         find_domain(scene.domain),
@@ -390,15 +324,7 @@ def seat_for(
     scene: Scene,
     rng: np.random.Generator,
 ) -> list[Box]:  # empty if nobody sits
-    """A stool or a crate under a person who sits.
-
-    Args:
-        V: (v, 3) m, in place, camera frame
-        joints: (24, 3) m, in place
-
-    Returns:
-        empty if nobody sits
-    """
+    "A stool or a crate under a person who sits."
     A = level_axes(scene.up)
     P = dict(zip(SMPL_JOINTS, (joints - scene.foot) @ A.T))
 
@@ -438,16 +364,7 @@ COCO = [NAMES.index(n) for n in keypoint_set("cocoplus19").names]
 
 
 class Wardrobe(NamedTuple):
-    """What a worker must know of the body.
-
-    Attributes:
-        faces: (f, 3)
-        rest: (v, 3) m
-        weights: (v, 24)
-        names: of the points of the records
-        labels: (f,) the part that each triangle belongs to
-        crowd: (n, h, w, 4) pictures of people
-    """
+    "What a worker must know of the body."
 
     faces: np.ndarray  # (f, 3)
     rest: np.ndarray  # (v, 3) m
@@ -478,14 +395,7 @@ def pose_block(
     smpl: Any,  # from `smpl_layer`
     scenes: Sequence[Scene],
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, v, 3) m, (n, k, 3) m: not yet in place
-    """The meshes of some scenes, and the points of the records on them.
-
-    Args:
-        smpl: from `smpl_layer`
-
-    Returns:
-        (n, v, 3) m, (n, k, 3) m: not yet in place
-    """
+    "The meshes of some scenes, and the points of the records on them."
     out = smpl(np.stack([s.pose for s in scenes]), np.stack([s.betas for s in scenes]))
     return np.asarray(out.vertices), np.concatenate(
         [np.asarray(out.joints), np.asarray(out.keypoints)], axis=1
@@ -496,11 +406,7 @@ def wardrobe_of(
     body: BodyData,
     smpl: Any = None,  # from `smpl_layer`: poses the crowd; None: no crowd
 ) -> Wardrobe:
-    """The faces, the rest pose and the lengths of a body, and a crowd of such bodies.
-
-    Args:
-        smpl: from `smpl_layer`: poses the crowd; None: no crowd
-    """
+    "The faces, the rest pose and the lengths of a body, and a crowd of such bodies."
     labels = body.extras.get("part_labels")
     w = Wardrobe(
         np.ascontiguousarray(body.faces, np.int32),
@@ -610,16 +516,7 @@ def share_hidden(
     focal: float,  # px
     center: Array,  # (2,) px
 ) -> float:  # 0…1
-    """How much of a body stands behind something, by some of its vertices.
-
-    Args:
-        V: (v, 3) m, in place
-        focal: px
-        center: (2,) px
-
-    Returns:
-        0…1
-    """
+    "How much of a body stands behind something, by some of its vertices."
     some = V[::23]
     col, row = np.clip(
         np.rint(perspective(some, focal, center)).astype(int), 0, len(view.depth) - 1
@@ -635,18 +532,7 @@ def limb_motion(
     spin: np.ndarray,
     drift: np.ndarray,  # (3,) m, of the whole body
 ) -> np.ndarray:  # (v, 3) m, how far each vertex goes
-    """First-order motion of a skinned body.
-
-    Args:
-        V: (v, 3) m
-        joints: (24, 3) m
-        weights: (v, 24)
-        spin: (24, 3) rad, turn of each joint against its parent during the exposure
-        drift: (3,) m, of the whole body
-
-    Returns:
-        (v, 3) m, how far each vertex goes
-    """
+    "First-order motion of a skinned body."
     omega, x = [spin[0]], [np.asarray(drift, float)]
     for j, p in enumerate(SMPL_PARENTS[1:], 1):
         x.append(x[p] + np.cross(omega[p], joints[j] - joints[p]))
@@ -658,11 +544,7 @@ def limb_motion(
 def random_spin(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # (24, 3) rad, (3,) m
-    """How an athlete moves during one exposure: limbs fast, the trunk slowly.
-
-    Returns:
-        (24, 3) rad, (3,) m
-    """
+    "How an athlete moves during one exposure: limbs fast, the trunk slowly."
     fast = np.array(
         [
             0.25
@@ -680,16 +562,7 @@ def random_spin(
 
 # %% ../../nbs/6_making/09_domains.ipynb #dcd6e5fc
 class Frame(NamedTuple):
-    """The part of the photograph that is kept, and the camera in its pixels.
-
-    Attributes:
-        crop: (2, 3) px of the photograph to px of the stored picture
-        focal: px of the stored picture
-        center: (2,)
-        kp2d: (k, 2) px
-        box: (4,) px
-        edges: (4,) px: the photograph begins at x, y and ends at x, y
-    """
+    "The part of the photograph that is kept, and the camera in its pixels."
 
     crop: np.ndarray  # (2, 3) px of the photograph to px of the stored picture
     focal: float  # px of the stored picture
@@ -704,15 +577,7 @@ def cut_edges(
     rng: np.random.Generator,
     share: float,  # how often it is cut
 ) -> np.ndarray:  # (4,) px, infinite where the person is whole
-    """Where a photograph ends that cuts a person.
-
-    Args:
-        points: (k, 2) px, of the person in the photograph
-        share: how often it is cut
-
-    Returns:
-        (4,) px, infinite where the person is whole
-    """
+    "Where a photograph ends that cuts a person."
     x, y, w, h = box_from_keypoints(points)
     edges = np.array([-np.inf, -np.inf, np.inf, np.inf])
     if rng.random() >= share:
@@ -732,15 +597,7 @@ def frame_person(
     edges: np.ndarray | None = None,  # (4,) px, where the photograph ends
     marked: Sequence[int] = COCO,  # which points the box is drawn around
 ) -> Frame:
-    """The part of the photograph that is kept.
-
-    Args:
-        kp3d: (k, 3) m, camera frame
-        focal: px, of the photograph
-        size: px, of the stored picture
-        edges: (4,) px, where the photograph ends
-        marked: which points the box is drawn around
-    """
+    "The part of the photograph that is kept."
     middle = np.full(2, (PHOTO - 1) / 2)
     points = perspective(kp3d[list(marked)], focal, middle)
     edges = np.array([-np.inf, -np.inf, np.inf, np.inf]) if edges is None else edges
@@ -787,14 +644,7 @@ UNDER_SKIN = {
 def skin_depth(
     name: str,  # of a point
 ) -> float:  # m
-    """How deep a point may lie under the surface that shows it.
-
-    Args:
-        name: of a point
-
-    Returns:
-        m
-    """
+    "How deep a point may lie under the surface that shows it."
     return next((d for part, d in UNDER_SKIN.items() if part in name), 0.10)
 
 
@@ -805,17 +655,7 @@ def states_of(
     person: np.ndarray,  # (h, w) m, NaN: nothing of the person
     things: np.ndarray,  # (h, w) m, of what is around; infinite where nothing is
 ) -> np.ndarray:  # (k,) 2 visible, 1 occluded
-    """Which points one can see.
-
-    Args:
-        names: (k,)
-        depth: (k,) m, of the points
-        person: (h, w) m, NaN: nothing of the person
-        things: (h, w) m, of what is around; infinite where nothing is
-
-    Returns:
-        (k,) 2 visible, 1 occluded
-    """
+    "Which points one can see."
     h, w = person.shape
     col, row = np.clip(np.rint(frame.kp2d).astype(int), 0, [w - 1, h - 1]).T
     under = np.array([skin_depth(n) for n in names])
@@ -829,13 +669,7 @@ def states_of(
 
 # %% ../../nbs/6_making/09_domains.ipynb #92e2aae9
 class Shot(NamedTuple):
-    """A photograph, and what is known about its pixels.
-
-    Attributes:
-        image: (size, size, 3) uint8
-        person: the person as if nothing stood before
-        view: the place
-    """
+    "A photograph, and what is known about its pixels."
 
     image: np.ndarray  # (size, size, 3) uint8
     person: Rendering  # the person as if nothing stood before
@@ -852,14 +686,7 @@ def surroundings(
     lamps: Any,  # from `hang_lamps`
     rng: np.random.Generator,
 ) -> Scenery:
-    """The place around a person, with a seat if need be, and what stands before.
-
-    Args:
-        V: (v, 3) m, camera frame, in place
-        joints: (24, 3) m, in place
-        size: px
-        lamps: from `hang_lamps`
-    """
+    "The place around a person, with a seat if need be, and what stands before."
     domain = find_domain(scene.domain)
     place = make_place(str(rng.choice(domain.places)), rng)
     place = place._replace(boxes=(*place.boxes, *seat_for(V, joints, scene, rng)))
@@ -905,16 +732,7 @@ def shadow_map(
     lamps: Any,  # from `hang_lamps`
     rng: np.random.Generator,
 ) -> np.ndarray:  # (h, w) 0…1 how much light is left
-    """The body's shadow on its surroundings, near the body.
-
-    Args:
-        V: (v, 3) m, in place
-        rays: of `ray_scene`: the body
-        lamps: from `hang_lamps`
-
-    Returns:
-        (h, w) 0…1 how much light is left
-    """
+    "The body's shadow on its surroundings, near the body."
     points, size = view.points[::2, ::2], view.depth.shape
     # not on leaves, nor in the sky
     near = np.abs(view.depth[::2, ::2] - points[..., 2]) < 0.01
@@ -937,13 +755,7 @@ def photograph(
     wardrobe: Wardrobe,
     size: int,  # px
 ) -> Shot:
-    """The person, dressed, lit and in place.
-
-    Args:
-        V: (v, 3) m, camera frame, in place
-        joints: (24, 3) m, in place
-        size: px
-    """
+    "The person, dressed, lit and in place."
     domain = find_domain(scene.domain)
     free, rng = (
         not domain.cameras,
@@ -999,15 +811,7 @@ def repeat_edges(
     image: np.ndarray,  # (h, w, 3)
     edges: np.ndarray,  # (4,) px: first x, y and last x, y of the photograph
 ) -> np.ndarray:  # (h, w, 3)
-    """Beyond a photograph's edge its last pixels are repeated, as `cut_person` does.
-
-    Args:
-        image: (h, w, 3)
-        edges: (4,) px: first x, y and last x, y of the photograph
-
-    Returns:
-        (h, w, 3)
-    """
+    "Beyond a photograph's edge its last pixels are repeated, as `cut_person` does."
     h, w = image.shape[:2]
     x0, y0 = np.clip(np.ceil(edges[:2]), 0, [w - 1, h - 1]).astype(int)
     x1, y1 = np.clip(np.floor(edges[2:]), 0, [w - 1, h - 1]).astype(int)
@@ -1015,13 +819,7 @@ def repeat_edges(
 
 # %% ../../nbs/6_making/09_domains.ipynb #8a04405c
 class Rendered(NamedTuple):
-    """A picture with all its truth.
-
-    Attributes:
-        mask: (size, size) int, the part of the body that each pixel shows, -1: not
-            the person
-        depth: (size, size) float32 m, of the person; NaN: not the person
-    """
+    "A picture with all its truth."
 
     example: Sample
     # (size, size) int, the part of the body that each pixel shows, -1: not the person
@@ -1036,14 +834,7 @@ def pixels_of(
     frame: Frame,
     wardrobe: Wardrobe,
 ) -> np.ndarray:  # (h, w)
-    """Part labels or depth, where the picture shows the person.
-
-    Args:
-        what: "mask" or "depth"
-
-    Returns:
-        (h, w)
-    """
+    "Part labels or depth, where the picture shows the person."
     if what == "mask" and wardrobe.labels is None:
         raise ValueError(
             "want: this body has no part labels (extras['part_labels']), so there is no"
@@ -1071,14 +862,7 @@ def render_scene(
     split: str = "train",
     want: Sequence[str] = (),  # "mask", "depth"
 ) -> Rendered:
-    """One picture with its truth.
-
-    Args:
-        V: (v, 3) m, posed by scene.pose and scene.betas, not yet in place
-        kp3d: (k, 3) m, the points of the wardrobe's names on it
-        size: px
-        want: "mask", "depth"
-    """
+    "One picture with its truth."
     names, domain = wardrobe.names, find_domain(scene.domain)
     check_shape(kp3d, "k 3", "kp3d", k=len(names))
     trans = put_down(V, scene)
@@ -1140,15 +924,7 @@ def render_example(
     # from `wardrobe_of(body, smpl)`, if it is made already
     wardrobe: Wardrobe | None = None,
 ) -> Rendered:
-    """One picture of a domain, with part mask and depth on request.
-
-    Args:
-        name: of the domain
-        size: px
-        body: None: the open body
-        smpl: from `smpl_layer`, if it is made already
-        wardrobe: from `wardrobe_of(body, smpl)`, if it is made already
-    """
+    "One picture of a domain, with part mask and depth on request."
     unknown = set(want) - {"mask", "depth"}
     if unknown:
         raise ValueError(
@@ -1184,13 +960,7 @@ def render_task(
     size: int,  # px
     split: str,
 ) -> list[Sample]:
-    """What one worker does: some pictures in a row.
-
-    Args:
-        V: (n, v, 3) m, posed
-        kp3d: (n, k, 3) m
-        size: px
-    """
+    "What one worker does: some pictures in a row."
     cv2.setNumThreads(1)
     use_one_core()
     return [
@@ -1206,15 +976,7 @@ def scene_tasks(
     stop: int,
     smpl: Any,  # from `smpl_layer`
 ) -> Iterator[tuple]:  # scenes, V, kp3d for `render_task`
-    """Scenes start … stop, posed block by block, in portions for the workers.
-
-    Args:
-        name: of the domain
-        smpl: from `smpl_layer`
-
-    Returns:
-        scenes, V, kp3d for `render_task`
-    """
+    "Scenes start … stop, posed block by block, in portions for the workers."
     for block in range(start // BLOCK, -(-stop // BLOCK)):
         scenes = sample_block(name, seed, block)
         V, kp3d = pose_block(smpl, scenes)
@@ -1225,11 +987,7 @@ def scene_tasks(
 
 # %% ../../nbs/6_making/09_domains.ipynb #443d92b1
 def fingerprint(body: BodyData) -> str:  # eight hexadecimal digits
-    """A short name for a body's numbers, blind to rounding in a file.
-
-    Returns:
-        eight hexadecimal digits
-    """
+    "A short name for a body's numbers, blind to rounding in a file."
     arrays = [
         np.asarray(x, float).ravel()
         for x in (
@@ -1262,24 +1020,7 @@ def render_domain(
     resume: bool = False,  # go on with an interrupted run
     smpl: Any = None,  # from `smpl_layer`, if it is made already
 ) -> dict:  # the card
-    """Render pictures of a domain into records, all cores at work.
-
-    Args:
-        name: "studio", "street" or "sports"
-        count: pictures
-        out: directory of the records
-        seed: another seed: other people, poses and views
-        size: px, side of a picture
-        body: None: the open body
-        workers: processes; None: one for each core; or "dask://host:port"
-        progress: a bar with pictures a second
-        split: "train", "val", "test"
-        resume: go on with an interrupted run
-        smpl: from `smpl_layer`, if it is made already
-
-    Returns:
-        the card
-    """
+    "Render pictures of a domain into records, all cores at work."
     find_domain(name)
     if count < 1 or size < 16 or seed < 0:
         raise ValueError(
@@ -1344,15 +1085,7 @@ def make_samples(
     smpl: Any = None,  # from `smpl_layer`, if it is made already
 ) -> None:
     """Write the sample pictures, truth.npz beside them, and a small record set of each
-    domain; what was there before must be gone.
-
-    Args:
-        out: folder
-        count: larger pictures of the studio
-        size: px, of those
-        records: pictures of 128 px in each record set
-        smpl: from `smpl_layer`, if it is made already
-    """
+    domain; what was there before must be gone."""
     out, quiet = (
         Path(out),
         {

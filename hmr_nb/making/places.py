@@ -26,16 +26,7 @@ def view_rotation(
     # (3, 3) world (y up, person at yaw 0 facing the camera) -> camera (y down, z
     # forward)
 ) -> np.ndarray:
-    """The rotation from a room into the camera that stands in it.
-
-    Args:
-        pitch: rad, how far the camera looks down
-        roll: rad, how far it leans to its right
-
-    Returns:
-        (3, 3) world (y up, person at yaw 0 facing the camera) -> camera (y down, z
-            forward)
-    """
+    "The rotation from a room into the camera that stands in it."
     s, c = math.sin(pitch), math.cos(pitch)
     # rows: right, down, forward
     level = np.array([[1.0, 0, 0], [0, -c, s], [0, -s, -c]])
@@ -45,14 +36,7 @@ def view_rotation(
 def level_axes(
     up: Array,  # (3,) unit, camera frame
 ) -> np.ndarray:  # (3, 3) rows: to the left in the picture, up, away from the camera
-    """The axes of a place as the camera sees them.
-
-    Args:
-        up: (3,) unit, camera frame
-
-    Returns:
-        (3, 3) rows: to the left in the picture, up, away from the camera
-    """
+    "The axes of a place as the camera sees them."
     ahead = np.array([0.0, 0, 1]) - up[2] * np.asarray(up, float)
     if np.linalg.norm(ahead) < 0.05:
         ahead = np.cross([1.0, 0, 0], up)
@@ -61,12 +45,7 @@ def level_axes(
 
 # %% ../../nbs/6_making/08_places.ipynb #ff072415
 class Surface(NamedTuple):
-    """What a face looks like.
-
-    Attributes:
-        kind: one of `surface_colors`
-        step: m, of the pattern
-    """
+    "What a face looks like."
 
     kind: str = "plain"  # one of `surface_colors`
     color: tuple = (0.5, 0.5, 0.5)
@@ -76,14 +55,7 @@ class Surface(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A thing in a place.
-
-    Attributes:
-        middle: x, z m
-        size: along x, y, z, m
-        turn: rad, about the vertical
-        floor: m, how high its lower side is
-    """
+    "A thing in a place."
 
     middle: tuple  # x, z m
     size: tuple  # along x, y, z, m
@@ -107,11 +79,7 @@ _BOX_FACES = np.concatenate([_QUADS[:, [0, 1, 2]], _QUADS[:, [0, 2, 3]]], 1).res
 def box_mesh(
     boxes: Sequence[Box],
 ) -> tuple[np.ndarray, np.ndarray]:  # (8n, 3) m, axes of the place; (12n, 3)
-    """Twelve triangles a box.
-
-    Returns:
-        (8n, 3) m, axes of the place; (12n, 3)
-    """
+    "Twelve triangles a box."
     sides, middle = (
         np.array([b.size for b in boxes]).reshape(-1, 1, 3),
         np.array([b.middle for b in boxes]).reshape(-1, 2, 1),
@@ -139,15 +107,7 @@ def chance(
     j: Array,  # (n,)
     seed: float,
 ) -> np.ndarray:  # (n,) 0…1
-    """A random number for each cell of a grid.
-
-    Args:
-        i: (n,) whole numbers
-        j: (n,)
-
-    Returns:
-        (n,) 0…1
-    """
+    "A random number for each cell of a grid."
     v = np.sin(i * 12.9898 + j * 78.233 + seed * 37.719) * 43758.5453
     return v - np.floor(v)
 
@@ -158,16 +118,7 @@ def cloud(
     cells: int = 3,  # of the coarsest layer
     layers: int = 4,  # each twice as fine and about half as strong
 ) -> np.ndarray:  # (h, w) float32, about 0…1
-    """Smooth noise at several sizes, as in clouds, leaves and dirt.
-
-    Args:
-        size: h, w
-        cells: of the coarsest layer
-        layers: each twice as fine and about half as strong
-
-    Returns:
-        (h, w) float32, about 0…1
-    """
+    "Smooth noise at several sizes, as in clouds, leaves and dirt."
     out, weight = np.zeros(tuple(size), np.float32), 0.0
     for k in range(layers):
         n = cells * 2**k
@@ -190,16 +141,7 @@ def grain(
     v: Array,  # (n,) m
     fine: float = 60.0,  # samples of noise a metre
 ) -> np.ndarray:  # (n,) about -.5….5
-    """Noise that lies on a surface.
-
-    Args:
-        u: (n,) m
-        v: (n,) m
-        fine: samples of noise a metre
-
-    Returns:
-        (n,) about -.5….5
-    """
+    "Noise that lies on a surface."
     return _GRAIN[
         np.floor(v * fine).astype(int) & 511, np.floor(u * fine).astype(int) & 511
     ]
@@ -210,15 +152,7 @@ def surface_colors(
     u: Array,  # (n,) m, to the side
     v: Array,  # (n,) m, up
 ) -> np.ndarray:  # (n, 3)
-    """The colour of places on a surface.
-
-    Args:
-        u: (n,) m, to the side
-        v: (n,) m, up
-
-    Returns:
-        (n, 3)
-    """
+    "The colour of places on a surface."
     i, j = np.floor(u / s.step), np.floor(v / s.step)
     a, b = u / s.step - i, v / s.step - j
     mix = np.zeros(len(u))
@@ -258,11 +192,7 @@ def surface_colors(
 
 # %% ../../nbs/6_making/08_places.ipynb #b7cb2d37
 def _cells(s: Surface, u: Array, v: Array) -> np.ndarray:
-    """Grids whose cells differ: window panes, goods on shelves, a crowd, letters.
-
-    Returns:
-        %% ../../nbs/6_making/08_places.ipynb #b7cb2d37
-    """
+    "Grids whose cells differ: window panes, goods on shelves, a crowd, letters."
     w, h = {
         "windows": (1.0, 1.25),
         "shelf": (0.35, 1.2),
@@ -307,14 +237,7 @@ def _cells(s: Surface, u: Array, v: Array) -> np.ndarray:
 # %% ../../nbs/6_making/08_places.ipynb #afd220cd
 class Cutout(NamedTuple):
     """A bush, a tree's crown or somebody: a flat picture that stands upright and faces
-    the camera.
-
-    Attributes:
-        middle: x, z m
-        width: m
-        floor: m, how high its lower edge is
-        picture: which of the crowd; -1: leaves
-    """
+    the camera."""
 
     middle: tuple  # x, z m
     width: float  # m
@@ -326,15 +249,7 @@ class Cutout(NamedTuple):
 
 
 class Place(NamedTuple):
-    """All that is around a person.
-
-    Attributes:
-        boxes: of Box
-        cutouts: of Cutout
-        sky: colour at the horizon and high up
-        haze: share of the sky's colour for each metre
-        lines: of a pitch: (x, z, along x, along z) m, white on the ground
-    """
+    "All that is around a person."
 
     ground: Surface
     boxes: tuple  # of Box
@@ -391,12 +306,7 @@ def some_surface(
     colors: Array = _WALLS,
     step: tuple = (0.3, 1.2),  # m, at least and at most
 ) -> Surface:
-    """A surface of one of some kinds.
-
-    Args:
-        kinds: of which one is taken
-        step: m, at least and at most
-    """
+    "A surface of one of some kinds."
     return Surface(
         str(rng.choice(kinds.split())),
         _near(rng, colors),
@@ -407,11 +317,7 @@ def some_surface(
 
 # %% ../../nbs/6_making/08_places.ipynb #b2fd61c1
 def _parts(x: float, z: float, turn: float, parts: Sequence[tuple]) -> list[Box]:
-    """Boxes that belong together: (x, z, floor, size, surface), turned about one spot.
-
-    Returns:
-        %% ../../nbs/6_making/08_places.ipynb #b2fd61c1
-    """
+    "Boxes that belong together: (x, z, floor, size, surface), turned about one spot."
     s, c = math.sin(turn), math.cos(turn)
     return [
         Box((x + a * c + b * s, z + b * c - a * s), size, surface, turn, floor)
@@ -428,14 +334,7 @@ def make_thing(
     turn: float,  # rad
     rng: np.random.Generator,
 ) -> list[Box]:
-    """A thing of daily life.
-
-    Args:
-        kind: "car", "bench", "table", "chair", "sofa", "shelf", "crate", "pole",
-            "bin", "fence", "wall", "bed", "barrier"
-        x: m
-        turn: rad
-    """
+    "A thing of daily life."
     one, two = (
         some_surface(rng, "plain planks plain", _GOODS),
         Surface("plain", _near(rng, _GOODS)),
@@ -544,14 +443,7 @@ def around(
     near: float = 1.4,  # m, at least
     far: float = 7.0,
 ) -> tuple[float, float, float]:  # x, z m, a turn, rad: beside or behind the person
-    """A spot where a thing does not stand in the way.
-
-    Args:
-        near: m, at least
-
-    Returns:
-        x, z m, a turn, rad: beside or behind the person
-    """
+    "A spot where a thing does not stand in the way."
     angle, r = rng.uniform(-0.3, math.pi + 0.3), rng.uniform(near, far)
     return (
         r * math.cos(angle) * 1.2,
@@ -665,11 +557,7 @@ def _studio(rng: np.random.Generator) -> Place:
 
 # %% ../../nbs/6_making/08_places.ipynb #7c9d5b57
 def _town(rng: np.random.Generator) -> Place:
-    """A street with houses, cars, shops, trees and people.
-
-    Returns:
-        %% ../../nbs/6_making/08_places.ipynb #7c9d5b57
-    """
+    "A street with houses, cars, shops, trees and people."
     boxes, cutouts, x = [], [], -20.0
     far, turn = rng.uniform(4, 16), rng.normal(0, 0.35)
     while x < 20:
@@ -775,11 +663,7 @@ def _road(rng: np.random.Generator) -> tuple:
 
 # %% ../../nbs/6_making/08_places.ipynb #94d36055
 def _park(rng: np.random.Generator) -> Place:
-    """Grass, bushes, trees.
-
-    Returns:
-        %% ../../nbs/6_making/08_places.ipynb #94d36055
-    """
+    "Grass, bushes, trees."
     boxes, cutouts = [], []
     for _ in range(rng.integers(4, 14)):
         cutouts.append(
@@ -933,11 +817,7 @@ def _indoors(rng: np.random.Generator) -> Place:
 
 # %% ../../nbs/6_making/08_places.ipynb #17a64936
 def _stands(rng: np.random.Generator, z: float) -> list[Box]:
-    """Boards with letters, and rows of people above them.
-
-    Returns:
-        %% ../../nbs/6_making/08_places.ipynb #17a64936
-    """
+    "Boards with letters, and rows of people above them."
     boards = [
         Box(
             (x, z),
@@ -1117,23 +997,14 @@ def make_place(
     kind: str,  # a key of PLACES
     rng: np.random.Generator,
 ) -> Place:
-    """A place of one kind, drawn from a generator.
-
-    Args:
-        kind: a key of PLACES
-    """
+    "A place of one kind, drawn from a generator."
     if kind not in PLACES:
         raise ValueError(f"place: expected one of {', '.join(PLACES)}, got {kind!r}")
     return PLACES[kind](rng)
 
 # %% ../../nbs/6_making/08_places.ipynb #80f932f7
 class Lamps(NamedTuple):
-    """The light of a scene.
-
-    Attributes:
-        lights: of Light, camera frame; the first shadows the body itself
-        casting: how many of the lights throw a shadow on the ground
-    """
+    "The light of a scene."
 
     lights: tuple  # of Light, camera frame; the first shadows the body itself
     ambient: float
@@ -1147,13 +1018,7 @@ def hang_lamps(
     casting: int = 1,  # how many lamps throw a shadow, at most
 ) -> Lamps:
     """A lamp above, to the left or right, before or behind; light from the ceiling;
-    some from everywhere.
-
-    Args:
-        up: (3,)
-        colored: how far the light may be from white
-        casting: how many lamps throw a shadow, at most
-    """
+    some from everywhere."""
 
     def level():
         way = np.cross(up, rng.normal(size=3))
@@ -1199,17 +1064,7 @@ def cast_shadows(
     rng: np.random.Generator,
     strength: float = 0.55,  # of the lamps against all light
 ) -> np.ndarray:  # (n,) 0…1 how much light is left
-    """The shadows that a body casts, soft at their edges.
-
-    Args:
-        points: (n, 3) m, on the ground or on things, camera frame
-        scene: of `ray_scene`: what throws the shadow
-        up: (3,)
-        strength: of the lamps against all light
-
-    Returns:
-        (n,) 0…1 how much light is left
-    """
+    "The shadows that a body casts, soft at their edges."
 
     def unit(axis):
         return np.asarray(axis) / np.linalg.norm(axis)
@@ -1239,14 +1094,7 @@ def cast_shadows(
 
 # %% ../../nbs/6_making/08_places.ipynb #338b9f91
 class Scenery(NamedTuple):
-    """What a camera sees of a place.
-
-    Attributes:
-        image: (h, w, 3) colours, 0…1
-        depth: (h, w) m along z, infinite in the sky
-        points: (h, w, 3) m of the ground and the boxes, camera frame; anything
-            where the depth is infinite
-    """
+    "What a camera sees of a place."
 
     image: np.ndarray  # (h, w, 3) colours, 0…1
     depth: np.ndarray  # (h, w) m along z, infinite in the sky
@@ -1309,13 +1157,7 @@ def look_at_place(
     foot: Array,  # (3,) m, where the person stands, camera frame
     lamps: Lamps,
 ) -> Scenery:
-    """Ground, boxes and sky as a camera sees them.
-
-    Args:
-        D: (h, w, 3) rays with z = 1, camera frame
-        up: (3,) camera frame
-        foot: (3,) m, where the person stands, camera frame
-    """
+    "Ground, boxes and sky as a camera sees them."
     A = level_axes(up)
     Dp, eye = (D @ A.T).astype(np.float32), (-A @ foot).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -1388,11 +1230,7 @@ _LEAVES = _leaf_maps()
 def leaf_picture(
     seed: int, color: tuple
 ) -> np.ndarray:  # (64, 64, 4) colour times cover, and cover, 0…1
-    """Leaves.
-
-    Returns:
-        (64, 64, 4) colour times cover, and cover, 0…1
-    """
+    "Leaves."
     bright, cover = np.moveaxis(
         _LEAVES[seed % 12][:, :: 1 - 2 * (seed // 12 % 2)], -1, 0
     )
@@ -1449,18 +1287,7 @@ def add_cutouts(
     crowd: Array,
     light: float = 1.0,  # brightness
 ) -> None:
-    """Bushes, crowns of trees and other people.
-
-    Args:
-        view: its image and depth are changed in place
-        focal: px
-        center: (2,) px
-        up: (3,)
-        foot: (3,) m
-        crowd: (n, h, w, 4) float32 pictures of people, colour times cover, and
-            cover, 0…1; may be empty
-        light: brightness
-    """
+    "Bushes, crowns of trees and other people."
     A = level_axes(up)
     spots, w = (
         [
@@ -1493,15 +1320,7 @@ def develop(
     rng: np.random.Generator,
     rough: bool,  # contrast, colour, blur and noise vary
 ) -> np.ndarray:  # (h, w, 3) uint8
-    """From light to a photograph.
-
-    Args:
-        image: (h, w, 3) float 0…1
-        rough: contrast, colour, blur and noise vary
-
-    Returns:
-        (h, w, 3) uint8
-    """
+    "From light to a photograph."
     image = image.astype(np.float32)
     if rough:
         image = np.clip(image, 0, 1.5) ** np.float32(

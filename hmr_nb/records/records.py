@@ -46,15 +46,7 @@ def stored_crop(
     # (2, 3) source px -> stored px; side of the stored square, px
 ) -> tuple[np.ndarray, int]:
     """What is cut out and stored of a picture: a square around the person, never
-    enlarged.
-
-    Args:
-        box: x, y, width, height in the source, px
-        side: largest side, px
-
-    Returns:
-        (2, 3) source px -> stored px; side of the stored square, px
-    """
+    enlarged."""
     x, y, w, h = (float(v) for v in box)
     if not (np.isfinite([x, y, w, h]).all() and max(w, h) > 0):
         raise ValueError(
@@ -85,12 +77,7 @@ def encode_jpeg(
     image: np.ndarray,  # (h, w, 3) uint8 RGB
     quality: int = JPEG_QUALITY,  # 1 to 100
 ) -> bytes:
-    """A JPEG, the same bytes for the same picture.
-
-    Args:
-        image: (h, w, 3) uint8 RGB
-        quality: 1 to 100
-    """
+    "A JPEG, the same bytes for the same picture."
     check_shape(image, "h w 3", "image")
     return _to_jpeg(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
 
@@ -99,15 +86,7 @@ def decode_jpeg(
     data: bytes,  # a JPEG or PNG
     name: str = "image",  # for the error
 ) -> np.ndarray:  # (h, w, 3) uint8 RGB
-    """The pixels of an encoded picture, or a clear error.
-
-    Args:
-        data: a JPEG or PNG
-        name: for the error
-
-    Returns:
-        (h, w, 3) uint8 RGB
-    """
+    "The pixels of an encoded picture, or a clear error."
     image = (
         cv2.imdecode(
             np.frombuffer(data, np.uint8),
@@ -127,15 +106,7 @@ def _window(
     side: int,
 ) -> np.ndarray:  # (side, side, 3)
     """A square of whole pixels, the border repeated where it reaches beyond: like
-    `warp_image`, by copying.
-
-    Args:
-        image: (h, w, 3)
-        corner: (2,) int x, y, px
-
-    Returns:
-        (side, side, 3)
-    """
+    `warp_image`, by copying."""
     h, w = image.shape[:2]
     (x, y), limit = (int(c) for c in corner), (w, h)
     left, top = (min(max(c, 0), n - 1) for c, n in zip((x, y), limit))
@@ -171,17 +142,7 @@ def _cut(
     side: int,  # of the stored square, px
     reduce: int = 1,
 ) -> np.ndarray:  # (side, side, 3)
-    """The stored square of a picture: copied, then resized once if it is larger.
-
-    Args:
-        image: (h, w, 3) the picture, or that picture decoded at 1 / reduce of its
-            size
-        A: (2, 3) source px -> stored px, of stored_crop
-        side: of the stored square, px
-
-    Returns:
-        (side, side, 3)
-    """
+    "The stored square of a picture: copied, then resized once if it is larger."
     corner, full = _square_of(A, side)
     if full > 4 * reduce * max(image.shape[:2]):  # nearly all of it beyond the picture
         grow = np.array([[reduce, 0, (reduce - 1) / 2], [0, reduce, (reduce - 1) / 2]])
@@ -218,16 +179,7 @@ def cut_frame(
     name: str = "frame",  # for the error
     # (side, side, 3) uint8; (2, 3) source px -> stored px
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The square that is stored of a decoded picture.
-
-    Args:
-        image: (h, w, 3) uint8 RGB, such as a frame of a video
-        box: person's x, y, width, height, source px
-        name: for the error
-
-    Returns:
-        (side, side, 3) uint8; (2, 3) source px -> stored px
-    """
+    "The square that is stored of a decoded picture."
     if not (
         isinstance(image, np.ndarray)
         and image.dtype == np.uint8
@@ -249,12 +201,7 @@ def jpeg_size(
     # height and width, px; None if this is no plain JPEG (other formats, progressive,
     # four colours)
 ) -> tuple[int, int] | None:
-    """The size of a JPEG from its header, nothing decoded.
-
-    Returns:
-        height and width, px; None if this is no plain JPEG (other formats,
-            progressive, four colours)
-    """
+    "The size of a JPEG from its header, nothing decoded."
     at = 2
     while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -275,15 +222,7 @@ def _decode(
     name: str,
     reduce: int = 1,  # decode at 1 / reduce of the size: 1, 2, 4 or 8
 ) -> np.ndarray:  # (h, w, 3) BGR
-    """The pixels as they lie in the file; an error if the file ends too early.
-
-    Args:
-        data: JPEG or PNG
-        reduce: decode at 1 / reduce of the size: 1, 2, 4 or 8
-
-    Returns:
-        (h, w, 3) BGR
-    """
+    "The pixels as they lie in the file; an error if the file ends too early."
     flag = {
         1: cv2.IMREAD_COLOR,
         2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -323,17 +262,7 @@ def cut_person(
     name: str = "image",  # for the error
     # (h, w, 3) uint8; (2, 3) source px -> stored px; height and width of the source, px
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Decode a photograph, no larger than needed, and cut out the square that is stored.
-
-    Args:
-        data: the photograph, JPEG or PNG
-        box: person's x, y, width, height, source px
-        name: for the error
-
-    Returns:
-        (h, w, 3) uint8; (2, 3) source px -> stored px; height and width of the
-            source, px
-    """
+    "Decode a photograph, no larger than needed, and cut out the square that is stored."
     image, A, size = _cut_photo(data, box, name)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), A, size
 
@@ -348,16 +277,7 @@ def stored_jpeg(
     # JPEG; (2, 3) source px -> stored px; height and width of the source, px
 ) -> tuple[bytes, np.ndarray, tuple[int, int]]:
     """What is stored of a photograph: its own bytes where it is small, else the square
-    around the person, encoded.
-
-    Args:
-        data: the photograph, JPEG or PNG
-        box: person's x, y, width, height, source px
-        name: for the error
-
-    Returns:
-        JPEG; (2, 3) source px -> stored px; height and width of the source, px
-    """
+    around the person, encoded."""
     (A, side), size = stored_crop(box), jpeg_size(data)
     if size and A[0, 0] == 1 and size[0] * size[1] <= KEPT_AREA * side * side:
         _decode(data, name, 8)  # it must be whole
@@ -450,27 +370,7 @@ SCHEMA = {  # feature: (kind, shape, in every record?, meaning)
 @dataclass(eq=False)
 class Sample:
     """One person in one picture, with what the source knows about it; (0, 0) px is the
-    middle of the first pixel.
-
-    Attributes:
-        names: (k,) the source's points
-        kp2d: (k, 2) px in the stored image, NaN = missing
-        state: (k,) 0 missing, 1 occluded, 2 visible; from the NaNs if None
-        image: (h, w, 3) uint8 RGB; or give `jpeg`
-        jpeg: the same, encoded
-        crop: (2, 3) source px -> stored px; identity if None
-        kp3d: (k, 3) m, camera frame
-        box: (4,) person's x, y, w, h in stored px
-        pose: (24, 3) axis-angle, rad
-        betas: (10,)
-        trans: (3,) m
-        focal: px of the stored image
-        center: (2,) px of the stored image
-        intrinsics: (4,) fx, fy, cx, cy, px of the source; sets focal and center too
-        distortion: (5,) k1, k2, p1, p2, k3
-        gender: of the body model: neutral, male, female
-        source: file in the dataset
-    """
+    middle of the first pixel."""
 
     names: Sequence[str]  # (k,) the source's points
     kp2d: np.ndarray  # (k, 2) px in the stored image, NaN = missing
@@ -509,11 +409,7 @@ class Sample:
 def _tidy(
     example: Sample,  # changed in place: arrays of the schema's types
 ) -> None:
-    """Check an example against the schema, and set its state and NaNs in step.
-
-    Args:
-        example: changed in place: arrays of the schema's types
-    """
+    "Check an example against the schema, and set its state and NaNs in step."
     example.names = list(example.names)
     if example.crop is None:
         example.crop = np.eye(2, 3)
@@ -564,11 +460,7 @@ def _tidy(
 
 # %% ../../nbs/5_records/01_records.ipynb #779833f6
 def encode_sample(example: Sample) -> bytes:  # a serialized tf.train.Example
-    """An example as the bytes of one record; equal examples give equal bytes.
-
-    Returns:
-        a serialized tf.train.Example
-    """
+    "An example as the bytes of one record; equal examples give equal bytes."
     import tensorflow as tf
 
     feature = {}
@@ -601,13 +493,7 @@ def decode_sample(
     names: Sequence[str],  # (k,) from the card
     picture: bool = True,  # decode it too; else only its bytes are there
 ) -> Sample:
-    """The example in the bytes of one record.
-
-    Args:
-        data: one record
-        names: (k,) from the card
-        picture: decode it too; else only its bytes are there
-    """
+    "The example in the bytes of one record."
     import tensorflow as tf
 
     feature = tf.train.Example.FromString(data).features.feature
@@ -641,12 +527,7 @@ def decode_sample(
 
 # %% ../../nbs/5_records/01_records.ipynb #ef26a48b
 class Dropped(NamedTuple):
-    """A person that was read but not written, and why.
-
-    Attributes:
-        source: the file
-        reason: a few words, the same for every such case: they are counted
-    """
+    "A person that was read but not written, and why."
 
     source: str  # the file
     reason: str  # a few words, the same for every such case: they are counted
@@ -658,11 +539,7 @@ def _put(
     data: bytes,
 ) -> None:
     """Write a file under a temporary name, then rename it; a full or read-only disk is
-    named.
-
-    Args:
-        path: where
-    """
+    named."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.write_bytes(data)
@@ -680,11 +557,7 @@ def _json(facts: dict) -> bytes:
 
 # %% ../../nbs/5_records/01_records.ipynb #c34e7b17
 def file_digest(path: str | Path) -> str:  # 64 characters
-    """The SHA-256 of a file.
-
-    Returns:
-        64 characters
-    """
+    "The SHA-256 of a file."
     with open(path, "rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()
@@ -698,16 +571,7 @@ def write_shard(
     items: Sequence[Sample | Dropped],  # in order; all of one split
     place: tuple[int, int] = (0, 0),  # where convert_items goes on after this shard
 ) -> dict:  # the facts that go beside it
-    """Write the examples among the items to one file, and count all of them.
-
-    Args:
-        path: *.tfrecord
-        items: in order; all of one split
-        place: where convert_items goes on after this shard
-
-    Returns:
-        the facts that go beside it
-    """
+    "Write the examples among the items to one file, and count all of them."
     import tensorflow as tf
 
     kept = [i for i in items if isinstance(i, Sample)]
@@ -747,15 +611,7 @@ def _sum_up(
     plan: dict,  # schema, dataset, software, shard_size, options
     shards: Sequence[dict],  # facts of each
 ) -> dict:  # the card
-    """The card of a directory from the facts of its shards.
-
-    Args:
-        plan: schema, dataset, software, shard_size, options
-        shards: facts of each
-
-    Returns:
-        the card
-    """
+    "The card of a directory from the facts of its shards."
     names = next((s["names"] for s in shards if s["names"]), [])
     for s in shards:
         if s["names"] and s["names"] != names:
@@ -802,14 +658,7 @@ def _sum_up(
 def _digests(
     sources: Sequence[str | Path],  # files; many may have the same name
 ) -> dict[str, str]:  # {path from the folder that holds them all: checksum}
-    """Checksums of files, under the shortest names that keep them apart.
-
-    Args:
-        sources: files; many may have the same name
-
-    Returns:
-        {path from the folder that holds them all: checksum}
-    """
+    "Checksums of files, under the shortest names that keep them apart."
     files = [Path(s).resolve() for s in sources]
     folder = os.path.commonpath([f.parent for f in files]) if files else ""
     return {f.relative_to(folder).as_posix(): file_digest(f) for f in files}
@@ -817,16 +666,7 @@ def _digests(
 # %% ../../nbs/5_records/01_records.ipynb #dcf20bf0
 class RecordWriter:
     """Writes a directory of records: `with RecordWriter(out, 'lsp') as writer:
-    writer.write(example)`.
-
-    Args:
-        out: the directory; made if need be
-        dataset: its name
-        shard_size: items (written or dropped) a shard
-        resume: keep the whole shards of an earlier run with the same plan
-        options: of the converter; they go on the card
-        sources: files with the labels: their checksums go on the card
-    """
+    writer.write(example)`."""
 
     def __init__(
         self,
@@ -866,11 +706,7 @@ class RecordWriter:
         return sum(s["read"] for s in self.shards)
 
     def write(self, item: Sample | Dropped) -> None:  # the next item, in order
-        """Add an example, or note that one was left out.
-
-        Returns:
-            the next item, in order
-        """
+        "Add an example, or note that one was left out."
         if self.items and (
             item.split != self.items[0].split
             or len(self.items) >= self.shard_size
@@ -896,11 +732,7 @@ class RecordWriter:
 
 # %% ../../nbs/5_records/01_records.ipynb #90b93796
 def _begin(writer: RecordWriter) -> RecordWriter:
-    """Make the directory, or find what an earlier run left there.
-
-    Returns:
-        %% ../../nbs/5_records/01_records.ipynb #90b93796
-    """
+    "Make the directory, or find what an earlier run left there."
     try:
         writer.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -948,11 +780,7 @@ def _end(
     kind: type[BaseException] | None,  # what ended the block, if an error did
     *_: Any,
 ) -> None:
-    """Write the last shard, the list of dropped people and the card; then clear away.
-
-    Args:
-        kind: what ended the block, if an error did
-    """
+    "Write the last shard, the list of dropped people and the card; then clear away."
     if kind is not None or writer.complete:
         return
     if writer.items:
@@ -977,14 +805,7 @@ RecordWriter.__exit__ = _end
 def card(
     folder: str | Path,  # a directory of records
 ) -> dict:  # names, read, written, dropped, splits, keypoints, shards, …
-    """What is in a converted set.
-
-    Args:
-        folder: a directory of records
-
-    Returns:
-        names, read, written, dropped, splits, keypoints, shards, …
-    """
+    "What is in a converted set."
     folder = Path(folder)
     if not (folder / "card.json").is_file():
         begun = (folder / "unfinished.json").exists()
@@ -1019,14 +840,7 @@ def card(
 def source_set(
     names: Sequence[str],  # (k,) as on a card
 ) -> KeypointSet:  # with the lines that known sets draw between such points
-    """The points of a converted set, ready for drawing or mapping.
-
-    Args:
-        names: (k,) as on a card
-
-    Returns:
-        with the lines that known sets draw between such points
-    """
+    "The points of a converted set, ready for drawing or mapping."
     known = [keypoint_set(s) for s in ("cocoplus19", "mpii16", "body25", "smpl24")]
     edges = {e: None for s in known for e in s.edges if set(e) <= set(names)}
     return KeypointSet("source", tuple(names), edges=tuple(edges))
@@ -1036,15 +850,7 @@ def damage(
     path: Path,  # a shard
     facts: dict,  # its entry on the card
 ) -> str:  # empty if whole
-    """What is wrong with a shard, in words.
-
-    Args:
-        path: a shard
-        facts: its entry on the card
-
-    Returns:
-        empty if whole
-    """
+    "What is wrong with a shard, in words."
     if not path.exists():
         return "missing"
     if path.stat().st_size != facts["bytes"]:
@@ -1059,13 +865,7 @@ def _records(
     facts: dict,  # its entry on the card
     skip_bad: bool = False,  # take what can be read
 ) -> list[bytes]:
-    """The records of a shard; a damaged one is an error, or counted in a warning.
-
-    Args:
-        path: a shard
-        facts: its entry on the card
-        skip_bad: take what can be read
-    """
+    "The records of a shard; a damaged one is an error, or counted in a warning."
     import tensorflow as tf
 
     problem = damage(path, facts)
@@ -1092,14 +892,7 @@ def examples(
     skip_bad: bool = False,  # leave out what is damaged, with a warning that counts it
     pictures: bool = True,  # decode them; else only their bytes are there
 ) -> Iterator[Sample]:
-    """All people of a converted set, in the order written.
-
-    Args:
-        folder: a directory of records
-        split: one split only
-        skip_bad: leave out what is damaged, with a warning that counts it
-        pictures: decode them; else only their bytes are there
-    """
+    "All people of a converted set, in the order written."
     facts, lost = card(folder), Counter()
     for shard in facts["shards"]:
         if split in (None, shard["split"]):
@@ -1135,12 +928,7 @@ def _map(
     workers: int | str | None,  # processes, or dask://host:port
     function: Callable,  # what they will be asked for
 ) -> Iterator[Callable[[Callable, Sequence], Iterator]]:
-    """A `map` that uses other processes and keeps the order.
-
-    Args:
-        workers: processes, or dask://host:port
-        function: what they will be asked for
-    """
+    "A `map` that uses other processes and keeps the order."
     if workers == 1:
         yield lambda function, items: map(function, items)
     elif isinstance(workers, str):
@@ -1162,12 +950,7 @@ def _dask(
     address: str,  # dask://host:port
     function: Callable = _finish,  # what its workers will be asked for
 ) -> Iterator[None]:
-    """Let joblib work on a Dask cluster that is running.
-
-    Args:
-        address: dask://host:port
-        function: what its workers will be asked for
-    """
+    "Let joblib work on a Dask cluster that is running."
     try:
         from dask.distributed import Client
     except ImportError as error:
@@ -1200,13 +983,7 @@ def _try_workers(
     function: Callable,  # what they will be asked for
 ) -> None:
     """An error where there are no workers, or one cannot load the function: joblib
-    would wait for ever.
-
-    Args:
-        client: of dask.distributed
-        address: dask://host:port
-        function: what they will be asked for
-    """
+    would wait for ever."""
     import cloudpickle
 
     try:
@@ -1235,17 +1012,7 @@ def convert_items(
     # show a bar with images/s (or what the writer says it counts) and the time left
     progress: bool = True,
 ) -> None:
-    """Convert items in parallel, in order, from where the writer stands.
-
-    Args:
-        writer: inside its `with` block
-        convert: one item to one person, or to a list of several; at the top level
-            of a module
-        items: all of them, picklable, in a fixed order, sorted by split
-        workers: processes, all cores if None; or "dask://host:port"
-        progress: show a bar with images/s (or what the writer says it counts) and
-            the time left
-    """
+    "Convert items in parallel, in order, from where the writer stands."
     if writer.complete:
         return
     (first, done), written = writer.place, 0

@@ -51,11 +51,7 @@ _PLACES = {  # m from the pelvis: left (positive on the person's left), down, fo
 
 
 def _place(name: str) -> np.ndarray:  # (3,) m
-    """Where a named point of the standing figure is.
-
-    Returns:
-        (3,) m
-    """
+    "Where a named point of the standing figure is."
     word = (
         name.split("_", 1)[1] if name.split("_")[0] in ("mpi", "h36m", "tc") else name
     )
@@ -73,16 +69,7 @@ def figure_motion(
     count: int,  # frames
     depth: float = 4.0,  # distance from the camera, m
 ) -> np.ndarray:  # (count, k, 3) m, camera frame: x right, y down, z forward
-    """A drawn person's points over time: arms rise and fall, legs swing.
-
-    Args:
-        names: (k,) points
-        count: frames
-        depth: distance from the camera, m
-
-    Returns:
-        (count, k, 3) m, camera frame: x right, y down, z forward
-    """
+    "A drawn person's points over time: arms rise and fall, legs swing."
     rest = np.array([_place(n) for n in names])
     word = [
         n.split("_", 1)[1] if n.split("_")[0] in ("mpi", "h36m", "tc") else n
@@ -122,17 +109,7 @@ def draw_figure(
     names: Sequence[str],  # (k,)
     dot: int = 6,  # radius of a point, px
 ) -> np.ndarray:  # the same image
-    """Paint a stick person with a bright dot on every point.
-
-    Args:
-        image: (h, w, 3) uint8, drawn on
-        kp_px: (k, 2) px
-        names: (k,)
-        dot: radius of a point, px
-
-    Returns:
-        the same image
-    """
+    "Paint a stick person with a bright dot on every point."
     at = np.round(np.asarray(kp_px, float) * 16).astype(int)
     points = dict(zip(names, map(tuple, at.tolist())))
     for a, b in keypoint_set("lsp14").edges:
@@ -151,12 +128,7 @@ def draw_figure(
 
 # %% ../../nbs/5_records/07_video.ipynb #e9976ba3
 class VideoFile(NamedTuple):
-    """Where the pictures of a sequence are: a video, or numbered pictures.
-
-    Attributes:
-        path: the video, or a pattern such as frames/frame_%06d.jpg
-        first: number of the first picture of a pattern
-    """
+    "Where the pictures of a sequence are: a video, or numbered pictures."
 
     path: str  # the video, or a pattern such as frames/frame_%06d.jpg
     first: int = 0  # number of the first picture of a pattern
@@ -167,11 +139,7 @@ class VideoFile(NamedTuple):
         return "%" in Path(self.path).name
 
     def picture(self, frame: int) -> Path:  # counted from 0
-        """The file of one picture of a pattern.
-
-        Returns:
-            counted from 0
-        """
+        "The file of one picture of a pattern."
         path = Path(self.path)
         return path.with_name(path.name % (frame + self.first))
 
@@ -179,11 +147,7 @@ class VideoFile(NamedTuple):
 def find_video(
     places: Sequence[Path],  # videos and patterns, the best first
 ) -> VideoFile | None:
-    """The first place where there is something.
-
-    Args:
-        places: videos and patterns, the best first
-    """
+    "The first place where there is something."
     for place in places:
         if "%" not in place.name:
             if place.is_file():
@@ -206,15 +170,7 @@ def video_frames(
     frames: Sequence[int],  # wanted, rising, from 0
     # number; (h, w, 3) RGB of a video, or a picture's file, or None if there is none
 ) -> Iterator[tuple[int, np.ndarray | bytes | None]]:
-    """The wanted pictures of a film, in order.
-
-    Args:
-        frames: wanted, rising, from 0
-
-    Returns:
-        number; (h, w, 3) RGB of a video, or a picture's file, or None if there is
-            none
-    """
+    "The wanted pictures of a film, in order."
     if film.numbered:
         for n in frames:
             file = film.picture(int(n))
@@ -240,15 +196,7 @@ def video_frames(
 
 # %% ../../nbs/5_records/07_video.ipynb #a6c5e4ed
 class RoomCamera(NamedTuple):
-    """A camera that stands in the world.
-
-    Attributes:
-        R: (3, 3) world to camera
-        t: (3,) m
-        K: (3, 3) px
-        distortion: (5,) k1, k2, p1, p2, k3
-        size: height, width, px
-    """
+    "A camera that stands in the world."
 
     R: np.ndarray  # (3, 3) world to camera
     t: np.ndarray  # (3,) m
@@ -257,21 +205,13 @@ class RoomCamera(NamedTuple):
     size: tuple[int, int] | None = None  # height, width, px
 
     def see(self, X: np.ndarray) -> np.ndarray:  # (..., 3) m, world -> camera frame
-        """World to camera.
-
-        Returns:
-            (..., 3) m, world -> camera frame
-        """
+        "World to camera."
         return X @ self.R.T + self.t
 
     def project(
         self, x: np.ndarray
     ) -> np.ndarray:  # (..., 3) m, camera frame -> (..., 2) px, NaN behind the camera
-        """Where the picture shows points, lens included.
-
-        Returns:
-            (..., 3) m, camera frame -> (..., 2) px, NaN behind the camera
-        """
+        "Where the picture shows points, lens included."
         flat = np.asarray(x, float).reshape(-1, 3)
         px = cv2.projectPoints(flat, np.zeros(3), np.zeros(3), self.K, self.distortion)[
             0
@@ -284,15 +224,7 @@ def fit_intrinsics(
     kp3d: np.ndarray,  # (n, k, 3) camera frame, m
     # (3, 3) K; median distance between labels and projections, px
 ) -> tuple[np.ndarray, float]:
-    """The pinhole camera that sees these points there, by least squares.
-
-    Args:
-        kp_px: (n, k, 2) px, NaN = missing
-        kp3d: (n, k, 3) camera frame, m
-
-    Returns:
-        (3, 3) K; median distance between labels and projections, px
-    """
+    "The pinhole camera that sees these points there, by least squares."
     check_shape(kp_px, "n k 2", "kp_px"), check_shape(kp3d, "n k 3", "kp3d")
     uv, X = (
         np.reshape(kp_px, (-1, 2)).astype(float),
@@ -314,21 +246,7 @@ def fit_intrinsics(
 
 # %% ../../nbs/5_records/07_video.ipynb #9c75af83
 class Clip(NamedTuple):
-    """Frames of one film with their labels: an item for the converter.
-
-    Attributes:
-        film: None: not there
-        source: the film, relative to the dataset's folder
-        frames: (n,) numbers of the frames, from 0
-        names: (k,) points
-        kp: (n, k, 2) px, NaN = missing
-        kp3d: (n, k, 3) m, camera frame
-        K: (3, 3) camera of the whole picture
-        distortion: (5,) of that camera, OpenCV's order
-        size: height and width that the labels belong to, px
-        min_inside: points inside the picture that a person must have
-        why_not: leave all out, for this reason
-    """
+    "Frames of one film with their labels: an item for the converter."
 
     film: VideoFile | None  # None: not there
     source: str  # the film, relative to the dataset's folder
@@ -351,12 +269,7 @@ def cut_clips(
     clip: Clip,  # a whole film
     most: int = 500,  # frames a clip, unless that makes more than four
 ) -> list[Clip]:
-    """The same in pieces that workers can share.
-
-    Args:
-        clip: a whole film
-        most: frames a clip, unless that makes more than four
-    """
+    "The same in pieces that workers can share."
     n = len(clip.frames)
     most = max(most, -(-n // 4))
 
@@ -372,11 +285,7 @@ def cut_clips(
 
 # %% ../../nbs/5_records/07_video.ipynb #50703095
 def labels_digest(clips: Sequence[Clip]) -> str:
-    """SHA-256 of the labels of all clips, in order.
-
-    Returns:
-        %% ../../nbs/5_records/07_video.ipynb #50703095
-    """
+    "SHA-256 of the labels of all clips, in order."
     digest = hashlib.sha256()
     for clip in clips:
         digest.update(f"{clip.source} {clip.split} {clip.why_not}".encode())
@@ -391,11 +300,7 @@ def _person(
     picture: np.ndarray | bytes,
     source: str,
 ) -> Sample | Dropped:
-    """One frame to a record.
-
-    Args:
-        i: which of its frames
-    """
+    "One frame to a record."
     kp, no = clip.kp[i], lambda reason: Dropped(source, reason, clip.split)
     known = np.isfinite(kp).all(1)
     common = known & np.isin(clip.names, keypoint_set("lsp14").names)
@@ -439,11 +344,7 @@ def _person(
 
 # %% ../../nbs/5_records/07_video.ipynb #54a7f3ec
 def convert_clip(clip: Clip) -> list[Sample | Dropped]:  # one a frame
-    """The frames of a clip to records, or the reason why not, for each.
-
-    Returns:
-        one a frame
-    """
+    "The frames of a clip to records, or the reason why not, for each."
 
     def name(n):
         return f"{clip.source}#{n}"

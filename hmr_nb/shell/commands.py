@@ -209,7 +209,7 @@ def open_model(
 ) -> Any:  # an HMR
     "The model that the options ask for."
     from hmr_nb.basics.keypoints import keypoint_set
-    from hmr_nb.body.body_data import load_body
+    from hmr_nb.body.body_files import load_body
     from hmr_nb.model.weights import load_hmr, small_hmr
 
     data = load_body(body) if body else None
@@ -793,13 +793,8 @@ def body_inspect(
 
     Example:  hmr_nb body inspect basicModel_neutral.pkl
     """
-    from hmr_nb.body.body_data import (
-        FIELDS,
-        MORE_FIELDS,
-        check_body,
-        file_contents,
-        load_body,
-    )
+    from hmr_nb.body.body_data import check_body
+    from hmr_nb.body.body_files import FIELDS, MORE_FIELDS, file_contents, load_body
 
     used = [key.removesuffix("*") for key in FIELDS + MORE_FIELDS]
     print(f"{file} holds")
@@ -829,10 +824,16 @@ def body_convert(
         list[Path] | None,
         typer.Option(
             help=(
-                "Keypoint rows to attach, .npy or .npz: J_regressor_h36m.npy,"
-                " J_regressor_extra.npy, regressor_<name>.npy; may be given several"
-                " times."
+                "Keypoint regressors to attach, .json, .npz or .npy, as fit-regressor"
+                " writes them, or J_regressor_h36m.npy, J_regressor_extra.npy,"
+                " regressor_<name>.npy; may be given several times."
             )
+        ),
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            help="Points of an .npy that has no names, in its order: nose,eye_l,eye_r."
         ),
     ] = None,
 ) -> None:
@@ -840,11 +841,13 @@ def body_convert(
 
     Example:  hmr_nb body convert basicModel_neutral.pkl --regressors J_regressor_h36m.npy --out smpl.npz
     """
-    from hmr_nb.body.body_data import load_body, load_regressors, save_body
+    from hmr_nb.body.body_files import load_body, save_body
+    from hmr_nb.body.regressor_files import load_rows
 
     body = load_body(file)
     for path in regressors or []:
-        body = body.with_regressors(load_regressors(path))
+        order = names.split(",") if names else None
+        body = body.with_regressors(load_rows(path, body, names=order))
     save_body(body, out)
     print(out)
 
@@ -862,7 +865,7 @@ def body_export(
     """
     import trimesh
 
-    from hmr_nb.body.body_data import load_body
+    from hmr_nb.body.body_files import load_body
     from hmr_nb.body.open_body import open_body
 
     if out.suffix not in (".obj", ".glb", ".ply", ".stl"):
@@ -956,13 +959,15 @@ def fit_regressor(
 
     Examples:  hmr_nb fit-regressor toe_marks.json --out toes.json  |  hmr_nb fit-regressor knee.json --body SMPL.pkl --local 0 --out knee.npy
     """
-    from hmr_nb.body.body_data import load_body
+    from hmr_nb.body.body_files import load_body
     from hmr_nb.body.open_body import open_body
-    from hmr_nb.body.regressor_files import WRITERS, save_rows
+    from hmr_nb.body.regressor_files import ROW_SUFFIXES, save_rows
     from hmr_nb.keypoints.joint_regressor import fit_marks, load_marks
 
-    if out.suffix not in WRITERS:
-        raise ValueError(f"{out}: expected a name that ends in {', '.join(WRITERS)}")
+    if out.suffix not in ROW_SUFFIXES:
+        raise ValueError(
+            f"{out}: expected a name that ends in {', '.join(ROW_SUFFIXES)}"
+        )
     made_on = load_body(body) if body else open_body()
     with named(marks):
         loaded = load_marks(marks)
@@ -980,7 +985,7 @@ def fit_regressor(
             )
     for name, fit in fits.items():
         print(f"{name}: {fit}")
-    print(save_rows(fits, out, made_on, loaded))
+    print(save_rows(fits, out, made_on, marks=loaded))
 
 # %% ../../nbs/10_shell/05_commands.ipynb #e24cd34e
 @app.command("import-weights")
@@ -1042,7 +1047,7 @@ def pick(
     """
     from importlib.util import find_spec
 
-    from hmr_nb.body.body_data import load_body
+    from hmr_nb.body.body_files import load_body
     from hmr_nb.body.open_body import open_body
     from hmr_nb.keypoints.picker import open_session, read_session
 

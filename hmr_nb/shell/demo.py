@@ -35,14 +35,7 @@ from ..study.report import Page, add_domain_study
 # %% ../../nbs/10_shell/01_demo.ipynb #a7e4e589
 @dataclass(frozen=True)
 class SampleImages:
-    """Sample pictures and what they were rendered from.
-
-    Attributes:
-        paths: n pictures
-        images: n times (h, w, 3) uint8
-        truth: pose (n, 24, 3), betas (n, 10), trans (n, 3), focal (n,), center (n,
-            2), box (n, 4)
-    """
+    "Sample pictures and what they were rendered from."
 
     paths: list[Path]  # n pictures
     images: list[np.ndarray]  # n times (h, w, 3) uint8
@@ -62,15 +55,7 @@ def recover(
     model: HMR,  # the model
     samples: SampleImages,  # pictures and truth
 ) -> list[Person]:  # one a picture
-    """One body a sample picture.
-
-    Args:
-        model: the model
-        samples: pictures and truth
-
-    Returns:
-        one a picture
-    """
+    "One body a sample picture."
     truth = samples.truth
     return [
         infer(model, image, [box], focal=float(f))[0]
@@ -82,15 +67,7 @@ def true_keypoints(
     samples: SampleImages,  # pictures and truth
     smpl: SMPL,  # body layer with the keypoints wanted
 ) -> np.ndarray:  # (n, k, 3) m, camera frame
-    """Where the keypoints really are.
-
-    Args:
-        samples: pictures and truth
-        smpl: body layer with the keypoints wanted
-
-    Returns:
-        (n, k, 3) m, camera frame
-    """
+    "Where the keypoints really are."
     t = samples.truth
     return np.asarray(
         smpl.keypoints_only(
@@ -107,17 +84,7 @@ def compare(
     points: KeypointSet,  # their names; hips are laid on hips
     label: str,  # what to call the row
 ) -> dict[str, str | float]:  # a row of the table
-    """MPJPE after laying the middle of the hips on each other, and PA-MPJPE.
-
-    Args:
-        found: (n, k, 3) m
-        truth: (n, k, 3) m
-        points: their names; hips are laid on hips
-        label: what to call the row
-
-    Returns:
-        a row of the table
-    """
+    "MPJPE after laying the middle of the hips on each other, and PA-MPJPE."
     hips = [points.index("hip_l"), points.index("hip_r")]
 
     def centred(x):
@@ -134,15 +101,7 @@ def mean_pose_keypoints(
     smpl: SMPL,  # body layer with the keypoints wanted
     count: int,  # how often to repeat it
 ) -> np.ndarray:  # (n, k, 3) m
-    """The mean pose, upright and facing the camera, for each picture.
-
-    Args:
-        smpl: body layer with the keypoints wanted
-        count: how often to repeat it
-
-    Returns:
-        (n, k, 3) m
-    """
+    "The mean pose, upright and facing the camera, for each picture."
     pose = np.array(mean_pose(), np.float32)[None]
     pose[:, 0] = [np.pi, 0, 0]
     return np.repeat(
@@ -153,14 +112,7 @@ def mean_pose_keypoints(
 def with_toes(
     body: BodyData,  # the body that the marks were made on
 ) -> tuple[KeypointSet, dict]:  # cocoplus19 with toe_l and toe_r; the fits
-    """The marks that ship, fitted, and added to a keypoint set.
-
-    Args:
-        body: the body that the marks were made on
-
-    Returns:
-        cocoplus19 with toe_l and toe_r; the fits
-    """
+    "The marks that ship, fitted, and added to a keypoint set."
     fits = fit_marks(load_marks(shipped("toe_marks.json")), body)
     points = keypoint_set("cocoplus19")
     for name, ankle in (("toe_l", "ankle_l"), ("toe_r", "ankle_r")):
@@ -174,17 +126,7 @@ def keypoint_errors(
     points: KeypointSet,  # their names
     names: list[str],  # which rows to show
 ) -> pd.DataFrame:  # keypoint, error in mm
-    """Mean error of single keypoints, hips laid on hips.
-
-    Args:
-        people: recovered
-        truth: (n, k, 3) m
-        points: their names
-        names: which rows to show
-
-    Returns:
-        keypoint, error in mm
-    """
+    "Mean error of single keypoints, hips laid on hips."
     hips = [points.index("hip_l"), points.index("hip_r")]
     found = np.stack([p.keypoints for p in people])
     gap = (found - found[:, hips].mean(1, keepdims=True)) - (
@@ -256,11 +198,7 @@ def _recover_section(
 
 # %% ../../nbs/10_shell/01_demo.ipynb #c3564571
 def _toe_section(page: Page, body: BodyData, samples: SampleImages) -> pd.DataFrame:
-    """Step 2: a new pair of keypoints in the same pictures.
-
-    Returns:
-        %% ../../nbs/10_shell/01_demo.ipynb #c3564571
-    """
+    "Step 2: a new pair of keypoints in the same pictures."
     points, fits = with_toes(body)
     people = recover(small_hmr(body, keypoints=points), samples)
     table = keypoint_errors(
@@ -321,15 +259,7 @@ def run_demo(
     out: str | os.PathLike = "demo",  # folder for the report, meshes and parameters
     progress: bool = True,  # show a bar
 ) -> dict[str, pd.DataFrame]:  # the tables, by title
-    """Recover bodies, add a keypoint, compare two domains; write index.html.
-
-    Args:
-        out: folder for the report, meshes and parameters
-        progress: show a bar
-
-    Returns:
-        the tables, by title
-    """
+    "Recover bodies, add a keypoint, compare two domains; write index.html."
     out, body, samples, tables = Path(out), open_body(), load_samples(), {}
     out.mkdir(parents=True, exist_ok=True)
     model = small_hmr(body)

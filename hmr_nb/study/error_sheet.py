@@ -35,16 +35,7 @@ def at_percentiles(
     measure: str = "err_pa_mm",
     # domain, percentile, sample, error; a row for each domain and percentile
 ) -> pd.DataFrame:
-    """People from good to bad in each domain, without anybody's choice.
-
-    Args:
-        table: of `evaluate`
-        percentiles: 0: the best guess … 100: the worst
-        measure: a column of the table; a person's error is its mean over the points
-
-    Returns:
-        domain, percentile, sample, error; a row for each domain and percentile
-    """
+    "People from good to bad in each domain, without anybody's choice."
     if measure not in table:
         raise ValueError(
             "measure: expected a column of the table, such as 'err_mm' or 'err_pa_mm',"
@@ -87,18 +78,7 @@ def drawn_person(
     # the other view: a name or (azimuth, elevation) in degrees
     beside: str | tuple[float, float] = "side",
 ) -> list[np.ndarray]:  # three of (s, s, 3) uint8
-    """A view, the body over it, and the body from another side.
-
-    Args:
-        view: (s, s, 3) uint8, what the model saw
-        vertices: (v, 3) m, as the model gives them
-        cam: (3,) its camera
-        faces: (f, 3)
-        beside: the other view: a name or (azimuth, elevation) in degrees
-
-    Returns:
-        three of (s, s, 3) uint8
-    """
+    "A view, the body over it, and the body from another side."
     size = len(view)
     camera = Camera.simple(FAR * size, np.full(2, (size - 1) / 2))
     seen = vertices + cam_to_translation(cam, Crop(np.eye(2, 3), size), camera)
@@ -115,11 +95,7 @@ UNITS = {"mm": " mm", "px": " px", "deg": "°"}  # by the last word of a column'
 def _picked(
     data_dirs, samples: Sequence[int], points, view: View, split: str | None
 ) -> np.ndarray:  # (n, size, size, 3) in -1..1
-    """Views of some people, by their numbers in the table.
-
-    Returns:
-        (n, size, size, 3) in -1..1
-    """
+    "Views of some people, by their numbers in the table."
     views = {}
     data = test_view(record_dataset(data_dirs, points, split, seed=None), view, points)
     for number, item in enumerate(
@@ -141,20 +117,7 @@ def error_sheet(
     split: str | None = None,  # as for `evaluate`
 ) -> np.ndarray:  # (H, W, 3) uint8
     """For each domain people from good to bad: what the model saw, the body over it,
-    the body from the side.
-
-    Args:
-        model: such as `small_hmr()`
-        data_dirs: folders of records, as they were evaluated
-        table: of `evaluate` for the same model and folders
-        percentiles: a column each
-        measure: a column of the table
-        size: side of a picture, px
-        split: as for `evaluate`
-
-    Returns:
-        (H, W, 3) uint8
-    """
+    the body from the side."""
     dirs = [
         str(d)
         for d in (
@@ -195,12 +158,7 @@ def save_sheet(
     sheet: np.ndarray,  # of `error_sheet`
     path: str | os.PathLike,  # .jpg or .png to write
 ) -> Path:
-    """Write a sheet to a file, whole or not at all.
-
-    Args:
-        sheet: of `error_sheet`
-        path: .jpg or .png to write
-    """
+    "Write a sheet to a file, whole or not at all."
     return write_whole(
         Path(path), lambda part: Image.fromarray(sheet).save(part, quality=90)
     )

@@ -34,14 +34,7 @@ from ..records.stream import record_dataset
 def protocol(
     points: KeypointSet,  # what a model reports
 ) -> KeypointSet:  # what papers report, where the set has it
-    """The fourteen LSP points if the set has them, else all of its points.
-
-    Args:
-        points: what a model reports
-
-    Returns:
-        what papers report, where the set has it
-    """
+    "The fourteen LSP points if the set has them, else all of its points."
     usual = keypoint_set("lsp14").names
     return points.subset(usual, "lsp14") if set(usual) <= set(points.names) else points
 
@@ -49,14 +42,7 @@ def protocol(
 def root_points(
     points: KeypointSet,  # a set
 ) -> list[int]:  # positions; the mean of these points is the root
-    """The hips, or the pelvis: where two skeletons are laid on each other before MPJPE.
-
-    Args:
-        points: a set
-
-    Returns:
-        positions; the mean of these points is the root
-    """
+    "The hips, or the pelvis: where two skeletons are laid on each other before MPJPE."
     for root in (("hip_l", "hip_r"), ("pelvis",), ("smpl_pelvis",), ("mid_hip",)):
         if set(root) <= set(points.names):
             return [points.index(n) for n in root]
@@ -73,16 +59,7 @@ def aligned_errors(
     # (n, k) mm with roots together; (n, k) mm after Procrustes alignment
 ) -> tuple[np.ndarray, np.ndarray]:
     """Errors of each point, both alignments taken from the root and from the protocol's
-    points alone.
-
-    Args:
-        pred: (n, k, 3) m
-        true: (n, k, 3) m, NaN where missing
-        points: what the k points are
-
-    Returns:
-        (n, k) mm with roots together; (n, k) mm after Procrustes alignment
-    """
+    points alone."""
     by = [points.index(n) for n in protocol(points).names]
     scale, R, shift = similarity(pred[:, by], true[:, by])
     moved = scale[:, None, None] * (pred @ np.swapaxes(R, 1, 2)) + shift[:, None]
@@ -94,14 +71,7 @@ def aligned_errors(
 
 # %% ../../nbs/9_study/01_evaluate.ipynb #275bccbb
 class Guess(NamedTuple):
-    """What somebody answers for a batch of people.
-
-    Attributes:
-        keypoints: (b, k, 3) m, in the camera's axes, in the order of `points`
-        keypoints2d: (b, k, 2) ndc
-        pose: (b, 24, 3) axis-angle, rad
-        betas: (b, s)
-    """
+    "What somebody answers for a batch of people."
 
     keypoints: np.ndarray  # (b, k, 3) m, in the camera's axes, in the order of `points`
     keypoints2d: np.ndarray | None  # (b, k, 2) ndc
@@ -115,16 +85,7 @@ def shape_columns(
     body: BodyData,
     known: np.ndarray,  # (b,) 1, or NaN where the truth is not known
 ) -> dict[str, np.ndarray]:  # (b,) mm each
-    """Errors of rest meshes, of the guess and of the mean shape.
-
-    Args:
-        guess: (b, s) betas
-        true: (b, s)
-        known: (b,) 1, or NaN where the truth is not known
-
-    Returns:
-        (b,) mm each
-    """
+    "Errors of rest meshes, of the guess and of the mean shape."
 
     def mesh(betas):
         return body.v_template + np.tensordot(
@@ -145,17 +106,7 @@ def person_columns(
     # whose shapes the betas are; None: no errors of rest meshes
     body: BodyData | None = None,
 ) -> dict[str, np.ndarray]:  # (b,) each
-    """What the table says about a person as a whole.
-
-    Args:
-        batch: of `test_view`, as arrays
-        guess: the answer
-        size: side of the views, px
-        body: whose shapes the betas are; None: no errors of rest meshes
-
-    Returns:
-        (b,) each
-    """
+    "What the table says about a person as a whole."
 
     def text(key):
         return np.array([v.decode() for v in batch[key]])
@@ -214,18 +165,7 @@ def rows_of(
     size: int,  # side of the views, px
     body: BodyData | None = None,  # as for `person_columns`
 ) -> pd.DataFrame:  # b * k rows
-    """The rows of a batch: a person and keypoint each.
-
-    Args:
-        batch: of `test_view`, as arrays
-        guess: the answer
-        points: what the points are
-        size: side of the views, px
-        body: as for `person_columns`
-
-    Returns:
-        b * k rows
-    """
+    "The rows of a batch: a person and keypoint each."
     true = np.where(batch["mask_3d"][..., None] > 0, batch["kp3d"], np.nan).astype(
         float
     )
@@ -253,15 +193,7 @@ def guesses(
     model: Any,  # an HMR
     points: KeypointSet,  # which of its points, in which order
 ) -> Callable[[np.ndarray], Guess]:  # images (b, h, w, 3) in -1..1 -> Guess
-    """A model as a function from pictures to answers in the order of `points`.
-
-    Args:
-        model: an HMR
-        points: which of its points, in which order
-
-    Returns:
-        images (b, h, w, 3) in -1..1 -> Guess
-    """
+    "A model as a function from pictures to answers in the order of `points`."
     order = [model.keypoints.index(n) for n in points.names]
 
     def guess(images):
@@ -286,21 +218,7 @@ def measure(
     # whose shapes the betas are; None: no errors of rest meshes
     body: BodyData | None = None,
 ) -> pd.DataFrame:  # a row for each person and keypoint
-    """Anybody's answers over folders of records: the tidy table.
-
-    Args:
-        guess: images (b, h, w, 3) in -1..1 -> Guess
-        data_dirs: folders of records
-        points: what to measure
-        view: the model's rule of scale
-        batch: people at a time
-        split: one split only
-        progress: show a bar
-        body: whose shapes the betas are; None: no errors of rest meshes
-
-    Returns:
-        a row for each person and keypoint
-    """
+    "Anybody's answers over folders of records: the tidy table."
     dirs = (
         [str(data_dirs)]
         if isinstance(data_dirs, (str, os.PathLike))
@@ -357,21 +275,7 @@ def evaluate(
     # sample, domain, split, subject, sequence, frame, source, keypoint, err_mm,
     # err_pa_mm, err_2d_px (of a 224 px crop), state, azimuth, …
 ) -> pd.DataFrame:
-    """Errors of a model over folders of records: a row for each person and keypoint.
-
-    Args:
-        model: such as `small_hmr()`
-        data_dirs: folders of records
-        keypoints: what to measure; None: the 14 points of papers if the model has
-            them, else all of its points
-        batch: people at a time
-        split: one split only
-        progress: show a bar
-
-    Returns:
-        sample, domain, split, subject, sequence, frame, source, keypoint, err_mm,
-            err_pa_mm, err_2d_px (of a 224 px crop), state, azimuth, …
-    """
+    "Errors of a model over folders of records: a row for each person and keypoint."
     points = protocol(model.keypoints) if keypoints is None else keypoints
     return measure(
         guesses(model, points),
@@ -391,16 +295,7 @@ def mean_guesses(
     # "facing": upright, facing the camera; "predicted": as the model says
     root: str = "facing",
 ) -> Callable[[np.ndarray], Guess]:  # images -> Guess
-    """Somebody who answers the mean pose and the mean build to every picture.
-
-    Args:
-        model: whose body and keypoints are used
-        points: which points, in which order
-        root: "facing": upright, facing the camera; "predicted": as the model says
-
-    Returns:
-        images -> Guess
-    """
+    "Somebody who answers the mean pose and the mean build to every picture."
     order = [model.keypoints.index(n) for n in points.names]
     mean = mean_pose()
     upright = (
@@ -436,20 +331,7 @@ def mean_pose_baseline(
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # as `evaluate`; err_2d_px is NaN
     """Errors of the mean pose, which never looks at the picture: the same table as
-    `evaluate`.
-
-    Args:
-        model: whose body and keypoints are used
-        data_dirs: folders of records
-        keypoints: as for `evaluate`
-        batch: people at a time
-        split: one split only
-        root: "facing": upright, facing the camera; "predicted": as the model says
-        progress: show a bar
-
-    Returns:
-        as `evaluate`; err_2d_px is NaN
-    """
+    `evaluate`."""
     if root not in ("facing", "predicted"):
         raise ValueError(f"root: expected 'facing' or 'predicted', got {root!r}")
     points = protocol(model.keypoints) if keypoints is None else keypoints
@@ -466,11 +348,7 @@ def mean_pose_baseline(
 
 # %% ../../nbs/9_study/01_evaluate.ipynb #07d62340
 def _mean_rows(part: pd.DataFrame, over: str) -> dict:
-    """One row of the summary.
-
-    Returns:
-        %% ../../nbs/9_study/01_evaluate.ipynb #07d62340
-    """
+    "One row of the summary."
     good = part.err_mm.notna()
     shares = part.assign(
         pck=np.where(good, part.err_mm <= 150, np.nan),
@@ -528,15 +406,7 @@ def summary(
     # "frame": every person counts the same; "sequence": every sequence does
     over: str = "frame",
 ) -> pd.DataFrame:  # a row a domain, and one for all
-    """Mean errors by domain, saying over what they are means and what was left out.
-
-    Args:
-        table: of `evaluate`
-        over: "frame": every person counts the same; "sequence": every sequence does
-
-    Returns:
-        a row a domain, and one for all
-    """
+    "Mean errors by domain, saying over what they are means and what was left out."
     if over not in ("frame", "sequence"):
         raise ValueError(f"over: expected 'frame' or 'sequence', got {over!r}")
     rows = [
@@ -553,16 +423,7 @@ def save_results(
     data_dirs: str | os.PathLike | Sequence,  # the folders that were evaluated
     out: str | os.PathLike,  # folder to write
 ) -> Path:  # the table's file
-    """Keep a result: errors.csv.gz, summary.csv, and the true poses of each domain.
-
-    Args:
-        table: of `evaluate`
-        data_dirs: the folders that were evaluated
-        out: folder to write
-
-    Returns:
-        the table's file
-    """
+    "Keep a result: errors.csv.gz, summary.csv, and the true poses of each domain."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     poses: dict[str, list] = {}
@@ -588,14 +449,7 @@ def load_results(
     folders: str | os.PathLike | Sequence,  # written by `save_results`
     # all errors; a row a person; {domain: (n, 24, 3) true poses}
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:
-    """Read results back: the errors, the people they belong to, and their poses.
-
-    Args:
-        folders: written by `save_results`
-
-    Returns:
-        all errors; a row a person; {domain: (n, 24, 3) true poses}
-    """
+    "Read results back: the errors, the people they belong to, and their poses."
     tables, poses = [], {}
     for folder in (
         [Path(folders)]

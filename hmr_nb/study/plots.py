@@ -19,14 +19,7 @@ from .distances import error_by, pose_features
 def domain_colors(
     names: list[str],  # the domains
 ) -> dict[str, tuple[float, float, float]]:  # a colour a domain, 0..1
-    """The same colour for the same domain in every figure of a study.
-
-    Args:
-        names: the domains
-
-    Returns:
-        a colour a domain, 0..1
-    """
+    "The same colour for the same domain in every figure of a study."
     return dict(
         zip(sorted(set(names)), sns.color_palette("colorblind", len(set(names))))
     )
@@ -37,13 +30,7 @@ def plot_viewpoints(
     bins: int = 24,  # sectors of the circle
     ax: Axes | None = None,  # a polar axis; a new figure if None
 ) -> Axes:
-    """Shares of examples by the direction from which the person is seen.
-
-    Args:
-        table: rows of `domain_table`, one or more domains
-        bins: sectors of the circle
-        ax: a polar axis; a new figure if None
-    """
+    "Shares of examples by the direction from which the person is seen."
     ax = (
         ax
         or plt.subplots(figsize=(3.4, 3.4), dpi=72, subplot_kw={"projection": "polar"})[
@@ -67,14 +54,7 @@ def plot_viewpoints(
 def pose_map(
     poses: dict[str, Array],  # {domain: (n, j, 3) axis-angle, rad}
 ) -> pd.DataFrame:  # domain, x, y and the share of variance that each axis shows
-    """Poses of all domains on their two common principal axes.
-
-    Args:
-        poses: {domain: (n, j, 3) axis-angle, rad}
-
-    Returns:
-        domain, x, y and the share of variance that each axis shows
-    """
+    "Poses of all domains on their two common principal axes."
     features = {name: pose_features(p) for name, p in poses.items()}
     everything = np.concatenate(list(features.values()))
     centre = everything.mean(0)
@@ -93,12 +73,7 @@ def plot_poses(
     poses: dict[str, Array],  # {domain: (n, j, 3) axis-angle, rad}
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    """A map of poses, one dot an example, near means similar.
-
-    Args:
-        poses: {domain: (n, j, 3) axis-angle, rad}
-        ax: where to draw; a new figure if None
-    """
+    "A map of poses, one dot an example, near means similar."
     ax = ax or plt.subplots(figsize=(4, 3.2), dpi=72)[1]
     places = pose_map(poses)
     sns.scatterplot(
@@ -124,13 +99,7 @@ def plot_errors(
     value: str = "err_mm",  # which error
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    """Mean error of each keypoint by domain, with 95 % intervals.
-
-    Args:
-        errors: a table of `evaluate`
-        value: which error
-        ax: where to draw; a new figure if None
-    """
+    "Mean error of each keypoint by domain, with 95 % intervals."
     ax = ax or plt.subplots(figsize=(8.5, 2.8), dpi=72)[1]
     means = error_by(errors, ["domain", "keypoint"], value)
     order = list(dict.fromkeys(errors.keypoint))

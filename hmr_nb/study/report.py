@@ -28,15 +28,7 @@ def data_uri(
     content: Array | Figure,  # (h, w, 3) uint8 picture, or a matplotlib figure
     quality: int = 88,  # of JPEG
 ) -> str:  # "data:image/…;base64,…"
-    """A picture as text that a page can hold.
-
-    Args:
-        content: (h, w, 3) uint8 picture, or a matplotlib figure
-        quality: of JPEG
-
-    Returns:
-        "data:image/…;base64,…"
-    """
+    "A picture as text that a page can hold."
     buffer = io.BytesIO()
     if isinstance(content, Figure):
         content.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
@@ -64,11 +56,7 @@ th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2p
 
 class Page:
     """A self-contained html page: text, tables and pictures in the order in which they
-    are added.
-
-    Args:
-        title: heading of the page
-    """
+    are added."""
 
     def __init__(
         self,
@@ -116,14 +104,7 @@ class Page:
 def page_html(
     page: Page,  # what was added so far
 ) -> str:  # a whole html document
-    """The page as text.
-
-    Args:
-        page: what was added so far
-
-    Returns:
-        a whole html document
-    """
+    "The page as text."
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'
         f' initial-scale=1"><title>{html.escape(page.title)}</title><style>{_STYLE}</style>'
@@ -139,15 +120,7 @@ def save_page(
     page: Page,  # what was added so far
     path: str | os.PathLike,  # where to write, such as demo/index.html
 ) -> Path:  # where it lies
-    """Write the page in one step.
-
-    Args:
-        page: what was added so far
-        path: where to write, such as demo/index.html
-
-    Returns:
-        where it lies
-    """
+    "Write the page in one step."
     return write_whole(
         path, lambda part: part.write_text(page_html(page), encoding="utf-8")
     )
@@ -161,12 +134,7 @@ def domain_figure(
     table: pd.DataFrame,  # rows of `domain_table`
     poses: dict[str, Array],  # {domain: (n, j, 3) axis-angle, rad}
 ) -> Figure:
-    """From where people are seen, and how they stand: two panels.
-
-    Args:
-        table: rows of `domain_table`
-        poses: {domain: (n, j, 3) axis-angle, rad}
-    """
+    "From where people are seen, and how they stand: two panels."
     fig = plt.figure(figsize=(9, 3.6), dpi=72)
     plot_viewpoints(table, ax=fig.add_subplot(1, 2, 1, projection="polar"))
     plot_poses(poses, ax=fig.add_subplot(1, 2, 2))
@@ -179,15 +147,7 @@ def domain_distances(
     table: pd.DataFrame,  # rows of `domain_table`
     poses: dict[str, Array],  # {domain: (n, j, 3) axis-angle, rad}
 ) -> pd.DataFrame:  # a row a pair and quantity
-    """Distances of all pairs of domains.
-
-    Args:
-        table: rows of `domain_table`
-        poses: {domain: (n, j, 3) axis-angle, rad}
-
-    Returns:
-        a row a pair and quantity
-    """
+    "Distances of all pairs of domains."
     names = sorted(poses)
 
     def pick(n):
@@ -215,14 +175,7 @@ def add_domain_study(
     table: pd.DataFrame,  # rows of `domain_table`
     poses: dict[str, Array],  # {domain: (n, j, 3) axis-angle, rad}
 ) -> Page:
-    """Add the comparison of domains: errors, then how the domains differ.
-
-    Args:
-        page: where to add
-        errors: a table of `evaluate`
-        table: rows of `domain_table`
-        poses: {domain: (n, j, 3) axis-angle, rad}
-    """
+    "Add the comparison of domains: errors, then how the domains differ."
     frames = (
         errors.groupby("domain")[["sequence", "frame"]]
         .apply(lambda d: len(d.drop_duplicates()))

@@ -15,24 +15,7 @@ from typing import Any
 # %% ../../nbs/7_training/01_experiment.ipynb #7745ae8f
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which network, on which body.
-
-    Attributes:
-        encoder: see 4_model/02_encoder
-        encoder_weights: "imagenet", a weights file of the encoder, or "": from
-            nothing
-        start: weights file of hmr_nb to start from
-        input_size: side of the pictures, px
-        pool1: variant of ResNet V2
-        rotation: or "6d"
-        iterations: corrections of the regressor
-        hidden: its width
-        keypoints: points to learn, by the name of their set
-        mean: first guess: HMR's neutral_smpl_mean_params.h5, "data": mean of the
-            real poses, "": a standing pose
-        body: body file; "": the open body
-        precision: of the encoder; or "mixed_bfloat16"
-    """
+    "Which network, on which body."
 
     encoder: str = "resnet50v2"  # see 4_model/02_encoder
     # "imagenet", a weights file of the encoder, or "": from nothing
@@ -54,23 +37,7 @@ class ModelSettings:
 # %% ../../nbs/7_training/01_experiment.ipynb #498cc5af
 @dataclass(frozen=True)
 class LossSettings:
-    """What is paid for: weights of the costs.
-
-    Attributes:
-        supervision: labels used, if there: "2d", "3d" (and 2d), "smpl" (all)
-        w_keypoints: points in the picture, ndc
-        w_joints: points in space, squared, m
-        w_pose: rotation matrices and betas, squared
-        w_adversary: what the critic thinks; 0: no critic
-        w_distance: points in space, distance in m
-        w_rotation: rotation matrices, squared
-        w_root: that of the root once more
-        w_betas: shape coefficients, squared
-        w_hints: small encoder: places of its hints, ndc
-        w_hint_depth: small encoder: depths of its hints, m
-        w_heat: small encoder: cross entropy of its heat maps
-        early: weight of all corrections but the last
-    """
+    "What is paid for: weights of the costs."
 
     # labels used, if there: "2d", "3d" (and 2d), "smpl" (all)
     supervision: str = "smpl"
@@ -90,31 +57,7 @@ class LossSettings:
 # %% ../../nbs/7_training/01_experiment.ipynb #a39f88c4
 @dataclass(frozen=True)
 class StepSettings:
-    """How the weights change, and on which pictures.
-
-    Attributes:
-        optimizer: or "muon"
-        weight_decay: of kernels; biases and normalisation are left alone
-        schedule: or "cosine", "trapezoid": down to a hundredth at the end
-        warmup: steps in which the learning rate rises from zero
-        clip_norm: longest gradient of all weights together; 0: any
-        average: share that the moving average of the weights keeps a step; 0: none
-        steps_per_epoch: 0: each epoch sees every picture once
-        patience: stop after so many epochs without a better validation error; 0:
-            never
-        keep: weights of the last so many epochs stay as epoch_….h5, beside last.h5
-            and best.h5
-        data_weights: how often each directory is drawn; (): as `balance` says
-        balance: each directory by its size, or "datasets": equally
-        jitter_px: largest shift, px of 224
-        scale: how large the person appears
-        flip: mirror half of the people
-        color: strength of changes in light
-        occlusion: how many have a rectangle covered, 0..1
-        turn: largest turn of a picture, degrees
-        poses: real poses for the critic, a mocap file; "": open poses
-        critic_poses: how many open poses
-    """
+    "How the weights change, and on which pictures."
 
     optimizer: str = "adamw"  # or "muon"
     learning_rate: float = 1e-5
@@ -210,11 +153,7 @@ class Experiment(StepSettings, LossSettings, ModelSettings):
 def read_experiment(
     path: str | Path,  # .toml or .json
 ) -> Experiment:
-    """An experiment from a file.
-
-    Args:
-        path: .toml or .json
-    """
+    "An experiment from a file."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(

@@ -58,15 +58,7 @@ def even_directions(
     steps: int = 5,  # of the iteration
 ) -> Array:  # (n, m) with the same directions, all about equally long
     """Singular values near one, by five Newton-Schulz steps instead of a decomposition
-    (Jordan et al. 2024).
-
-    Args:
-        x: (n, m)
-        steps: of the iteration
-
-    Returns:
-        (n, m) with the same directions, all about equally long
-    """
+    (Jordan et al. 2024)."""
     wide = x if x.shape[0] <= x.shape[1] else ops.transpose(x)
     wide = wide / (ops.norm(wide) + 1e-7)
     for _ in range(steps):
@@ -102,13 +94,7 @@ class Muon(AdamW):
 
 # %% ../../nbs/7_training/02_optimizers.ipynb #352ac3c5
 class Rates(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate at every step: rise, then stay or fall.
-
-    Args:
-        top: the highest
-        total: steps of the whole run
-        shape: "cosine": falls all the time; "trapezoid": falls in the last 30 %
-    """
+    "The learning rate at every step: rise, then stay or fall."
 
     def __init__(
         self,
@@ -141,12 +127,7 @@ def make_optimizer(
     critic: bool = False,  # the critic's
 ) -> keras.optimizers.Optimizer:
     """The optimizer of the model, or of the critic. Gradients are cut to length in
-    `train_step`: on several devices only the sum may be.
-
-    Args:
-        total: steps of the whole run
-        critic: the critic's
-    """
+    `train_step`: on several devices only the sum may be."""
     e = experiment
     rate = Rates(
         e.critic_learning_rate if critic else e.learning_rate,

@@ -72,14 +72,7 @@ from .optimizers import Muon, make_optimizer
 def target_points(
     keypoints: KeypointSet,  # of the model
 ) -> KeypointSet:  # the same, then the 24 joints of the body
-    """What a batch should know: the model's points, then the body's joints.
-
-    Args:
-        keypoints: of the model
-
-    Returns:
-        the same, then the 24 joints of the body
-    """
+    "What a batch should know: the model's points, then the body's joints."
     joints = keypoint_set("smpl24")
     return KeypointSet(
         f"{keypoints.name}+joints",
@@ -116,17 +109,7 @@ def training_batches(
     steps: int,  # how many
     # dicts of tensors (b, …): image, kp2d, kp3d, mask_3d, pose, betas, has_smpl
 ) -> tf.data.Dataset:
-    """Augmented batches number `step`, `step + 1`, …
-
-    Args:
-        data_dirs: directories of records
-        keypoints: of the model
-        step: first step
-        steps: how many
-
-    Returns:
-        dicts of tensors (b, …): image, kp2d, kp3d, mask_3d, pose, betas, has_smpl
-    """
+    "Augmented batches number `step`, `step + 1`, …"
     e, points = experiment, target_points(keypoints)
     dirs, weights = _drawn_from(e, data_dirs)
     n = sum(card(d)["splits"]["train"] for d in dirs)
@@ -165,16 +148,7 @@ def prediction_losses(
     truth: dict,  # a batch, with `rotations` (b, j, 3, 3)
     hips: tuple[int, int],  # from `hip_indices`
 ) -> dict[str, Array]:  # {name: ()}
-    """The costs of one guess, by the names of their weights.
-
-    Args:
-        guess: one guess for a batch
-        truth: a batch, with `rotations` (b, j, 3, 3)
-        hips: from `hip_indices`
-
-    Returns:
-        {name: ()}
-    """
+    "The costs of one guess, by the names of their weights."
     points = ops.concatenate([guess.keypoints, guess.joints], axis=1)
     kp2d, mask, has_smpl = truth["kp2d"], truth["mask_3d"], truth["has_smpl"]
     apart = align_pelvis(points, hips) - align_pelvis(truth["kp3d"], hips)
@@ -199,17 +173,7 @@ def hint_costs(
     truth: dict,  # a batch whose last j points are the joints
     width: float = 0.1,  # of the hill, ndc
 ) -> dict[str, Array]:  # {name: ()}
-    """The costs of hints and heat maps.
-
-    Args:
-        hints: (b, j, 3) places in ndc, depths in m
-        heat: (b, n, n, j) heat maps
-        truth: a batch whose last j points are the joints
-        width: of the hill, ndc
-
-    Returns:
-        {name: ()}
-    """
+    "The costs of hints and heat maps."
     j, n = hints.shape[1], heat.shape[1]
     place, seen = truth["kp2d"][:, -j:, :2], truth["kp2d"][:, -j:, 2]
     depth = truth["kp3d"][:, -j:, 2]
@@ -237,11 +201,7 @@ def hint_costs(
 
 # %% ../../nbs/7_training/05_trainer.ipynb #f2ca4481
 def real_poses(experiment: Experiment) -> np.ndarray:  # (n, 24, 3) axis-angle
-    """Poses of real people for the critic: a mocap file's, or the open poses.
-
-    Returns:
-        (n, 24, 3) axis-angle
-    """
+    "Poses of real people for the critic: a mocap file's, or the open poses."
     if experiment.poses:
         return np.asarray(load_mocap(experiment.poses).poses, "float32")
     return open_poses(experiment.critic_poses, seed=experiment.seed).astype("float32")
@@ -251,11 +211,7 @@ def first_guess(
     experiment: Experiment,
 ) -> np.ndarray:  # (n,) state for the regressor to begin with
     """HMR's mean parameters from its file, the mean of the real poses, or our standing
-    pose.
-
-    Returns:
-        (n,) state for the regressor to begin with
-    """
+    pose."""
     e = experiment
     if e.mean == "data":
         turns = axis_angle_to_matrix(real_poses(e))
@@ -278,13 +234,7 @@ def make_model(
     # to learn, such as a set with points of your own; None: the experiment's
     keypoints: KeypointSet | None = None,
 ) -> HMR:
-    """The network of an experiment, before its first step.
-
-    Args:
-        synchronized: normalisation over the batches of all devices
-        keypoints: to learn, such as a set with points of your own; None: the
-            experiment's
-    """
+    "The network of an experiment, before its first step."
     e = experiment
     keras.utils.set_random_seed(e.seed)
     body = load_body(e.body) if e.body else open_body()
@@ -317,11 +267,7 @@ def make_model(
 # %% ../../nbs/7_training/05_trainer.ipynb #0546e1a7
 class Trainer(keras.Model):
     """A model, its critic, their optimizers and the averaged weights: all that a step
-    changes.
-
-    Args:
-        total: steps of the whole run, for the schedule
-    """
+    changes."""
 
     def __init__(
         self,
@@ -369,11 +315,7 @@ class Trainer(keras.Model):
 
 # %% ../../nbs/7_training/05_trainer.ipynb #8cd41150
 def _state(self: Trainer) -> list:
-    """Every number that the next step depends on, in a fixed order.
-
-    Returns:
-        %% ../../nbs/7_training/05_trainer.ipynb #8cd41150
-    """
+    "Every number that the next step depends on, in a fixed order."
     parts = (self.model, self.critic, self.optimizer, self.critic_optimizer)
     return (
         [v for part in parts if part is not None for v in part.variables]
@@ -393,12 +335,7 @@ def continue_from(
     path: str | Path,
 ) -> None:
     """Take over critic, the optimizers' memory and the number of steps from a published
-    run, where the file has them.
-
-    Args:
-        path: weights file; one of `import_weights(…, training=True)` also has what
-            follows
-    """
+    run, where the file has them."""
     arrays, told = training_arrays(path), weights_info(path)["training"]
     if not arrays:
         return
@@ -425,11 +362,7 @@ def continue_from(
 
 # %% ../../nbs/7_training/05_trainer.ipynb #4377f740
 def _known(experiment: Experiment, batch: dict) -> dict:
-    """The labels that this experiment may use.
-
-    Returns:
-        %% ../../nbs/7_training/05_trainer.ipynb #4377f740
-    """
+    "The labels that this experiment may use."
     truth = {**batch, "rotations": axis_angle_to_matrix(batch["pose"])}
     if experiment.supervision != "smpl":
         truth["has_smpl"] = ops.zeros_like(batch["has_smpl"])
@@ -444,14 +377,7 @@ def batch_losses(
     training: bool = True,
     # what is paid; costs by name, of the last guess; all guesses, stacked
 ) -> tuple[Array, dict[str, Array], HMROutput]:
-    """What a batch costs, critic aside.
-
-    Args:
-        batch: of `training_batches`
-
-    Returns:
-        what is paid; costs by name, of the last guess; all guesses, stacked
-    """
+    "What a batch costs, critic aside."
     e, model, truth = (
         trainer.experiment,
         trainer.model,
@@ -484,14 +410,7 @@ def _real_people(
     trainer: Trainer,
     n: int,  # how many
 ) -> tuple[Array, Array]:  # (n, 24, 3) axis-angle, (n, 10) betas
-    """People for the critic, drawn by the number of the step.
-
-    Args:
-        n: how many
-
-    Returns:
-        (n, 24, 3) axis-angle, (n, 10) betas
-    """
+    "People for the critic, drawn by the number of the step."
     seed = tf.stack([tf.constant(trainer.experiment.seed, tf.int64), trainer.number])
     device = tf.distribute.get_replica_context().replica_id_in_sync_group
 
@@ -513,14 +432,7 @@ def _critic_costs(
     trainer: Trainer,
     guesses: HMROutput,  # all guesses, stacked
 ) -> tuple[Array, Array]:  # what the model pays, what the critic pays
-    """Verdicts on guesses and on as many real people.
-
-    Args:
-        guesses: all guesses, stacked
-
-    Returns:
-        what the model pays, what the critic pays
-    """
+    "Verdicts on guesses and on as many real people."
     poses, builds = _real_people(trainer, ops.shape(guesses.betas)[0])
     real = trainer.critic(axis_angle_to_matrix(poses), builds)
     still = trainer.critic(
@@ -536,12 +448,7 @@ def _change(
     weights: list,
     longest: float = 0.0,  # of all gradients together; 0: any
 ) -> None:
-    """Move the weights against the mean gradient of all devices, cut to a length.
-
-    Args:
-        gradients: of this device's costs
-        longest: of all gradients together; 0: any
-    """
+    "Move the weights against the mean gradient of all devices, cut to a length."
     gradients = everywhere(gradients)
     if longest:
         gradients, _ = tf.clip_by_global_norm(gradients, longest)
@@ -561,14 +468,7 @@ def train_step(
     trainer: Trainer,
     batch: dict,  # of `training_batches`; on several devices this device's part
 ) -> dict[str, Array]:  # costs by name, and "loss"
-    """One change of all weights (Kanazawa et al. 2018, section 3.4).
-
-    Args:
-        batch: of `training_batches`; on several devices this device's part
-
-    Returns:
-        costs by name, and "loss"
-    """
+    "One change of all weights (Kanazawa et al. 2018, section 3.4)."
     e, weights = trainer.experiment, trainer.model.trainable_variables
     with tf.GradientTape() as tape, tf.GradientTape() as critic_tape:
         loss, costs, guesses = batch_losses(trainer, batch)
@@ -603,11 +503,7 @@ Trainer.train_step = train_step
 def averaged_weights(
     trainer: Trainer,
 ) -> Iterator[HMR]:  # the model with averaged weights
-    """Lend the averaged weights to the model.
-
-    Returns:
-        the model with averaged weights
-    """
+    "Lend the averaged weights to the model."
     own = [v.numpy() for v in trainer.floats()] if trainer.averaged else []
     for v, slow in zip(trainer.floats(), trainer.averaged):
         v.assign(slow)
@@ -623,15 +519,7 @@ def turned_onto(
     truth: np.ndarray,  # (k, 3)
 ) -> np.ndarray:  # (k, 3)
     """Points after the rotation, scale and shift that bring them closest to the truth
-    (no mirror).
-
-    Args:
-        points: (k, 3)
-        truth: (k, 3)
-
-    Returns:
-        (k, 3)
-    """
+    (no mirror)."""
     a, b = points - points.mean(0), truth - truth.mean(0)
     turned = Rotation.align_vectors(b, a)[0].apply(a)
     return turned * (turned * b).sum() / (turned * turned).sum() + truth.mean(0)
@@ -642,15 +530,7 @@ def validate(
     dataset: Any,  # batches of `test_view`
 ) -> dict[str, float]:  # mpjpe and pa_mpjpe, mm, means over people
     """Errors at the 14 points of LSP, hips' middle at the origin; `32_evaluate` gives
-    the whole table.
-
-    Args:
-        trainer: its averaged weights are judged
-        dataset: batches of `test_view`
-
-    Returns:
-        mpjpe and pa_mpjpe, mm, means over people
-    """
+    the whole table."""
     points = trainer.model.keypoints
     use, hips, errors = (
         [points.index(n) for n in keypoint_set("lsp14").names if n in points.names],
@@ -682,16 +562,7 @@ def validation_batches(
     keypoints: KeypointSet,  # of the model
     count: int = 512,  # people, as many from each directory
 ) -> Any:  # batches, or None if there is no split "val"
-    """People of the split `val` as they are seen in use.
-
-    Args:
-        data_dirs: directories of records
-        keypoints: of the model
-        count: people, as many from each directory
-
-    Returns:
-        batches, or None if there is no split "val"
-    """
+    "People of the split `val` as they are seen in use."
     dirs, points = [d for d in data_dirs if _has(d, "val")], target_points(keypoints)
     if not dirs:
         return None
@@ -709,12 +580,7 @@ def save_state(
     path: Path,  # .npz to write
     rows: list[dict],  # the log so far
 ) -> None:
-    """Everything needed to go on, in one file that is whole or not there.
-
-    Args:
-        path: .npz to write
-        rows: the log so far
-    """
+    "Everything needed to go on, in one file that is whole or not there."
     about = json.dumps({"experiment": asdict(trainer.experiment), "rows": rows})
     numbers = {
         f"{i:04d}": ops.convert_to_numpy(v) for i, v in enumerate(trainer.state())
@@ -726,14 +592,7 @@ def load_state(
     trainer: Trainer,
     path: Path,  # file of `save_state`
 ) -> list[dict]:  # the log so far
-    """Go back to a saved state; another experiment's is refused.
-
-    Args:
-        path: file of `save_state`
-
-    Returns:
-        the log so far
-    """
+    "Go back to a saved state; another experiment's is refused."
     with np.load(path, allow_pickle=False) as stored:
         about = json.loads(str(stored["about"]))
         now = json.loads(trainer.experiment.to_json())
@@ -764,14 +623,7 @@ def keep_bad_batch(
     number: int,  # of the step
     out: Path,  # directory of the run
 ) -> None:
-    """Save the batch that broke a run, and say so.
-
-    Args:
-        logs: costs of a step, not all finite
-        batch: what it saw
-        number: of the step
-        out: directory of the run
-    """
+    "Save the batch that broke a run, and say so."
     path = out / f"batch_{number}.npz"
     write_whole(
         path,
@@ -832,14 +684,7 @@ def best_epoch(
     rows: Sequence[dict],  # the log
     # place in the log of the smallest aligned error; None without validation
 ) -> int | None:
-    """Which epoch has the best weights.
-
-    Args:
-        rows: the log
-
-    Returns:
-        place in the log of the smallest aligned error; None without validation
-    """
+    "Which epoch has the best weights."
     scores = [r.get("val_pa_mpjpe", np.inf) for r in rows]
     return int(np.argmin(scores)) if np.isfinite(scores).any() else None
 
@@ -848,12 +693,7 @@ def worn_out(
     rows: Sequence[dict],  # the log
     patience: int,  # epochs without a better one; 0: any number
 ) -> bool:
-    """Has a run not improved for long?
-
-    Args:
-        rows: the log
-        patience: epochs without a better one; 0: any number
-    """
+    "Has a run not improved for long?"
     best = best_epoch(rows)
     return bool(patience) and best is not None and len(rows) - 1 - best >= patience
 
@@ -918,14 +758,7 @@ def drawn_predictions(
     batch: dict,  # of `validation_batches`
     count: int = 8,
 ) -> np.ndarray:  # (H, W, 3) uint8
-    """People with the points that the model finds.
-
-    Args:
-        batch: of `validation_batches`
-
-    Returns:
-        (H, W, 3) uint8
-    """
+    "People with the points that the model finds."
     points, images = trainer.model.keypoints, np.asarray(batch["image"])[:count]
     found = ndc_to_px(
         np.asarray(trainer.guess(batch["image"]).keypoints2d)[:count], images.shape[1]
@@ -974,11 +807,7 @@ class Pages(keras.callbacks.Callback):
 # %% ../../nbs/7_training/05_trainer.ipynb #c3bc97d0
 def devices() -> tf.distribute.Strategy:
     """How TensorFlow spreads a batch over what there is; call it before anything else
-    of TensorFlow where there are several machines.
-
-    Returns:
-        %% ../../nbs/7_training/05_trainer.ipynb #c3bc97d0
-    """
+    of TensorFlow where there are several machines."""
     if (
         len(
             json.loads(os.environ.get("TF_CONFIG") or "{}")
@@ -1009,13 +838,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 # %% ../../nbs/7_training/05_trainer.ipynb #ae8ab072
 class Run(NamedTuple):
-    """What a training run leaves.
-
-    Attributes:
-        model: with the weights of `weights`
-        log: of dicts, one an epoch
-        weights: best.h5 if there was validation, else last.h5
-    """
+    "What a training run leaves."
 
     model: HMR  # with the weights of `weights`
     log: list  # of dicts, one an epoch
@@ -1051,11 +874,7 @@ def _begin(
     trainer: Trainer, out: Path, steps: int
 ) -> tuple[list[dict], int]:  # log so far, first epoch to do
     """Go on from a state in `out`, or from the epochs that the weights to start from
-    have behind them.
-
-    Returns:
-        log so far, first epoch to do
-    """
+    have behind them."""
     rows = (
         load_state(trainer, out / "state.npz") if (out / "state.npz").exists() else []
     )
@@ -1086,19 +905,7 @@ def fit(
     # experiment's
     keypoints: KeypointSet | None = None,
 ) -> Run:
-    """Train by an experiment; call it again after an interruption and it goes on.
-
-    Args:
-        experiment: or its file
-        data_dirs: directories of records; split "train" teaches, "val" tests
-        out: directory of the run; an interrupted run in it is continued
-        progress: show a bar with images/s and the time left
-        callbacks: of your own; they see the epoch's means and val_mpjpe,
-            val_pa_mpjpe
-        tensorboard: write pages for TensorBoard to out/tensorboard
-        keypoints: points to learn, such as keypoint_set("cocoplus19").add(...);
-            None: the experiment's
-    """
+    "Train by an experiment; call it again after an interruption and it goes on."
     e = (
         experiment
         if isinstance(experiment, Experiment)

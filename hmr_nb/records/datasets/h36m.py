@@ -37,11 +37,7 @@ from hmr_nb.records.video import (
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #d1aa4f1c
 def _camera(outer: np.ndarray, inner: np.ndarray) -> RoomCamera:
-    """From 6 + 9 numbers of w0.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/06_h36m.ipynb #d1aa4f1c
-    """
+    "From 6 + 9 numbers of w0."
     K = np.array([[inner[0], 0, inner[2]], [0, inner[1], inner[3]], [0, 0, 1]])
     k1, k2, k3, p1, p2 = inner[4:]
     R = Rotation.from_euler("XYZ", outer[:3]).as_matrix()
@@ -52,12 +48,7 @@ CAMERAS = ("54138969", "55011271", "58860488", "60457274")  # protocol 2 takes t
 
 
 class Metadata(NamedTuple):
-    """What metadata.xml says.
-
-    Attributes:
-        trials: (person, file name): action, trial 1 or 2
-        cameras: (person, camera id)
-    """
+    "What metadata.xml says."
 
     # (person, file name): action, trial 1 or 2
     trials: dict[tuple[str, str], tuple[str, int]]
@@ -67,11 +58,7 @@ class Metadata(NamedTuple):
 def read_metadata(
     file: str | Path,  # metadata.xml, from code-v1.2.zip
 ) -> Metadata:
-    """Names and cameras of all recordings.
-
-    Args:
-        file: metadata.xml, from code-v1.2.zip
-    """
+    "Names and cameras of all recordings."
     try:
         root = ElementTree.fromstring(Path(file).read_text(encoding="utf-8"))
         header, *rows = [[td.text or "" for td in tr] for tr in root.find("mapping")]
@@ -118,15 +105,7 @@ def read_cdf(
     file: str | Path,  # of D2_Positions, D3_Positions, …
     width: int,  # 2 for px, 3 for mm
 ) -> np.ndarray:  # (n, 32, width) px or m
-    """The labels of one recording.
-
-    Args:
-        file: of D2_Positions, D3_Positions, …
-        width: 2 for px, 3 for mm
-
-    Returns:
-        (n, 32, width) px or m
-    """
+    "The labels of one recording."
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
@@ -155,12 +134,7 @@ def in_protocol(
     camera: str,
     trial: int,  # 1 or 2
 ) -> bool:
-    """Is a film of a test person tested?
-
-    Args:
-        protocol: p1, p2 or p2_first_trial
-        trial: 1 or 2
-    """
+    "Is a film of a test person tested?"
     if protocol not in PROTOCOLS:
         raise ValueError(
             f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}"
@@ -171,14 +145,7 @@ def in_protocol(
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #577cbeae
 class CameraView(NamedTuple):
-    """One camera's labels of one recording, from any of the forms.
-
-    Attributes:
-        name: of the file, without camera
-        frames: (n,) numbers in the film, from 0
-        kp: (n, k, 2) px
-        kp3d: (n, k, 3) m, camera frame
-    """
+    "One camera's labels of one recording, from any of the forms."
 
     person: str
     action: str
@@ -198,11 +165,7 @@ def _clips_of(
     view: CameraView,
     options: dict,  # protocol, step, drop_broken, s9, min_inside
 ) -> list[Clip]:
-    """A view as clips; none if it is outside the protocol.
-
-    Args:
-        options: protocol, step, drop_broken, s9, min_inside
-    """
+    "A view as clips; none if it is outside the protocol."
     split = "test" if view.person in TEST else "train"
     if split == "test" and not in_protocol(
         options["protocol"], view.camera, view.trial
@@ -234,11 +197,7 @@ def _clips_of(
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #ebe11124
 def _feature(root: Path, person: str, feature: str, name: str) -> Path:
-    """Where a label file is, or would be.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/06_h36m.ipynb #ebe11124
-    """
+    "Where a label file is, or would be."
     folders = [
         root / person / f
         for f in (f"MyPoseFeatures/{feature}", f"Poses_{feature}", feature)
@@ -356,11 +315,7 @@ def _official(root: Path, meta: Metadata, options: dict) -> Iterator[CameraView]
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #858b9a3b
 def _fetched(root: Path, options: dict) -> Iterator[CameraView]:
-    """The views of h36m-fetch: processed/S1/Directions/annot.h5.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/06_h36m.ipynb #858b9a3b
-    """
+    "The views of h36m-fetch: processed/S1/Directions/annot.h5."
     for file in sorted(root.glob("S*/*/annot.h5")):
         person, (action, _, trial) = file.parts[-3], file.parent.name.partition("-")
         if person not in options["subjects"]:
@@ -418,15 +373,7 @@ def read_object_npz(
     key: str,  # such as "positions_3d"
 ) -> Any:  # plain dictionaries, lists and arrays
     """One array of objects from an npz file, without running the code that it could
-    name.
-
-    Args:
-        file: such as data_3d_h36m.npz
-        key: such as "positions_3d"
-
-    Returns:
-        plain dictionaries, lists and arrays
-    """
+    name."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
             version = np.lib.format.read_magic(stream)
@@ -597,11 +544,7 @@ def _views(data: Path, options: dict) -> Iterator[CameraView]:
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #45735f70
 def _clips(data: Path, options: dict) -> list[Clip]:
-    """Everything to convert, training before test, person by person.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/06_h36m.ipynb #45735f70
-    """
+    "Everything to convert, training before test, person by person."
     clips, films = [], 0
     # one at a time: a clip keeps only the frames that it needs
     for view in _views(data, options):
@@ -645,27 +588,7 @@ def convert_h36m(
     # cdf, annot_h5, videopose3d or mmpose; the first found if None
     form: str | None = None,
 ) -> dict:  # the card
-    """Human3.6M to records (Ionescu and others, PAMI 2014).
-
-    Args:
-        data: folder with S1, S5, … and metadata.xml, or one of the other forms
-        out: directory for the records
-        workers: processes; all cores if None; or dask://host:port
-        resume: go on with an interrupted conversion
-        progress: show a bar
-        split: all, train (S1 S5 S6 S7 S8) or test (S9 S11)
-        subjects: whose recordings
-        protocol: of the test people: p1, p2 or p2_first_trial
-        step: every so-manieth frame: 5 gives 10 a second
-        pose3d: metres: mono, as measured, or mono_universal, scaled to one skeleton
-        s9: three displaced sequences of S9: fix, keep or drop
-        drop_broken: leave S11's broken film out
-        min_inside: points inside the picture that a person in training must have
-        form: cdf, annot_h5, videopose3d or mmpose; the first found if None
-
-    Returns:
-        the card
-    """
+    "Human3.6M to records (Ionescu and others, PAMI 2014)."
     allowed = {
         "split": ("all", "train", "test"),
         "protocol": PROTOCOLS,

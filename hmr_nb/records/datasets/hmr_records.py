@@ -28,14 +28,7 @@ from hmr_nb.records.records import (
 def _rows(
     path: str | Path,  # a TFRecord file of tf.train.Example
 ) -> Any:  # iterator of {name: list or bytes}
-    """The records of a file as dictionaries.
-
-    Args:
-        path: a TFRecord file of tf.train.Example
-
-    Returns:
-        iterator of {name: list or bytes}
-    """
+    "The records of a file as dictionaries."
     import tensorflow as tf
 
     try:
@@ -65,14 +58,7 @@ def _rows(
 def in_metres(
     kp3d: np.ndarray,  # (k, 3) m or mm, NaN = missing
 ) -> np.ndarray:  # (k, 3) m
-    """3D points in metres: nobody is 20 m tall.
-
-    Args:
-        kp3d: (k, 3) m or mm, NaN = missing
-
-    Returns:
-        (k, 3) m
-    """
+    "3D points in metres: nobody is 20 m tall."
     extent = np.nanmax(np.ptp(kp3d[np.isfinite(kp3d).all(1)], axis=0), initial=0.0)
     return kp3d / 1000 if extent > 20 else kp3d
 
@@ -82,16 +68,7 @@ def _camera(
     kp: np.ndarray,  # (k, 2) px
     kp3d: np.ndarray,  # (k, 3) m
 ) -> dict:  # focal and center, or nothing
-    """The camera, where it brings 3D points onto 2D points.
-
-    Args:
-        cam: (3,) focal length and middle, px
-        kp: (k, 2) px
-        kp3d: (k, 3) m
-
-    Returns:
-        focal and center, or nothing
-    """
+    "The camera, where it brings 3D points onto 2D points."
     known = np.isfinite(kp).all(1) & np.isfinite(kp3d).all(1)
     if (
         len(cam) != 3
@@ -107,16 +84,7 @@ def _camera(
 
 # %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #83ce0207
 class Asked(NamedTuple):
-    """One file to convert: an item for the converter.
-
-    Attributes:
-        file: path
-        source: the same, relative to the folder
-        kind: "hmr" or "hmr2"
-        dataset: what the card says
-        made_from: hmr2.0 only: auto, coco, mpii or mpi_inf_3dhp
-        skip_bad: take what can be read of a damaged file
-    """
+    "One file to convert: an item for the converter."
 
     file: str  # path
     source: str  # the same, relative to the folder
@@ -140,14 +108,7 @@ NAMES = (*HMR_NAMES, *FACE_PLACES["mpii"], *FACE_PLACES["mpi_inf_3dhp"])
 def face_places(
     rows: list[dict],  # records of one file of hmr2.0
 ) -> str:  # a name in FACE_PLACES
-    """What the places of the face hold in this file.
-
-    Args:
-        rows: records of one file of hmr2.0
-
-    Returns:
-        a name in FACE_PLACES
-    """
+    "What the places of the face hold in this file."
     points = np.array(
         [
             r["keypoints_2d"].reshape(19, 3)
@@ -171,11 +132,7 @@ def face_places(
 
 # %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #10a70aef
 def _hmr2_fields(row: dict, places: str) -> dict:
-    """The fields of one of hmr2.0's records.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #10a70aef
-    """
+    "The fields of one of hmr2.0's records."
     points, kp3d = np.zeros((len(NAMES), 3)), np.full((len(NAMES), 3), np.nan)
     read = (
         row["keypoints_2d"].reshape(-1, 3)
@@ -231,11 +188,7 @@ def _hmr_fields(row: dict) -> dict:
 
 # %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #5da3b22c
 def convert_file(item: Asked) -> list[Sample | Dropped]:
-    """All people of one TFRecord file.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #5da3b22c
-    """
+    "All people of one TFRecord file."
     split = (re.findall(r"train|val|test", Path(item.file).name) or ["train"])[-1]
     rows, bad = [], []
     try:
@@ -303,11 +256,7 @@ def _person(
 
 # %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #d58eab56
 def _convert(kind: str, data, out, workers, resume, progress, options: dict) -> dict:
-    """What both do.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #d58eab56
-    """
+    "What both do."
     data = Path(data)
     folder = data if data.is_dir() else data.parent
     files = sorted(folder.rglob("*tfrecord*")) if data.is_dir() else [data]
@@ -361,22 +310,7 @@ def convert_hmr2_records(
     made_from: str = "auto",
     skip_bad: bool = False,  # take what can be read of a damaged file
 ) -> dict:  # the card
-    """Records of hmr2.0 to records of this book.
-
-    Args:
-        data: folder with *.tfrecord, or one file
-        out: directory for the records
-        workers: processes, all cores if None; or "dask://host:port"
-        resume: go on with an interrupted conversion
-        progress: show a bar
-        dataset: what the card calls it
-        made_from: what the places of the face hold: coco, mpii, mpi_inf_3dhp, none,
-            or look
-        skip_bad: take what can be read of a damaged file
-
-    Returns:
-        the card
-    """
+    "Records of hmr2.0 to records of this book."
     if made_from not in ("auto", *FACE_PLACES):
         raise ValueError(
             f"made_from: expected auto, {', '.join(FACE_PLACES)}, got {made_from!r}"
@@ -402,20 +336,7 @@ def convert_hmr_records(
     dataset: str = "hmr_records",  # what the card calls it
     skip_bad: bool = False,  # take what can be read of a damaged file
 ) -> dict:  # the card
-    """Records of the original HMR to records of this book.
-
-    Args:
-        data: folder with *.tfrecord, or one file
-        out: directory for the records
-        workers: processes, all cores if None; or "dask://host:port"
-        resume: go on with an interrupted conversion
-        progress: show a bar
-        dataset: what the card calls it
-        skip_bad: take what can be read of a damaged file
-
-    Returns:
-        the card
-    """
+    "Records of the original HMR to records of this book."
     return _convert(
         "hmr",
         data,
@@ -430,14 +351,7 @@ def convert_hmr_records(
 def read_poses(
     file: str | Path,  # TFRecord file of rows pose (72) and shape (10)
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, 24, 3) axis-angle, rad; (n, 10)
-    """Poses and shapes of a file for the adversary, of either project.
-
-    Args:
-        file: TFRecord file of rows pose (72) and shape (10)
-
-    Returns:
-        (n, 24, 3) axis-angle, rad; (n, 10)
-    """
+    "Poses and shapes of a file for the adversary, of either project."
     rows = [
         (r["pose"], r["shape"])
         for r in _rows(file)

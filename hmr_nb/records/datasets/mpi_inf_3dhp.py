@@ -55,14 +55,7 @@ def read_annotations(
     cameras: Sequence[int] = VNECT_CAMERAS,
     # {camera: ((n, 28, 2) px, (n, 28, 3) m in that camera's frame)}
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """The labels of a training sequence.
-
-    Args:
-        file: annot.mat of a sequence
-
-    Returns:
-        {camera: ((n, 28, 2) px, (n, 28, 3) m in that camera's frame)}
-    """
+    "The labels of a training sequence."
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(
@@ -107,14 +100,7 @@ def read_annotations(
 def read_calibration(
     file: str | Path,  # camera.calibration
 ) -> dict[int, RoomCamera]:  # by number
-    """All cameras of a sequence.
-
-    Args:
-        file: camera.calibration
-
-    Returns:
-        by number
-    """
+    "All cameras of a sequence."
     lines = [
         line.split()
         for line in (
@@ -156,15 +142,7 @@ def moving_frames(
     least: float = 0.2,  # m
 ) -> np.ndarray:  # (m,) frames kept
     """Frames in which some point is at least so far from where it was in the frame kept
-    before; those with missing points stay.
-
-    Args:
-        kp3d: (n, k, 3) m, of one sequence and camera
-        least: m
-
-    Returns:
-        (m,) frames kept
-    """
+    before; those with missing points stay."""
     kept, last = [], None
     for i, now in enumerate(kp3d):
         if not np.isfinite(now).all():
@@ -176,11 +154,7 @@ def moving_frames(
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #8d4c981e
 def _places(root: Path, subject: int, sequence: int, camera: int) -> list[Path]:
-    """Where the pictures may be: the video, then the names under which tools unpack it.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #8d4c981e
-    """
+    "Where the pictures may be: the video, then the names under which tools unpack it."
     folder, video, whole = (
         root / f"S{subject}" / f"Seq{sequence}",
         f"video_{camera}",
@@ -227,11 +201,7 @@ def _sequence_clips(
     sequence: int,
     options: dict,  # cameras, step, min_move, min_inside, val_subjects
 ) -> list[Clip]:
-    """The clips of one training sequence.
-
-    Args:
-        options: cameras, step, min_move, min_inside, val_subjects
-    """
+    "The clips of one training sequence."
     folder = root / f"S{subject}" / f"Seq{sequence}"
     calibration = (
         read_calibration(folder / "camera.calibration")
@@ -276,15 +246,7 @@ def _sequence_clips(
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #59f3dd24
 class VideoLabels(NamedTuple):
-    """The labels of a test film.
-
-    Attributes:
-        kp: (n, 17, 2) px
-        annot3: (n, 17, 3) m, camera frame
-        univ_annot3: (n, 17, 3) m, the same scaled to one height
-        valid: (n,) bool: counts in the official figures
-        activity: (n,) 1 to 7
-    """
+    "The labels of a test film."
 
     kp: np.ndarray  # (n, 17, 2) px
     annot3: np.ndarray  # (n, 17, 3) m, camera frame
@@ -296,11 +258,7 @@ class VideoLabels(NamedTuple):
 def read_test_labels(
     file: str | Path,  # annot_data.mat of a test film
 ) -> VideoLabels:
-    """The labels of a test film.
-
-    Args:
-        file: annot_data.mat of a test film
-    """
+    "The labels of a test film."
     found = {}
     try:
         with h5py.File(file, "r") as f:
@@ -347,12 +305,7 @@ def _test_clips(
     root: Path,  # with the folders TS1 …
     which: str,  # "annot3" or "univ_annot3"
 ) -> list[Clip]:
-    """The clips of the test films.
-
-    Args:
-        root: with the folders TS1 …
-        which: "annot3" or "univ_annot3"
-    """
+    "The clips of the test films."
     clips = []
     for folder in sorted(root.glob("TS[1-6]")):
         labels = read_test_labels(folder / "annot_data.mat")
@@ -399,11 +352,7 @@ def _root(data: Path, pattern: str, what: str) -> Path:
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #8258ee6c
 def _clips(data: Path, split: str, options: dict) -> list[Clip]:
-    """Everything to convert, training before validation.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #8258ee6c
-    """
+    "Everything to convert, training before validation."
     if split == "test":
         return _test_clips(
             _root(data, "TS[1-6]", "the test set's folders TS1 to TS6"),
@@ -455,29 +404,7 @@ def convert_mpi_inf_3dhp(
     # official error
     test_3d: str = "annot3",
 ) -> dict:  # the card
-    """MPI-INF-3DHP to records (Mehta and others, 3DV 2017).
-
-    Args:
-        data: folder with S1 … S8, or with TS1 … TS6
-        out: directory for the records
-        workers: processes; all cores if None; or dask://host:port
-        resume: go on with an interrupted conversion
-        progress: show a bar
-        split: train (people of val_subjects become val) or test
-        subjects: of the training half
-        cameras: of the training half
-        step: of the training half: look at every so-manieth frame
-        min_move: and keep it if some point moved so far since the one kept before,
-            m
-        min_inside: points inside the picture that a person of the training half
-            must have
-        val_subjects: who is kept for validation
-        test_3d: metres of the test half: annot3, which fits the picture, or
-            univ_annot3, for the official error
-
-    Returns:
-        the card
-    """
+    "MPI-INF-3DHP to records (Mehta and others, 3DV 2017)."
     if (
         split not in ("train", "test")
         or test_3d not in ("annot3", "univ_annot3")

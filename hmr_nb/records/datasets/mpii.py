@@ -23,11 +23,7 @@ NAMES = keypoint_set("mpii16").names  # in the order of the ids
 
 
 def _field(record: Any, name: str) -> Any:  # None where missing or empty
-    """A field of a MATLAB structure.
-
-    Returns:
-        None where missing or empty
-    """
+    "A field of a MATLAB structure."
     value = getattr(record, name, None)
     empty = (
         value is None
@@ -41,14 +37,7 @@ def _field(record: Any, name: str) -> Any:  # None where missing or empty
 def read_rect(
     rect: Any,  # an annorect, as scipy reads it
 ) -> tuple[np.ndarray, np.ndarray]:  # (16, 2) px, NaN = missing; (16,) state
-    """The points of one person; a point without a word on its visibility is visible.
-
-    Args:
-        rect: an annorect, as scipy reads it
-
-    Returns:
-        (16, 2) px, NaN = missing; (16,) state
-    """
+    "The points of one person; a point without a word on its visibility is visible."
     kp, state = np.full((16, 2), np.nan), np.zeros(16, int)
     points = _field(_field(rect, "annopoints"), "point")
     for point in [] if points is None else np.atleast_1d(points).ravel():
@@ -66,11 +55,7 @@ def read_rect(
 
 # %% ../../../nbs/5_records/datasets/03_mpii.ipynb #0212c444
 def _members(file: Path) -> tuple[list, np.ndarray, list]:
-    """Pictures, which are for training, and which people stand apart.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/03_mpii.ipynb #0212c444
-    """
+    "Pictures, which are for training, and which people stand apart."
     try:
         release = scipy.io.loadmat(file, struct_as_record=False, squeeze_me=True)[
             "RELEASE"
@@ -103,12 +88,7 @@ def read_mat(
     file: str | Path,  # mpii_human_pose_v1_u12_1.mat
     single: bool = True,  # only people who stand apart from others
 ) -> list[Photo]:
-    """The official labels.
-
-    Args:
-        file: mpii_human_pose_v1_u12_1.mat
-        single: only people who stand apart from others
-    """
+    "The official labels."
     photos = []
     for i, (picture, train, apart) in enumerate(zip(*_members(Path(file)))):
         name, people = _field(_field(picture, "image"), "name"), []
@@ -147,11 +127,7 @@ _SPLITS = {
 def _grouped(
     rows: Sequence[tuple[str, str, Person]],  # split, picture, person
 ) -> list[Photo]:
-    """People who are in the same picture, together.
-
-    Args:
-        rows: split, picture, person
-    """
+    "People who are in the same picture, together."
     photos: dict = {}
     for split, name, person in rows:
         photos.setdefault((split, name), []).append(person)
@@ -164,11 +140,7 @@ def _grouped(
 def read_json(
     file: str | Path,  # HRNet's train.json, or bearpaw's mpii_annotations.json
 ) -> list[Photo]:
-    """MPII's labels as HRNet, mmpose, CPM and bearpaw keep them.
-
-    Args:
-        file: HRNet's train.json, or bearpaw's mpii_annotations.json
-    """
+    "MPII's labels as HRNet, mmpose, CPM and bearpaw keep them."
     try:
         rows = []
         for i, row in enumerate(json.loads(Path(file).read_text(encoding="utf-8"))):
@@ -220,11 +192,7 @@ def read_json(
 def read_h5(
     file: str | Path,  # pose-hg's train.h5 or valid.h5
 ) -> list[Photo]:
-    """MPII's labels as pose-hg keeps them and SPIN reads them.
-
-    Args:
-        file: pose-hg's train.h5 or valid.h5
-    """
+    "MPII's labels as pose-hg keeps them and SPIN reads them."
     try:
         with h5py.File(file) as content:
             names, part = content["imgname"][()], content["part"][()].astype(float)
@@ -270,11 +238,7 @@ _FILES = (
 def label_files(
     data: str | Path,  # the dataset's folder, or one label file
 ) -> list[Path]:
-    """The label files of MPII in a folder, in the first form that is found.
-
-    Args:
-        data: the dataset's folder, or one label file
-    """
+    "The label files of MPII in a folder, in the first form that is found."
     data = Path(data)
     if data.is_file() and data.suffix in _READERS:
         return [data]
@@ -304,14 +268,7 @@ def read_mpii(
     # number of the first pixel in the labels: 0, or 1 as HRNet reads them
     first_pixel: float = 0,
 ) -> list[Photo]:
-    """MPII's labels in any of their forms.
-
-    Args:
-        data: the dataset's folder, or one label file
-        single: only people who stand apart from others (the official file tells)
-        first_pixel: number of the first pixel in the labels: 0, or 1 as HRNet reads
-            them
-    """
+    "MPII's labels in any of their forms."
     photos = []
     for file in label_files(data):
         photos += (
@@ -341,24 +298,7 @@ def convert_mpii(
     min_points: int = 7,  # labelled points that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
-    """MPII Human Pose to records (Andriluka et al., CVPR 2014).
-
-    Args:
-        data: the dataset's folder with images/, or one label file
-        out: directory for the records
-        workers: processes, all cores if None; or "dask://host:port"
-        resume: go on with an interrupted conversion
-        progress: show a bar
-        images: folder of the pictures; images/ beside the labels if None
-        single: only people who stand apart from others, as HMR trains on
-        first_pixel: number of the first pixel in the labels: 0, or 1 as HRNet reads
-            them
-        min_points: labelled points that a person must have
-        min_side: longer side of the person's box, px
-
-    Returns:
-        the card
-    """
+    "MPII Human Pose to records (Andriluka et al., CVPR 2014)."
     options = {
         "single": single,
         "first_pixel": first_pixel,

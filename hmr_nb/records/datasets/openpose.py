@@ -21,11 +21,7 @@ from ..photos import Person, Photo, convert_photos
 def _table(
     person: dict,
 ) -> tuple[str, np.ndarray]:  # name of the set of points; (k, 3) x, y, confidence
-    """One person of OpenPose's, NaN where nothing was found.
-
-    Returns:
-        name of the set of points; (k, 3) x, y, confidence
-    """
+    "One person of OpenPose's, NaN where nothing was found."
     numbers = (
         person["pose_keypoints_2d"]
         if "pose_keypoints_2d" in person
@@ -49,15 +45,7 @@ def read_openpose(
     # for each person "openpose18" or "body25"; (k, 3) x, y in px and confidence, NaN
     # where nothing was found
 ) -> list[tuple[str, np.ndarray]]:
-    """The people that OpenPose found in a picture.
-
-    Args:
-        path: OpenPose's json for one picture
-
-    Returns:
-        for each person "openpose18" or "body25"; (k, 3) x, y in px and confidence,
-            NaN where nothing was found
-    """
+    "The people that OpenPose found in a picture."
     try:
         return [
             _table(p)
@@ -77,12 +65,7 @@ def _people(
     points: str,  # "openpose18" or "body25"
     confidence: float,
 ) -> list[Person]:
-    """OpenPose's answers as labels; one entry with a reason where there is nobody.
-
-    Args:
-        found: of read_openpose
-        points: "openpose18" or "body25"
-    """
+    "OpenPose's answers as labels; one entry with a reason where there is nobody."
     people = []
     for name, table in found:
         table = map_points(table, keypoint_set(name), keypoint_set(points))
@@ -100,13 +83,7 @@ def read_folder(
     labels: str | Path | None = None,
     confidence: float = 0.2,  # less sure points are missing
 ) -> list[Photo]:
-    """The photographs of a folder with what OpenPose found in them.
-
-    Args:
-        data: folder of pictures
-        labels: folder of <picture>_keypoints.json; `data` or its keypoints/ if None
-        confidence: less sure points are missing
-    """
+    "The photographs of a folder with what OpenPose found in them."
     data = Path(data)
     if not data.is_dir():
         raise FileNotFoundError(
@@ -170,24 +147,7 @@ def convert_openpose(
     min_points: int = 7,  # points of the body that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
-    """Photographs with OpenPose's keypoints to records (Cao et al., PAMI 2021).
-
-    Args:
-        data: folder of pictures
-        out: directory for the records
-        workers: processes, all cores if None; or "dask://host:port"
-        resume: go on with an interrupted conversion
-        progress: show a bar
-        labels: folder of <picture>_keypoints.json; the pictures' own or its
-            keypoints/ if None
-        confidence: less sure points are missing
-        split: train, val or test
-        min_points: points of the body that a person must have
-        min_side: longer side of the person's box, px
-
-    Returns:
-        the card
-    """
+    "Photographs with OpenPose's keypoints to records (Cao et al., PAMI 2021)."
     options = {
         "confidence": confidence,
         "split": split,

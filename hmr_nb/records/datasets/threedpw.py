@@ -26,14 +26,7 @@ _GENDERS = {"m": "male", "f": "female"}
 
 
 class Sequence3D(NamedTuple):
-    """A file of 3DPW: a film, and its people in the world.
-
-    Attributes:
-        cameras: (n, 4, 4) world to camera, m
-        K: (3, 3) px
-        people: poses (n, 24, 3), trans (n, 3), joints (n, 24, 3), poses2d (n, 18,
-            3), valid (n,), betas (10,), gender
-    """
+    "A file of 3DPW: a film, and its people in the world."
 
     name: str
     cameras: np.ndarray  # (n, 4, 4) world to camera, m
@@ -44,11 +37,7 @@ class Sequence3D(NamedTuple):
 
 # %% ../../../nbs/5_records/datasets/08_threedpw.ipynb #a7000023
 def _person_of(held: dict, i: int, n: int) -> dict[str, Any]:
-    """One person of a file, as plain arrays; copies, so that nothing is changed twice.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/08_threedpw.ipynb #a7000023
-    """
+    "One person of a file, as plain arrays; copies, so that nothing is changed twice."
 
     def rows(key, *size):
         return np.array(held[key][i], float).reshape(n, *size)
@@ -72,11 +61,7 @@ def _person_of(held: dict, i: int, n: int) -> dict[str, Any]:
 def read_sequence(
     file: str | Path,  # sequenceFiles/…/*.pkl
 ) -> Sequence3D:
-    """A file of 3DPW, read without running what it names.
-
-    Args:
-        file: sequenceFiles/…/*.pkl
-    """
+    "A file of 3DPW, read without running what it names."
     held = load_pickle(file)
     try:
         cameras, K = (
@@ -107,17 +92,7 @@ def into_camera(
     joints: np.ndarray,  # (n, 24, 3) m, in the world
     # the same as the camera sees them; translations NaN if they cannot be known
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bodies from the world to the camera's frame. Nothing is changed in place.
-
-    Args:
-        cameras: (n, 4, 4) world to camera
-        poses: (n, 24, 3) axis-angle, rad, root in the world
-        trans: (n, 3) m, in the world
-        joints: (n, 24, 3) m, in the world
-
-    Returns:
-        the same as the camera sees them; translations NaN if they cannot be known
-    """
+    "Bodies from the world to the camera's frame. Nothing is changed in place."
     R, T = cameras[:, :3, :3], cameras[:, :3, 3]
     known = np.isfinite(cameras).all((1, 2)) & np.isfinite(poses[:, 0]).all(1)
     turned = poses.copy()
@@ -140,18 +115,7 @@ def frame_points(
     confidence: float = 0.3,  # detections less sure are missing
     # (n, 42, 2) px; (n, 42) state; (n, 42, 3) m
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points of a person in every frame, under NAMES.
-
-    Args:
-        detected: (n, 18, 3) x, y, confidence
-        seen: (n, 24, 3) m, camera frame
-        K: (3, 3) px
-        size: height and width of the pictures, px
-        confidence: detections less sure are missing
-
-    Returns:
-        (n, 42, 2) px; (n, 42) state; (n, 42, 3) m
-    """
+    "Points of a person in every frame, under NAMES."
     with np.errstate(divide="ignore", invalid="ignore"):
         px = (seen @ K.T)[..., :2] / seen[..., 2:]
     kp = np.concatenate([detected[..., :2], px], 1)
@@ -174,11 +138,7 @@ def frame_points(
 def _reasons(
     person: dict, arrays: tuple, frames: str
 ) -> list[str]:  # empty where nothing speaks against it
-    """Why a person is left out, frame by frame.
-
-    Returns:
-        empty where nothing speaks against it
-    """
+    "Why a person is left out, frame by frame."
     finite = np.all(
         [np.isfinite(a).all(tuple(range(1, a.ndim))) for a in arrays], axis=0
     )
@@ -196,11 +156,7 @@ def _reasons(
 def _track(
     film: Sequence3D, i: int, size: tuple[int, int], options: dict
 ) -> list[Person]:  # one a frame
-    """One person through a film.
-
-    Returns:
-        one a frame
-    """
+    "One person through a film."
     person, K = film.people[i], film.K
     pose, trans, seen = into_camera(
         film.cameras, person["poses"], person["trans"], person["joints"]
@@ -253,16 +209,7 @@ def sequence_photos(
     images: Path,  # imageFiles
     options: dict,  # confidence, frames, step
 ) -> list[Photo]:  # one a frame
-    """The pictures of one film, and their people.
-
-    Args:
-        file: sequenceFiles/…/*.pkl
-        images: imageFiles
-        options: confidence, frames, step
-
-    Returns:
-        one a frame
-    """
+    "The pictures of one film, and their people."
     film, split = (
         read_sequence(file),
         {"validation": "val"}.get(file.parent.name, file.parent.name),
@@ -291,11 +238,7 @@ def sequence_photos(
 
 # %% ../../../nbs/5_records/datasets/08_threedpw.ipynb #a7000038
 def _sequence_files(data: Path, split: str) -> tuple[Path, list[Path]]:
-    """The folder of the dataset, and the files of one split or all.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/08_threedpw.ipynb #a7000038
-    """
+    "The folder of the dataset, and the files of one split or all."
     places = [data, *sorted(p for p in data.glob("*") if p.is_dir())]
     root = next((p for p in places if (p / "sequenceFiles").is_dir()), None)
     if root is None:
@@ -333,23 +276,7 @@ def convert_threedpw(
     step: int = 1,  # every so-manieth frame; 1 for the official figures
     confidence: float = 0.3,  # of the 18 detected points; less sure ones are missing
 ) -> dict:  # the card
-    """3DPW to records (von Marcard and others, ECCV 2018).
-
-    Args:
-        data: folder with sequenceFiles and imageFiles
-        out: directory for the records
-        workers: processes, all cores if None; or "dask://host:port"
-        resume: go on with an interrupted conversion
-        progress: show a bar
-        split: all, train, val or test
-        frames: as SPIN: a valid camera and a detected person; or camera, as the
-            challenge: a valid camera
-        step: every so-manieth frame; 1 for the official figures
-        confidence: of the 18 detected points; less sure ones are missing
-
-    Returns:
-        the card
-    """
+    "3DPW to records (von Marcard and others, ECCV 2018)."
     if (
         split not in ("all", "train", "val", "test")
         or frames not in ("detected", "camera")

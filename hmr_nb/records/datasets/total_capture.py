@@ -36,15 +36,7 @@ def read_skeleton(
     file: str | Path,  # gt_skel_gbl_pos.txt or gt_skel_gbl_ori.txt
     width: int = 3,  # 3 for positions, 4 for orientations
 ) -> np.ndarray:  # (n, 21, 3) m, world with y up; or (n, 21, 4) quaternions x y z w
-    """What Vicon says of a recording, by the names in its first line.
-
-    Args:
-        file: gt_skel_gbl_pos.txt or gt_skel_gbl_ori.txt
-        width: 3 for positions, 4 for orientations
-
-    Returns:
-        (n, 21, 3) m, world with y up; or (n, 21, 4) quaternions x y z w
-    """
+    "What Vicon says of a recording, by the names in its first line."
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(
@@ -77,14 +69,7 @@ def read_skeleton(
 def read_calibration(
     file: str | Path,  # calibration.cal
 ) -> dict[int, RoomCamera]:  # by number, from 1, as films are named
-    """All cameras. The file is read as a row of numbers, however its lines are broken.
-
-    Args:
-        file: calibration.cal
-
-    Returns:
-        by number, from 1, as films are named
-    """
+    "All cameras. The file is read as a row of numbers, however its lines are broken."
     try:
         count, order, *rest = (
             Path(file).read_text(encoding="utf-8", errors="replace").split()
@@ -182,11 +167,7 @@ def _recording(
 
 # %% ../../../nbs/5_records/datasets/07_total_capture.ipynb #7754ddb4
 def _clips(data: Path, options: dict) -> list[Clip]:
-    """Everything to convert, training before test.
-
-    Returns:
-        %% ../../../nbs/5_records/datasets/07_total_capture.ipynb #7754ddb4
-    """
+    "Everything to convert, training before test."
     labels = sorted(
         data.rglob("gt_skel_gbl_pos.txt"),
         key=lambda f: (f.parent.parent.name.upper(), f.parent.name.lower()),
@@ -240,24 +221,7 @@ def convert_total_capture(
     # points inside the picture that a person in training must have
     min_inside: int = 8,
 ) -> dict:  # the card
-    """TotalCapture to records (Trumble and others, BMVC 2017).
-
-    Args:
-        data: folder with calibration.cal, films and gt_skel_gbl_pos.txt
-        out: directory for the records
-        workers: processes; all cores if None; or dask://host:port
-        resume: go on with an interrupted conversion
-        progress: show a bar
-        split: all, train or test (walking2, freestyle3, acting3)
-        subjects: whose recordings
-        train_subjects: whose other recordings are for training
-        cameras: which of the eight
-        step: every so-manieth frame: 6 gives 10 a second
-        min_inside: points inside the picture that a person in training must have
-
-    Returns:
-        the card
-    """
+    "TotalCapture to records (Trumble and others, BMVC 2017)."
     if split not in ("all", "train", "test") or step < 1:
         raise ValueError(
             f"split: all, train or test; step: 1 or more; got {split!r}, {step}"
