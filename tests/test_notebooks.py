@@ -165,6 +165,59 @@ def test_exported_functions_are_short_and_imports_explicit(path):
             assert not re.search(r"^from \S+ import \*", c["source"], re.M)
 
 
+def exported(path: Path) -> list[ast.stmt]:
+    "The top-level statements of the exported cells."
+    found = [c["source"] for c in cells(path) if is_exported(c["source"])]
+    return [n for source in found for n in ast.parse(source).body]
+
+
+@each_lesson
+def test_methods_stand_in_their_class(path):
+    "None is attached from outside, where no type checker sees it."
+    attached = [
+        ast.unparse(n.targets[0])
+        for n in exported(path)
+        if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Attribute)
+    ]
+    assert not [a for a in attached if a not in ("test_view.__test__",)], attached
+
+
+MOST_IN_ORDER = 6  # arguments that may be given by their place
+
+
+@each_lesson
+def test_options_are_given_by_keyword(path):
+    "After the few arguments that everybody knows comes a star."
+    many = {}
+    for n in exported(path):
+        public = isinstance(n, ast.FunctionDef) and not n.name.startswith("_")
+        if public and not n.decorator_list:  # a command's options are its signature
+            in_order = len(n.args.posonlyargs) + len(n.args.args)
+            if in_order > MOST_IN_ORDER or len(n.args.defaults) > 2:
+                many[n.name] = in_order, len(n.args.defaults)
+    assert not many, f"arguments by place, and options among them: {many}"
+
+
+PRIVATE_WORDS = (
+    "turn turned guess guesses critic oracle verdict cost costs film hint hints"
+    " ghost ghosts learnt paid"
+).split()
+
+
+@each_lesson
+def test_public_names_use_the_words_of_the_field(path):
+    "Rotation, prediction, discriminator, reference, loss, video, overlay, body shape."
+    names = {
+        n.name for n in exported(path) if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+    }
+    public = {n for n in names if not n.startswith("_")}
+    split = {n: re.findall(r"[a-z]+|[A-Z][a-z]*", n) for n in public}
+    wrong = [
+        n for n, ws in split.items() if {w.lower() for w in ws} & set(PRIVATE_WORDS)
+    ]
+    assert not wrong, wrong
+
+
 @each_lesson
 def test_imports_stand_in_import_cells(path):
     for c in cells(path):
