@@ -1,8 +1,10 @@
 from .basics.keypoints import KeypointSet, keypoint_set
 from .basics.metrics import auc, mpjpe, pa_mpjpe, pck
-from .body.body_data import BodyData, UnsafePickleError, load_body, save_body
+from .body.body_data import BodyData
+from .body.body_files import load_body, save_body
 from .body.explorer import BodyExplorer
 from .body.open_body import open_body
+from .body.pickles import UnsafePickleError
 from .body.regressor_files import load_rows, save_rows
 from .body.smpl import SMPL
 from .inference.infer import infer, load_photo

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hmr_nb.basics.files import shipped
-from hmr_nb.basics.scene import NOWHERE
+from hmr_nb.basics.scene import _NOWHERE
 from hmr_nb.body.body_files import save_body
 from hmr_nb.body.open_body import open_body
 from hmr_nb.body.regressor_files import load_rows
@@ -89,7 +89,7 @@ def test_the_same_click_twice_is_two_clicks(picker):
     for expected in ({10}, set(), {10}):
         click(picker, 10)
         assert marked(picker.state) == expected
-        assert tuple(picker.view.clicks.click.point) == NOWHERE
+        assert tuple(picker.view.clicks.click.point) == _NOWHERE
 
 
 def test_drags_and_misses_mark_nothing(picker):

@@ -15,8 +15,8 @@ import numpy as np
 
 # %% ../../nbs/1_basics/01_shapes.ipynb #d1bf73d0
 class Array(Protocol):
-    """What a NumPy array and the tensors of every Keras backend have in common; the type
-    of arguments that may be either."""
+    """What a NumPy array and the tensors of every Keras backend have in common: the
+    type of arguments that may be either."""
 
     @property
     def shape(self) -> Any: ...
@@ -66,11 +66,8 @@ def check_shape(
         ok = ok and (size is None or expected is None or expected == size)
     if not ok:
         known = ", ".join(f"{k}={v}" for k, v in sizes.items())
-        raise ValueError(
-            f"{name}: expected"
-            f" ({', '.join(spec.split())}){' with ' + known if known else ''}, got"
-            f" {tuple(x.shape)}"
-        )
+        wanted = f"({', '.join(spec.split())}){' with ' + known if known else ''}"
+        raise ValueError(f"{name}: expected {wanted}, got {tuple(x.shape)}")
     return {k: v for k, v in bound.items() if v is not None}
 
 # %% ../../nbs/1_basics/01_shapes.ipynb #61466b7a
@@ -98,6 +95,7 @@ def expect_error(
 def test_array(
     a: Array,  # what was computed
     b: Array,  # what it should be; same shape and same kind (float, integer, bool)
+    *,
     atol: float = 1e-6,  # largest absolute difference
     rtol: float = 0.0,  # and relative to |b|
 ) -> None:

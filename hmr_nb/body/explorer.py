@@ -128,7 +128,7 @@ class BodyExplorer:
             self.body.joint_names[min(16, len(self.body.joint_names) - 1)],
             False,
         )
-        self.view = MeshView(self.body.v_template, self.body.faces, self.clicked, size)
+        self.view = MeshView(self.body.v_template, self.body.faces, self.clicked, size=size)
         self.controls = _controls(self, min(betas, len(self.betas)))
         side = w.VBox(list(self.controls.values()), layout=w.Layout(width="330px"))
         self.widget = w.HBox([self.view.widget, side])

@@ -546,7 +546,11 @@ class KeypointPicker:
             shape=state.shape if state.shape in self.shapes else MEAN,
         )
         self.view = MeshView(
-            self.vertices, body.faces, self.click, (520, 560), picker_dots()
+            self.vertices,
+            body.faces,
+            self.click,
+            size=(520, 560),
+            dots=picker_dots(),
         )
         self.canvas.children = (self.view.widget,)
         self.set_options()
