@@ -84,6 +84,8 @@ def notes_of_arguments(node, lines, comments) -> tuple[dict[str, str], str]:
         last = max(x.end_lineno, default.end_lineno if default is not None else 0)
         if last < end and (text := note(lines, comments, last, x.lineno)):
             said[x.arg] = text
+    if end == node.lineno:  # what stands above belongs to another thing
+        return said, comments.get(end, "")
     returned = note(lines, comments, end, node.returns.lineno if node.returns else end)
     return said, returned
 

@@ -66,7 +66,14 @@ def studio():
         body,
         smpl,
         lambda name, index: render_example(
-            name, 5, index, 512, ("mask",), body, smpl, wardrobe
+            name,
+            5,
+            index,
+            size=512,
+            want=("mask",),
+            body=body,
+            smpl=smpl,
+            wardrobe=wardrobe,
         ),
     )
 

@@ -295,8 +295,8 @@ def warp_image(
 # %% ../../nbs/1_basics/05_camera.ipynb #8d45ed34
 def cam_to_translation(
     cam: Array,  # (3,) scale, tx, ty of the crop
-    crop: Crop,
-    camera: Camera,
+    crop: Crop,  # what the network saw of the photograph
+    camera: Camera,  # of the photograph
 ) -> np.ndarray:  # (3,) add this to body points: camera frame of the photograph, m
     """From the weak-perspective camera of a crop to a translation before the
     photograph's camera."""
@@ -314,8 +314,8 @@ def cam_to_translation(
 
 def translation_to_cam(
     translation: Array,  # (3,) of the body's origin, camera frame of the photograph, m
-    crop: Crop,
-    camera: Camera,
+    crop: Crop,  # what the network sees of the photograph
+    camera: Camera,  # of the photograph
 ) -> np.ndarray:  # (3,) scale, tx, ty
     "The way back: the weak-perspective camera that fits best at the body's origin."
     translation = np.asarray(translation, float)

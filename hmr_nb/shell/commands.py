@@ -361,7 +361,7 @@ _WORDS = {
 }
 # options of the command itself
 COMMON = (
-    "name",
+    "domain",
     "data",
     "out",
     "workers",
@@ -465,18 +465,17 @@ def asked_for(
 ) -> dict[str, Any]:  # the converter's arguments
     "Options of the command that were given, if this converter has them."
     takes, found = inspect.signature(function).parameters, {}
-    for option, value in given.items():
-        name = {"domain": "name"}.get(option, option)
+    for name, value in given.items():
         if value is None:
             continue
         if name not in takes:
             raise ValueError(
-                f"--{option}: this dataset's converter has no such option; its own are"
+                f"--{name}: this dataset's converter has no such option; its own are"
                 f" {', '.join(own_options(function)) or 'none'} (--set name=value)"
             )
         if any(pair.partition("=")[0] == name for pair in pairs):
             raise ValueError(
-                f"--{option} {value}: given twice, here and with --set; leave one out"
+                f"--{name} {value}: given twice, here and with --set; leave one out"
             )
         found[name] = value
     return found
@@ -578,7 +577,7 @@ def convert(
     common = {"workers": read_workers(workers), "resume": resume, **own}
     if dataset == "synthetic":
         return print_card(
-            run(out=out, **{"name": "studio", "count": 1000, **common}), out
+            run(out=out, **{"domain": "studio", "count": 1000, **common}), out
         )
     if (
         data is None
