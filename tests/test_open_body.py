@@ -1,4 +1,8 @@
-"""The body that ships: a closed, symmetric skin that does not run into itself, in any shape, and keeps its flesh when it bends."""
+"""The body that ships: a closed, symmetric skin that does not run into itself, in any
+shape, and keeps its flesh when it bends."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -41,6 +45,16 @@ def posed(body, betas=None, correct=True, **degrees):
         R,
         (body.J_regressor @ V).astype(float),
     )
+
+
+def test_reading_the_body_loads_nothing_of_what_makes_it():
+    code = (
+        "import sys; from hmr_nb.body.open_body import open_body; open_body();"
+        " made = [m for m in sys.modules if m.startswith('hmr_nb.making')];"
+        " sys.exit(', '.join(made))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_skin_is_closed_without_handles_and_mirror_symmetric(body, V):

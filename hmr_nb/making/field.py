@@ -8,6 +8,8 @@ __all__ = ['LOFTS', 'BACK', 'FRONT', 'TRUNK_SOLIDS', 'ARM_SOLIDS', 'HAND_SOLIDS'
            'body_field', 'to_surface']
 
 # %% ../../nbs/6_making/01_field.ipynb #bfa004
+from typing import Any
+
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial.transform import Rotation
@@ -48,9 +50,9 @@ def rod(
     rb: float,  # radius at b
 ) -> np.ndarray:  # (n,) approximate signed distance
     "Round cone from `a` to `b`."
-    a, b = np.array(a), np.array(b)
-    t = np.clip((P - a) @ (b - a) / ((b - a) @ (b - a) + 1e-12), 0, 1)
-    return np.linalg.norm(P - a - t[:, None] * (b - a), axis=1) - (ra + (rb - ra) * t)
+    start, way = np.array(a), np.array(b) - np.array(a)
+    t = np.clip((P - start) @ way / (way @ way + 1e-12), 0, 1)
+    return np.linalg.norm(P - start - t[:, None] * way, axis=1) - (ra + (rb - ra) * t)
 
 # %% ../../nbs/6_making/01_field.ipynb #56c4cd7a
 # y or x, centre, half width, front, back, exponent -- metres, left half of a person who
@@ -900,13 +902,19 @@ ROUNDED = {
     "mouth": 0.001,
     "hair": 0.001,
 }
-KINDS = {"loft": loft, "ball": ball, "rod": rod, "dent": ball, "groove": rod}
+KINDS: dict[str, Any] = {
+    "loft": loft,
+    "ball": ball,
+    "rod": rod,
+    "dent": ball,
+    "groove": rod,
+}
 
 
 def solid(
     P: np.ndarray,  # (n, 3) points, x >= 0
     part: str,  # name in PARTS
-    d: np.ndarray = None,  # (n,) distance to what is there already
+    d: Any = None,  # (n,) distance to what is there already
 ) -> np.ndarray:  # (n,) signed distance
     "Blend the solids of one part, in table order, into `d`."
     Q = P.copy()
@@ -915,9 +923,8 @@ def solid(
         if kind == "floor":
             d = -smooth_min(-d, P[:, 1] - numbers[0], blend)
         elif kind == "swell":
-            d = d - blend / 1000 * np.exp(
-                -((rod(Q, *numbers[:2], 0, 0) / numbers[2]) ** 2)
-            )
+            away = rod(Q, numbers[0], numbers[1], 0, 0)
+            d = d - blend / 1000 * np.exp(-((away / numbers[2]) ** 2))
         elif kind == "part":
             d = _blend_part(P, numbers[0], d, blend)
         else:
@@ -954,7 +961,7 @@ def body_field(
 
 def to_surface(
     P: np.ndarray,  # (n, 3) points near the skin
-    seam: np.ndarray = None,  # (n,) bool: points that must stay on x = 0
+    seam: np.ndarray | None = None,  # (n,) bool: points that must stay on x = 0
     steps: int = 2,  # Newton steps
     field=body_field,  # signed-distance function
 ) -> np.ndarray:  # (n, 3) points on the skin

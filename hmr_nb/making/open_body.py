@@ -7,6 +7,7 @@ __all__ = ['ORIGIN', 'REGIONS', 'region_labels', 'save_open_body', 'build_open_b
 
 # %% ../../nbs/6_making/06_open_body.ipynb #bff004
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,17 +99,17 @@ def region_labels(
 # %% ../../nbs/6_making/06_open_body.ipynb #aa030001
 def save_open_body(
     body: BodyData,  # what `build_open_body` made
-    path: str,  # ends in .npz
+    path: str | Path,  # ends in .npz
 ) -> Path:  # the file
     "Write the body small: shapes and correctives as float16, the rest as float32."
-    path, arrays = Path(path), arrays_of(body)
+    arrays: dict[str, Any] = arrays_of(body)
     for key, value in arrays.items():
         if value.dtype == np.float64:
             arrays[key] = value.astype(np.float32)
     for key in ("shapedirs", "posedirs"):
         # no negative zeros: the same bytes everywhere
         arrays[key] = arrays[key].astype(np.float16) + np.float16(0)
-    return write_whole(path, lambda part: np.savez_compressed(part, **arrays))
+    return write_whole(Path(path), lambda part: np.savez_compressed(part, **arrays))
 
 # %% ../../nbs/6_making/06_open_body.ipynb #c70b0683
 def build_open_body(
@@ -135,7 +136,7 @@ def build_open_body(
         posedirs=P,
         J_regressor=joints,
         weights=W,
-        parents=SMPL_PARENTS,
+        parents=np.array(SMPL_PARENTS),
         faces=F,
         keypoint_regressors=points,
         mirror=mirror,

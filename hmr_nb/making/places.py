@@ -1051,7 +1051,7 @@ def _paint_boxes(
             power * np.clip(normals @ way, 0, 1)[:, None] * tint
             for way, power, tint in lights
         )
-        out[which] = color * shade[face]
+        out[which] = color * np.asarray(shade)[face]
 
 # %% ../../nbs/6_making/08_places.ipynb #936d4da9
 def look_at_place(

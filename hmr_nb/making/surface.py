@@ -177,9 +177,9 @@ class EditMesh:
 
     def __init__(self, V: np.ndarray, F: np.ndarray):
         self.V = [tuple(v) for v in np.asarray(V, float).tolist()]
-        self.F = [tuple(f) for f in np.asarray(F).tolist()]
+        self.F: list[tuple | None] = [tuple(f) for f in np.asarray(F).tolist()]
         self.around = [set() for _ in self.V]  # vertex -> its faces
-        for i, f in enumerate(self.F):
+        for i, f in enumerate(np.asarray(F).tolist()):
             for a in f:
                 self.around[a].add(i)
         self.seam = [v[0] == 0 for v in self.V]
@@ -455,7 +455,7 @@ def _rim(F):
     return E[count == 1]
 
 
-def _by_length(m, size, scale=1):
+def _by_length(m, size, scale=1.0):
     "Edges with their length relative to the wanted one."
     E, V = m.edges(), np.array(m.V)
     wanted = scale * size(V[E].mean(1))
