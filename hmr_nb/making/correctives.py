@@ -118,6 +118,7 @@ def fit_correctives(
     W: np.ndarray,  # (v, 24)
     J: np.ndarray,  # (24, 3) rest joints
     name: str,  # a joint in LIMITS
+    *,
     count: int = 60,  # poses to learn from
     seed: int = 0,  # of the poses
     # C (v, 3, 9) displacement for each entry of R - 1; rms before and after, mm

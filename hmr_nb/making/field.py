@@ -962,6 +962,7 @@ def body_field(
 def to_surface(
     P: np.ndarray,  # (n, 3) points near the skin
     seam: np.ndarray | None = None,  # (n,) bool: points that must stay on x = 0
+    *,
     steps: int = 2,  # Newton steps
     field=body_field,  # signed-distance function
 ) -> np.ndarray:  # (n, 3) points on the skin

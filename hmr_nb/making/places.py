@@ -315,6 +315,19 @@ def _parts(x: float, z: float, yaw: float, parts: Sequence[tuple]) -> list[Box]:
     ]
 
 
+_DARK = Surface("plain", (0.06, 0.06, 0.07))
+_GLASS = Surface("plain", (0.25, 0.30, 0.35))
+_SHEET = Surface("plain", (0.9, 0.9, 0.88))
+# of shelves, crates, fences, walls, barriers
+_KINDS = (
+    ("shelf", _GOODS, (0.25, 0.5)),
+    ("planks plain sign tiles", _GOODS, (0.1, 0.3)),
+    ("stripes planks ribs", _GOODS, (0.08, 0.2)),
+    ("bricks plain tiles", _WALLS, (0.2, 0.5)),
+    ("sign", _GOODS, (0.3, 0.5)),
+)
+
+
 def make_thing(
     # "car", "bench", "table", "chair", "sofa", "shelf", "crate", "pole", "bin",
     # "fence", "wall", "bed", "barrier"
@@ -327,32 +340,27 @@ def make_thing(
     "A thing of daily life."
     one = _some_surface(rng, "plain planks plain", _GOODS)
     two = Surface("plain", _near(rng, _GOODS))
-    dark = Surface("plain", (0.06, 0.06, 0.07))
-    glass = Surface("plain", (0.25, 0.30, 0.35))
 
     def legs(w, d, h):
-        return [
-            (a * w, b * d, 0.0, (0.06, h, 0.06), two)
-            for a in (-0.45, 0.45)
-            for b in (-0.45, 0.45)
-        ]
+        at = [(a * w, b * d) for a in (-0.45, 0.45) for b in (-0.45, 0.45)]
+        return [(x, z, 0.0, (0.06, h, 0.06), two) for x, z in at]
 
     w, h = rng.uniform(0.7, 1.3), rng.uniform(0.8, 1.2)
+    goods, sides, slats, stones, letters = (_some_surface(rng, *k) for k in _KINDS)
+    wheels = [
+        (a, b, 0.0, (0.6, 0.6, 0.2), _DARK) for a in (-1.3, 1.3) for b in (-0.78, 0.78)
+    ]
     parts = {
         "car": [
             (0, 0, 0.3, (4.2, 0.6, 1.7), two),
-            (-0.2, 0, 0.85, (2.2, 0.5, 1.5), glass),
-            *(
-                (a, b, 0.0, (0.6, 0.6, 0.2), dark)
-                for a in (-1.3, 1.3)
-                for b in (-0.78, 0.78)
-            ),
+            (-0.2, 0, 0.85, (2.2, 0.5, 1.5), _GLASS),
+            *wheels,
         ],
         "bench": [
             (0, 0, 0.42, (1.7, 0.07, 0.45), one),
             (0, 0.22, 0.55, (1.7, 0.4, 0.06), one),
-            (-0.7, 0, 0.0, (0.08, 0.42, 0.4), dark),
-            (0.7, 0, 0.0, (0.08, 0.42, 0.4), dark),
+            (-0.7, 0, 0.0, (0.08, 0.42, 0.4), _DARK),
+            (0.7, 0, 0.0, (0.08, 0.42, 0.4), _DARK),
         ],
         "table": [
             (0, 0, 0.72 * h, (1.3 * w, 0.05, 0.8), one),
@@ -369,57 +377,23 @@ def make_thing(
             (-0.95 * w, 0, 0.0, (0.2, 0.6, 0.85), two),
             (0.95 * w, 0, 0.0, (0.2, 0.6, 0.85), two),
         ],
-        "shelf": [
-            (
-                0,
-                0,
-                0.0,
-                (1.2 * w, 1.9 * h, 0.35),
-                _some_surface(rng, "shelf", _GOODS, (0.25, 0.5)),
-            )
-        ],
-        "crate": [
-            (
-                0,
-                0,
-                0.0,
-                (0.7 * w, 0.6 * h, 0.6),
-                _some_surface(rng, "planks plain sign tiles", _GOODS, (0.1, 0.3)),
-            )
-        ],
+        "shelf": [(0, 0, 0.0, (1.2 * w, 1.9 * h, 0.35), goods)],
+        "crate": [(0, 0, 0.0, (0.7 * w, 0.6 * h, 0.6), sides)],
         "pole": [
             (0, 0, 0.0, (0.1 * w, 4.5 * h, 0.1 * w), two),
             (0, 0, 2.2, (0.55, 0.55, 0.04), one),
         ],
         "bin": [
             (0, 0, 0.0, (0.5, 0.95, 0.5), two),
-            (0, 0, 0.95, (0.54, 0.08, 0.54), dark),
+            (0, 0, 0.95, (0.54, 0.08, 0.54), _DARK),
         ],
-        "fence": [
-            (
-                0,
-                0,
-                0.0,
-                (4.0 * w, 1.1 * h, 0.05),
-                _some_surface(rng, "stripes planks ribs", _GOODS, (0.08, 0.2)),
-            )
-        ],
-        "wall": [
-            (
-                0,
-                0,
-                0.0,
-                (3.0 * w, 0.8 * h, 0.25),
-                _some_surface(rng, "bricks plain tiles", _WALLS, (0.2, 0.5)),
-            )
-        ],
+        "fence": [(0, 0, 0.0, (4.0 * w, 1.1 * h, 0.05), slats)],
+        "wall": [(0, 0, 0.0, (3.0 * w, 0.8 * h, 0.25), stones)],
         "bed": [
             (0, 0, 0.2, (1.6, 0.35, 2.0), one),
-            (0, 0.8, 0.5, (1.4, 0.15, 0.4), Surface("plain", (0.9, 0.9, 0.88))),
+            (0, 0.8, 0.5, (1.4, 0.15, 0.4), _SHEET),
         ],
-        "barrier": [
-            (0, 0, 0.0, (5.0, 0.9, 0.1), _some_surface(rng, "sign", _GOODS, (0.3, 0.5)))
-        ],
+        "barrier": [(0, 0, 0.0, (5.0, 0.9, 0.1), letters)],
     }
     return _parts(x, z, yaw, parts[kind])
 
@@ -827,24 +801,18 @@ def _pitch(rng: np.random.Generator) -> Place:
     )
 
 
+_HALL_WALLS = np.array(
+    [[0.80, 0.68, 0.48], [0.86, 0.84, 0.80], [0.55, 0.62, 0.70], [0.70, 0.60, 0.50]]
+)
+_HALL_FLOORS = np.array(
+    [[0.72, 0.54, 0.34], [0.66, 0.48, 0.30], [0.35, 0.45, 0.60], [0.40, 0.50, 0.42]]
+)
+
+
 def _gym(rng: np.random.Generator) -> Place:
     "A sports hall."
-    back, wall = (
-        rng.uniform(4, 12),
-        _some_surface(
-            rng,
-            "planks bricks plain ribs",
-            np.array(
-                [
-                    [0.80, 0.68, 0.48],
-                    [0.86, 0.84, 0.80],
-                    [0.55, 0.62, 0.70],
-                    [0.70, 0.60, 0.50],
-                ]
-            ),
-            (0.3, 0.6),
-        ),
-    )
+    back = rng.uniform(4, 12)
+    wall = _some_surface(rng, "planks bricks plain ribs", _HALL_WALLS, (0.3, 0.6))
     boxes = [
         Box((0, back), (50, 8, 0.1), wall),
         Box((-rng.uniform(5, 14), 0), (0.1, 8, 40), wall),
@@ -852,15 +820,9 @@ def _gym(rng: np.random.Generator) -> Place:
         Box((0, back - 0.1), (50, 1.6, 0.1), Surface("plain", _near(rng, _GOODS))),
     ]
     for x in np.arange(-12, 12, 3.0):
-        boxes.append(
-            Box(
-                (x, back - 0.1),
-                (2.2, 1.5, 0.1),
-                _some_surface(rng, "windows tiles stripes ribs", _WALLS, (0.3, 0.8)),
-                0.0,
-                rng.uniform(2, 4),
-            )
-        )
+        pane = _some_surface(rng, "windows tiles stripes ribs", _WALLS, (0.3, 0.8))
+        height = rng.uniform(2, 4)
+        boxes.append(Box((x, back - 0.1), (2.2, 1.5, 0.1), pane, 0.0, height))
     for kind in rng.choice(
         "bench crate bed fence table barrier shelf".split(), rng.integers(1, 6)
     ):
@@ -878,22 +840,7 @@ def _gym(rng: np.random.Generator) -> Place:
         )
         for _ in range(rng.integers(1, 6))
     )
-    floor = Surface(
-        "planks",
-        _near(
-            rng,
-            np.array(
-                [
-                    [0.72, 0.54, 0.34],
-                    [0.66, 0.48, 0.30],
-                    [0.35, 0.45, 0.60],
-                    [0.40, 0.50, 0.42],
-                ]
-            ),
-        ),
-        (0.45, 0.32, 0.2),
-        0.18,
-    )
+    floor = Surface("planks", _near(rng, _HALL_FLOORS), (0.45, 0.32, 0.2), 0.18)
     return Place(
         floor,
         tuple(boxes),

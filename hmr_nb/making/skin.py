@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JOINTS', 'JOINT_MIRROR', 'CUTS', 'table_joints', 'part_labels', 'diffusion', 'spread_weights', 'skin_weights',
-           'turned', 'bone_transforms', 'linear_skin']
+           'joint_rotations', 'bone_transforms', 'linear_skin']
 
 # %% ../../nbs/6_making/03_skin.ipynb #bfc004
 import numpy as np
@@ -159,10 +159,10 @@ def skin_weights(
     return W / W.sum(1, keepdims=True)
 
 # %% ../../nbs/6_making/03_skin.ipynb #aa010003
-def turned(
+def joint_rotations(
     **degrees: tuple,  # joint name = axis-angle (x, y, z), degrees
 ) -> np.ndarray:  # (24, 3, 3) local rotations
-    "A pose by the names of the joints that are turned; the others rest."
+    "A pose by the names of the joints that are rotated; the others rest."
     angle = np.zeros((24, 3))
     for joint, xyz in degrees.items():
         angle[SMPL_JOINTS.index(joint)] = np.radians(xyz)

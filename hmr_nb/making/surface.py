@@ -393,6 +393,7 @@ def volume(
 def relax(
     m: EditMesh,  # before
     rounds: int = 3,  # smoothing steps
+    *,
     size=edge_size,  # (n, 3) -> (n,) wanted edge length
     onto=to_surface,  # projection onto the skin
 ) -> EditMesh:  # after, vertices renumbered
@@ -424,6 +425,7 @@ def relax(
 # %% ../../nbs/6_making/02_surface.ipynb #f51b45b1
 def remesh_round(
     m: EditMesh,  # before
+    *,
     size=edge_size,  # wanted edge length
     scale: float = 1,  # multiplies it
     onto=to_surface,  # projection onto the skin
@@ -445,7 +447,7 @@ def remesh_round(
             collapse_edge(m, a, b, None if first else 1.4 * wanted[e])
     _flips(m)
     _flips(m)
-    return relax(m, 3, size, onto)
+    return relax(m, 3, size=size, onto=onto)
 
 
 def _rim(F):
@@ -514,6 +516,7 @@ def mirror_half(
 def remesh(
     V: np.ndarray,  # (v, 3) half surface
     F: np.ndarray,  # (f, 3)
+    *,
     target: int = 6888,  # faces wanted
     size=edge_size,  # wanted edge length
     onto=to_surface,  # projection onto the skin
@@ -523,7 +526,7 @@ def remesh(
     "Even triangles, fine where `size` says so, exactly `target` of them."
     m, scale = EditMesh(V, F), 1.0
     for i in range(rounds):
-        m = remesh_round(m, size, scale, onto, first=i == 0)
+        m = remesh_round(m, size=size, scale=scale, onto=onto, first=i == 0)
         if progress:
             print(f"round {i}: {m.count} faces")
         if i >= 2:
@@ -531,10 +534,10 @@ def remesh(
     while m.count != target:
         exact_count(m, target, size)
         _flips(m)
-        m = relax(m, 2, size, onto)
+        m = relax(m, 2, size=size, onto=onto)
     for _ in range(4):
         _flips(m)
-        m = relax(m, 5, size, onto)
+        m = relax(m, 5, size=size, onto=onto)
     return m.arrays()
 
 # %% ../../nbs/6_making/02_surface.ipynb #aa010002
