@@ -57,14 +57,17 @@ def read_npz(
 
 
 def _npy(archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> np.ndarray:
+    data, start = memoryview(bytearray(info.file_size)), 0
     with archive.open(info) as stream:
-        data = stream.read(info.file_size)
+        # in pieces: zipfile joins what it unpacks again and again
+        while count := stream.readinto(data[start : start + 2**24]):
+            start += count
     try:
-        return _array(data)
+        return _array(data[:start])
     except (ValueError, MemoryError) as error:
         raise ValueError(f"{key}: {error}") from None
 
-# %% ../../nbs/2_body/03_body_files.ipynb #c7970aaa
+# %% ../../nbs/2_body/03_body_files.ipynb #9f96d866
 def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     read = np.lib.format.read_array_header_2_0
     if np.lib.format.read_magic(stream) == (1, 0):
@@ -72,9 +75,9 @@ def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     return read(stream)
 
 
-def _array(data: bytes) -> np.ndarray:
-    "An array from the bytes of an .npy file."
-    stream = io.BytesIO(data)
+def _array(data: bytearray | memoryview) -> np.ndarray:
+    "The array in the bytes of an .npy file; it keeps them."
+    stream = io.BytesIO(data[: 2**17])  # NumPy's headers have 64 kB at most
     shape, by_columns, dtype = _header(stream)
     if dtype.hasobject:
         raise ValueError("Object arrays are not read: they are pickles")
@@ -83,8 +86,7 @@ def _array(data: bytes) -> np.ndarray:
         raise ValueError(
             f"it says that it holds {shape}, but {len(data) - start:,} bytes follow"
         )
-    order = "F" if by_columns else "C"
-    return np.ndarray(shape, dtype, data, start, order=order).copy(order)
+    return np.ndarray(shape, dtype, data, start, order="F" if by_columns else "C")
 
 
 def read_npy(
@@ -95,7 +97,7 @@ def read_npy(
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has {path.stat().st_size / 2**30:,.1f} GiB")
-        return _array(path.read_bytes())
+        return _array(bytearray(path.read_bytes()))
     except FileNotFoundError:
         raise
     except Exception as error:  # NumPy raises a dozen kinds
