@@ -1,4 +1,5 @@
-"""The rows of `make bench` that are about the body layer: ours, smplx and smplfitter in turns, and our own floor."""
+"""The rows of `make bench` that are about the body layer: ours, smplx and smplfitter in
+turns, and our own floor."""
 
 import json
 import resource
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.body.body_files import save_body
-from hmr_nb.body.smpl import SMPL, fused_tables
+from hmr_nb.body.smpl import SMPL, _fused_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "build" / "peers"
@@ -106,7 +107,7 @@ def timed(call, calls: int) -> list[float]:
 def products(layer: SMPL, batch: int):
     """Nothing but the two matrix products, whole and once each, compiled in the same
     way."""
-    tables = fused_tables(layer.body)
+    tables = _fused_tables(layer.body)
     basis, skin = (
         tf.constant(tables["basis"], tf.float32),
         tf.constant(tables["weights"], tf.float32),
@@ -147,7 +148,7 @@ def rounds(layer: SMPL, peers: Peers, batch: int) -> dict[str, float]:
         n: lambda k, n=n: peers.ask(n, inputs, k) for n in peers.names
     }
     times = {n: [] for n in runs}
-    for name, run in runs.items():
+    for run in runs.values():
         run(2)  # not counted: compiles, warms caches
     for _ in range(ROUNDS):
         for name, run in runs.items():

@@ -1,4 +1,5 @@
-"""The body layer: saving and loading, no weights, number types, batch sizes, graph mode and training."""
+"""The body layer: saving and loading, no weights, number types, batch sizes, graph mode
+and training."""
 
 import os
 import subprocess
@@ -25,13 +26,12 @@ from hmr_nb.body.body_files import load_body
 from hmr_nb.body.open_body import open_body
 from hmr_nb.body.smpl import (
     SMPL,
-    BodyFunction,
+    _BodyFunction,
+    _fused_tables,
+    _rotations_of,
     forward_kinematics,
-    fused_tables,
     pose_features,
     rest_joints,
-    rotations_of,
-    run_body,
     shape_blend,
     skin,
 )
@@ -266,6 +266,60 @@ def test_wrong_shapes_are_named(pose, betas, trans, word):
         )
 
 
+def test_what_may_be_left_out():
+    "No body is the open body, no betas are zeros, transl is trans."
+    smpl, (pose, betas) = layer(), some(3)
+    trans = np.arange(9, dtype=np.float32).reshape(3, 3)
+    for call in (smpl, smpl.without_mesh):
+        same(call(pose).joints, call(pose, 0 * betas).joints, atol=0)
+    same(smpl.keypoints_only(pose), smpl(pose).keypoints, atol=1e-6)
+    same(smpl.joints_only(pose)[0], smpl(pose).joints, atol=1e-6)
+    moved = smpl(pose, betas, transl=trans)
+    same(moved.vertices, smpl(pose, betas, trans).vertices, atol=0)
+    with pytest.raises(ValueError, match="trans and transl"):
+        smpl(pose, betas, trans, transl=trans)
+    with pytest.raises(TypeError):
+        smpl(pose, betas, translation=trans)
+    assert SMPL().body.name == open_body().name
+
+
+@pytest.mark.parametrize("points", [None, COCO], ids=["no keypoints", "keypoints"])
+def test_in_a_functional_model(points, tmp_path):
+    "All calls of the layer on symbols; saved and read back."
+    smpl, (pose, betas), trans = SMPL(keypoints=points), some(2), np.ones((2, 3), "f")
+    values = {"pose": pose, "betas": betas, "trans": trans}
+    symbols = {k: keras.Input(v.shape[1:], name=k) for k, v in values.items()}
+    for words in ("pose", "pose betas", "pose betas trans", "pose trans"):
+        used = {k: symbols[k] for k in words.split()}
+        out = {k: v for k, v in smpl(**used)._asdict().items() if v is not None}
+        assert len(out) == (3 if points is None else 4)
+        model = keras.Model(used, out)
+        model.save(tmp_path / "model.keras")
+        numbers = {k: values[k] for k in used}
+        wanted = smpl(**numbers)._asdict()
+        for each in (model, keras.models.load_model(tmp_path / "model.keras")):
+            found = each.predict(numbers, verbose=0)
+            for key in out:
+                same(found[key], wanted[key].numpy(), atol=1e-6)
+    moved = smpl(symbols["pose"], transl=symbols["trans"]).joints
+    model = keras.Model([symbols["pose"], symbols["trans"]], moved)
+    same(model.predict([pose, trans], verbose=0), smpl(pose).joints + 1, atol=1e-6)
+
+
+def test_a_saved_model_with_somebodys_body_says_what_to_do(tmp_path):
+    body = replace(golden_body(), name="SMPL neutral")
+    p = keras.Input((24, 3))
+    model = keras.Model(p, SMPL(body)(keras.layers.Dense(3)(p)).joints)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    with pytest.raises(ValueError, match="'SMPL neutral'.*load_body.*load_weights"):
+        keras.models.load_model(path)
+    again = keras.Model(p, SMPL(body)(keras.layers.Dense(3)(p)).joints)
+    again.load_weights(path)
+    pose = some(2)[0]
+    same(again.predict(pose, verbose=0), model.predict(pose, verbose=0), atol=1e-7)
+
+
 def test_points_that_the_body_does_not_have():
     with pytest.raises(KeyError, match="toe_l"):
         SMPL(golden_body(), keypoints=COCO.add("toe_l"))
@@ -402,13 +456,9 @@ def test_any_tree_against_loops(joints, vertices, shapes, b, seed):
     rng = np.random.default_rng(seed)
     body = random_body(joints, vertices, shapes, rng)
     pose, betas = rng.normal(size=(b, joints, 3)), rng.normal(size=(b, shapes))
-    R = np.asarray(rotations_of(ops.convert_to_tensor(pose), joints))
-    out = run_body(
-        BodyFunction(body, dtype="float64", jit=False),
-        "mesh",
-        ops.convert_to_tensor(pose),
-        ops.convert_to_tensor(betas),
-    )
+    R = np.asarray(_rotations_of(ops.convert_to_tensor(pose), joints))
+    function = _BodyFunction(body, dtype="float64", jit=False)
+    out = function("mesh", ops.convert_to_tensor(pose), ops.convert_to_tensor(betas))
     V = shape_blend(body.v_template, body.shapedirs, betas)
     rest = rest_joints(body.J_regressor, V)
     G, P = forward_kinematics(R, rest, body.parents)
@@ -453,17 +503,11 @@ def test_a_child_may_stand_before_its_parent(seed):
         joint_names=tuple(f"j{j}" for j in order),
     )
     pose, betas = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 2))
-    a = run_body(
-        BodyFunction(body, dtype="float64", jit=False),
-        "mesh",
-        ops.convert_to_tensor(pose),
-        ops.convert_to_tensor(betas),
-    )
-    b = run_body(
-        BodyFunction(shuffled, dtype="float64", jit=False),
-        "mesh",
-        ops.convert_to_tensor(pose[:, order]),
-        ops.convert_to_tensor(betas),
+    a, b = (
+        _BodyFunction(which, dtype="float64", jit=False)(
+            "mesh", ops.convert_to_tensor(angles), ops.convert_to_tensor(betas)
+        )
+        for which, angles in ((body, pose), (shuffled, pose[:, order]))
     )
     same(b.vertices, a.vertices, atol=1e-12)
     same(b.joints, np.asarray(a.joints)[:, order], atol=1e-12)
@@ -484,7 +528,7 @@ def test_the_family_against_loops(joints, shapes):
     smpl = SMPL(body, dtype="float64")
     out, R = (
         smpl(pose, betas),
-        np.asarray(rotations_of(ops.convert_to_tensor(pose), joints)),
+        np.asarray(_rotations_of(ops.convert_to_tensor(pose), joints)),
     )
     for i in range(2):
         vertices, places = slow_body(body, R[i], betas[i])
@@ -656,7 +700,7 @@ def licensed():
 def test_no_saved_model_holds_somebodys_body(tmp_path):
     "Weights and .keras files leave it out; an export, which would copy it, is refused."
     body = licensed()
-    model, tables = whole_model(body), fused_tables(body)
+    model, tables = whole_model(body), _fused_tables(body)
     model.save(tmp_path / "m.keras")
     model.save_weights(tmp_path / "m.weights.h5")
     with pytest.raises(ValueError, match="arrays of SMPL neutral are not written"):
@@ -721,25 +765,36 @@ import keras, numpy as np
 from keras import ops
 from hmr_nb.basics.files import shipped
 from hmr_nb.body.body_files import load_body
-from hmr_nb.basics.rotations import axis_angle_to_matrix, geodesic, matrix_to_axis_angle, project_to_so3, rotation_mean, swing_twist
+from hmr_nb.basics.rotations import axis_angle_to_matrix, geodesic, matrix_to_axis_angle
+from hmr_nb.basics.rotations import project_to_so3, rotation_mean, swing_twist
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.body.smpl import SMPL
 
 which = keras.backend.backend()
 assert which == sys.argv[1], which
 z, judge = np.load(shipped("goldens/smpl_goldens.npz")), np.load(sys.argv[2])
-body, coco = load_body(shipped("goldens/body_random_v200.npz")), keypoint_set("cocoplus19")
+body = load_body(shipped("goldens/body_random_v200.npz"))
+coco = keypoint_set("cocoplus19")
 pose, betas = z["pose"].reshape(16, 24, 3), z["betas"]
 number = lambda x: np.asarray(ops.convert_to_numpy(x))
 smpl = SMPL(body, keypoints=coco)
 out, few = smpl(pose, betas), smpl.without_mesh(pose, betas)
 for other in ("hmr1", "hmr2", "smplx"):
-    for value, key in ((out.vertices, "verts"), (out.joints, "joints24"), (out.keypoints, "kp19"), (out.rotations, "rot"), (few.keypoints, "kp19")):
+    for value, key in (
+        (out.vertices, "verts"),
+        (out.joints, "joints24"),
+        (out.keypoints, "kp19"),
+        (out.rotations, "rot"),
+        (few.keypoints, "kp19"),
+    ):
         gap = np.abs(number(value) - z[f"{other}_f32_{key}"]).max()
-        assert number(value).dtype == "float32" and gap <= 2e-6, (which, other, key, gap)
+        assert number(value).dtype == "float32" and gap <= 2e-6, (other, key, gap)
 
-assert smpl.weights == [] and number(smpl(pose, betas[:, :3]).vertices).shape == (16, 200, 3)
-score = lambda p, b: ops.sum(smpl(p, b).vertices * ops.convert_to_tensor(judge["push"], "float32"))
+assert smpl.weights == []
+assert number(smpl(pose, betas[:, :3]).vertices).shape == (16, 200, 3)
+assert np.abs(number(smpl(pose).joints - smpl(pose, 0 * betas).joints)).max() == 0
+push = ops.convert_to_tensor(judge["push"], "float32")
+score = lambda p, b: ops.sum(smpl(p, b).vertices * push)
 if which == "jax":
     import jax
     gradient = jax.jit(jax.grad(score, argnums=0))
@@ -749,8 +804,10 @@ elif which == "torch":
         p = torch.tensor(p, requires_grad=True)
         return torch.autograd.grad(score(p, torch.tensor(b)), p)[0]
 for p, true in zip(judge["poses"], judge["gradients"]):
-    found = number(gradient(p[None].astype("float32"), judge["betas"].astype("float32")))[0]
-    assert np.abs(found - true).max() < 1e-5 * np.abs(true).max(), np.abs(found - true).max()
+    b = judge["betas"].astype("float32")
+    found = number(gradient(p[None].astype("float32"), b))[0]
+    gap = np.abs(found - true).max()
+    assert gap < 1e-5 * np.abs(true).max(), gap
 
 R = axis_angle_to_matrix(pose)
 assert np.abs(number(axis_angle_to_matrix(matrix_to_axis_angle(R)) - R)).max() < 2e-6
