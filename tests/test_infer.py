@@ -1,4 +1,4 @@
-"""Photographs as people bring them, the camera back to the whole picture, and what is written to disk."""
+"""Photographs as people bring them, the camera back to the whole picture, and files."""
 
 import io
 import json
@@ -14,8 +14,6 @@ from PIL import Image
 
 from hmr_nb.basics.camera import (
     Camera,
-    Crop,
-    apply_affine,
     cam_to_translation,
     perspective,
     project,
@@ -23,22 +21,21 @@ from hmr_nb.basics.camera import (
 )
 from hmr_nb.basics.files import shipped
 from hmr_nb.basics.rendering import silhouette
+from hmr_nb.basics.values import EXPORTS
 from hmr_nb.body.open_body import open_body
 from hmr_nb.inference.infer import (
-    FORMATS,
     Forward,
-    People,
+    Predictions,
+    _group_views,
+    _result_names,
     boxes_from_openpose,
     draw_people,
-    export_person,
-    group_views,
     infer,
     infer_files,
     load_photo,
     person_views,
     photo_focal,
     place_body,
-    result_names,
     show,
 )
 from hmr_nb.making.domains import render_example, smpl_layer, wardrobe_of
@@ -78,36 +75,30 @@ def studio():
     )
 
 
-def best_cam(points, px, crop, size):
+def best_cam(points, px, crop):
     """The crop's camera (scale, tx, ty) that fits pixels of the photograph best, as
     training asks for; float64."""
-    ndc = px_to_ndc(apply_affine(crop, px), size)
+    ndc = px_to_ndc(crop.apply(px), crop.size[1])
     A = np.column_stack([points[:, :2].ravel(), np.tile(np.eye(2), (len(points), 1))])
     s, sx, sy = np.linalg.lstsq(A, ndc.ravel(), rcond=None)[0]
     return np.array([s, sx / s, sy / s])
 
 
-class Oracle:
-    """Answers with the truth, as a weak-perspective model would put it: the body around
-    its own origin, and the camera of the crop that fits its joints best."""
+class Perfect:
+    """Answers with the ground truth, as a weak-perspective model would put it: the body
+    around its own origin, and the camera of the crop that fits its joints best."""
 
-    def __init__(self, body, smpl, example, crop, size):
+    def __init__(self, body, smpl, example, view):
         out = smpl(
             example.pose[None].astype("float32"), example.betas[None].astype("float32")
         )
         joints = np.asarray(out.joints[0], float)
-        cam = best_cam(
-            joints,
-            perspective(joints + example.trans, float(example.focal), example.center),
-            crop,
-            size,
-        )[None]
+        camera = Camera.simple(float(example.focal), example.center)
+        px = camera.project(joints + example.trans)
+        cam = best_cam(joints, px, view.crop(example.box))[None]
         keypoints = out.keypoints
-        self.smpl, self.keypoints, self.size = (
-            SimpleNamespace(faces=body.faces),
-            smpl.keypoints,
-            size,
-        )
+        self.smpl, self.keypoints = SimpleNamespace(faces=body.faces), smpl.keypoints
+        self.view = view
         self.out = HMROutput(
             out.vertices,
             keypoints,
@@ -121,39 +112,29 @@ class Oracle:
         )
 
     def recover(self, views):
-        assert views.shape == (1, self.size, self.size, 3) and np.abs(views).max() <= 1
+        side = self.view.size
+        assert views.shape == (1, side, side, 3) and np.abs(views).max() <= 1
         return self.out
 
 
-def through_infer(studio, name, index, size=224):
-    "A render, and what `infer` makes of a model that knows the truth."
+def through_infer(studio, name, index):
+    "A render, and what `infer` makes of a model that knows the ground truth."
     body, smpl, render = studio
     made = render(name, index)
     example, image = made.example, decode_jpeg(made.example.jpeg)
-    oracle = Oracle(body, smpl, example, View(size).crop(example.box).affine, size)
-    return (
-        made,
-        image,
-        infer(
-            oracle,
-            image,
-            [example.box],
-            float(example.focal),
-            size,
-            center=example.center,
-        ),
-    )
+    model, focal = Perfect(body, smpl, example, View(224)), float(example.focal)
+    people = infer(model, image, example.box, focal=focal, center=example.center)
+    return made, image, people
+
+
+def mask_of(person, image):
+    return silhouette(person.vertices, person.faces, person.camera, image.shape[:2])
 
 
 @pytest.mark.parametrize("index", [0, 2, 3, 4, 5])  # a box stands before number 1
 def test_the_true_mesh_covers_the_person_through_our_camera(studio, index):
     made, image, people = through_infer(studio, "studio", index)
-    mine = silhouette(
-        people[0].vertices,
-        people.faces,
-        Camera.simple(people[0].focal, people[0].center),
-        image.shape[:2],
-    )
+    mine = mask_of(people[0], image)
     seen = made.mask >= 0
     assert (mine & seen).sum() / (mine | seen).sum() >= 0.98
     np.testing.assert_allclose(
@@ -169,12 +150,7 @@ def test_what_is_seen_of_a_hidden_person_lies_in_our_silhouette(studio, name):
     comparison can be asked."""
     for index in range(3):
         made, image, people = through_infer(studio, name, index)
-        mine = silhouette(
-            people[0].vertices,
-            people.faces,
-            Camera.simple(people[0].focal, people[0].center),
-            image.shape[:2],
-        )
+        mine = mask_of(people[0], image)
         assert (mine & (made.mask >= 0)).sum() / (made.mask >= 0).sum() >= 0.98
 
 
@@ -185,7 +161,7 @@ def test_both_ways_to_a_pixel_agree_but_for_perspective(studio):
     for name in ("studio", "street", "sports"):
         made, _image, people = through_infer(studio, name, 1)
         p = people[0]
-        space = perspective(p.keypoints, p.focal, p.center)
+        space = p.camera.project(p.keypoints)
         np.testing.assert_allclose(
             space,
             perspective(
@@ -199,12 +175,7 @@ def test_both_ways_to_a_pixel_agree_but_for_perspective(studio):
             np.linalg.norm(space - p.keypoints_px, axis=1) / max(made.example.box[2:])
         )
         np.testing.assert_allclose(
-            best_cam(
-                p.joints - p.translation,
-                perspective(p.joints, p.focal, p.center),
-                p.crop,
-                224,
-            ),
+            best_cam(p.joints - p.translation, p.camera.project(p.joints), p.crop),
             p.cam,
             atol=1e-6,
         )
@@ -222,29 +193,19 @@ def test_a_body_is_placed_where_it_stood(seed, focal, depth, where):
     """Any joints, any pinhole: the crop's camera that fits best leads back to the true
     place, and to no other with the origin alone."""
     joints = np.random.default_rng(seed).normal(size=(24, 3)) * [0.25, 0.5, 0.25]
-    trans, center, crop = (
-        np.array([*where, depth]),
-        np.array([320.0, 240.0]),
-        View(224).crop((100, 50, 200, 300)).affine,
-    )
-    cam = best_cam(joints, perspective(joints + trans, focal, center), crop, 224)
-    np.testing.assert_allclose(
-        place_body(joints, cam, crop, 224, focal, center), trans, rtol=1e-5, atol=1e-5
-    )
-    assert (
-        np.abs(
-            cam_to_translation(cam, Crop(crop, 224), Camera.simple(focal, center))
-            - trans
-        ).max()
-        > 1e-5
-    )
+    trans, camera = np.array([*where, depth]), Camera.simple(focal, (320, 240))
+    crop = View(224).crop((100, 50, 200, 300))
+    cam = best_cam(joints, camera.project(joints + trans), crop)
+    placed = place_body(joints, cam, crop, camera)
+    np.testing.assert_allclose(placed, trans, rtol=1e-5, atol=1e-5)
+    assert np.abs(cam_to_translation(cam, crop, camera) - trans).max() > 1e-5
 
 
 @pytest.mark.parametrize("focal", [1e-3, 1.0, 50.0, 1e9])
 def test_a_senseless_focal_length_gives_finite_numbers_and_is_kept(model, focal):
     (person,) = infer(model, load_photo(PHOTO), focal=focal)
     assert (
-        person.focal == focal
+        person.camera.focal == focal
         and np.isfinite(person.vertices).all()
         and np.isfinite(person.translation).all()
     )
@@ -254,12 +215,12 @@ def test_one_assumed_focal_length_for_all_people_of_a_photograph(model):
     photo = load_photo(PHOTO)
     h, w = photo.shape[:2]
     near, small = (10, 5, 90, 240), (30, 30, 20, 40)
-    assert infer(model, photo, [small])[0].focal == np.hypot(h, w)
+    assert infer(model, photo, [small])[0].camera.focal == np.hypot(h, w)
     both = infer(model, photo, [small, near])
     assert (
-        both[0].focal
-        == both[1].focal
-        == infer(model, photo, [near])[0].focal
+        both[0].camera.focal
+        == both[1].camera.focal
+        == infer(model, photo, [near])[0].camera.focal
         == pytest.approx(1000 / 224 * 1.25 * 240)
     )
     assert both[0].translation[2] > both[1].translation[2]
@@ -310,7 +271,7 @@ def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
     from hmr_nb.records.records import RecordWriter, Sample
     from hmr_nb.records.stream import record_dataset
 
-    points, size, photo = keypoint_set("lsp14"), 224, load_photo(PHOTO)
+    points, view, photo = keypoint_set("lsp14"), View(224), load_photo(PHOTO)
     big = np.asarray(
         Image.fromarray(photo).resize((900, 700), Image.Resampling.BICUBIC)
     )
@@ -322,21 +283,21 @@ def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
         iter(
             as_in_test(
                 record_dataset(tmp_path / "records", points, seed=None, meta=True),
-                size,
+                view,
                 points,
             )
         )
     )
-    views, crops = person_views(big, [box], size)
-    seen = (item["kp2d"].numpy()[:, :2] + 1) * size / 2 - 0.5  # ndc to px
-    height = np.ptp(apply_affine(crops[0], kp)[:, 1])
+    views, (crop,) = person_views(big, [box], view)
+    seen = (item["kp2d"].numpy()[:, :2] + 1) * view.size / 2 - 0.5  # ndc to px
+    height = np.ptp(crop.apply(kp)[:, 1])
     # of the photograph: the training path decodes whole ones, and no more than its crop
-    pixel = size / (1.25 * max(box[2:]))
+    pixel = view.size / (1.25 * max(box[2:]))
     assert (
-        abs(height - size / 1.25) < 0.01
+        abs(height - view.size / 1.25) < 0.01
         and abs(np.ptp(seen[:, 1]) - height) < pixel / 2
     )
-    np.testing.assert_allclose(seen, apply_affine(crops[0], kp), atol=pixel)
+    np.testing.assert_allclose(seen, crop.apply(kp), atol=pixel)
     # JPEG lies between them
     assert np.abs(item["image"].numpy() - views[0]).mean() < 0.03
 
@@ -382,7 +343,7 @@ def test_odd_pictures_give_a_person_with_finite_numbers(model, shape):
         np.isfinite(getattr(people[0], n)).all()
         for n in ("vertices", "keypoints", "keypoints_px", "translation")
     )
-    assert draw_people(people.photo, people, people.faces).shape[0] >= shape[0]
+    assert draw_people(people.photo, people).shape[0] >= shape[0]
 
 
 def test_many_people_come_in_order_and_as_alone(model):
@@ -390,14 +351,43 @@ def test_many_people_come_in_order_and_as_alone(model):
     boxes = [(40 + 3 * i, 20 + i, 100 + 5 * i, 190) for i in range(7)]
     together, batched = (
         infer(forward, photo, boxes),
-        infer(forward, photo, boxes, batch=3),
+        infer(forward, photo, boxes, batch_size=3),
     )
-    assert [p.box for p in together] == boxes == [p.box for p in batched]
+    for people in (together, batched):
+        assert [tuple(p.box) for p in people] == boxes
     for i in (0, 3, 6):
         (alone,) = infer(model, photo, [boxes[i]])
         for other in (together[i], batched[i]):
             np.testing.assert_allclose(other.vertices, alone.vertices, atol=1e-3)
-    assert infer(forward, photo, []) == [] and "People(7" in repr(together)
+    assert infer(forward, photo, []) == [] and "Predictions(7" in repr(together)
+
+
+def test_a_file_a_picture_of_pillow_or_an_array_one_box_or_many(model):
+    box, opened = (40, 20, 100, 190), Image.open(PHOTO)
+    (person,) = infer(model, load_photo(PHOTO), [box])
+    for image in (PHOTO, str(PHOTO), opened, opened.convert("RGBA")):
+        for boxes in (box, list(box), np.array(box), [box], np.array([box])):
+            (other,) = infer(model, image, boxes)
+            np.testing.assert_array_equal(other.vertices, person.vertices)
+    for wrong in ((1, 2, 3), [(1, 2, 3)], 7, [[box]]):
+        with pytest.raises(ValueError, match="boxes: expected x, y, width, height"):
+            infer(model, PHOTO, wrong)
+    with pytest.raises(FileNotFoundError, match="gone.jpg: no such picture"):
+        infer(model, "gone.jpg")
+
+
+def test_the_focal_length_that_a_file_notes_is_used(model, tmp_path):
+    (tmp_path / "phone.jpg").write_bytes(noted(26))
+    wanted = pytest.approx(500 * 26 / 43.2666, rel=1e-5)
+    for image in (tmp_path / "phone.jpg", Image.open(tmp_path / "phone.jpg")):
+        assert infer(model, image)[0].camera.focal == wanted
+        assert infer(model, image, focal=777)[0].camera.focal == 777
+
+
+def test_a_person_is_one_line(model):
+    (person,) = infer(model, PHOTO, (40, 20, 100, 190))
+    said = repr(person)
+    assert "\n" not in said and len(said) < 120 and "box 40,20,100,190 px" in said
 
 
 def test_a_result_shows_itself(model):
@@ -406,50 +396,46 @@ def test_a_result_shows_itself(model):
     assert shown["image/jpeg"][:2] == b"\xff\xd8" and shown["text/plain"] == repr(
         people
     )
-    w, h = Image.open(io.BytesIO(show(people, 80).data)).size
-    assert (
-        h == 80
-        and w
-        == 2 * 80
-        + sum(v.shape[1] for v in group_views(people, people.faces, 80))
-        + 3 * 2
-    )
+    w, h = Image.open(io.BytesIO(show(people, height=80).data)).size
+    widths = [view.shape[1] for view in _group_views(people, 80)]
+    assert h == 80 and w == 2 * 80 + sum(widths) + 3 * 2
     assert (
         "image/jpeg" in infer(model, load_photo(PHOTO), [])._repr_mimebundle_()
-        and "image/jpeg" not in People()._repr_mimebundle_()
+        and "image/jpeg" not in Predictions()._repr_mimebundle_()
     )
 
 
 def test_every_export_reads_back(model, tmp_path):
     import trimesh
 
-    (person,) = people = infer(model, load_photo(PHOTO))
-    npz, js, obj, glb = export_person(person, people.faces, tmp_path / "a.b", FORMATS)
+    (person,) = infer(model, load_photo(PHOTO))
+    npz, js, obj, glb = (person.export(tmp_path / f"a.b.{f}") for f in EXPORTS)
     local = (person.vertices - person.translation) * [1, -1, -1]
+    # as version 0.3.0 wrote them
+    values = {
+        name: getattr(person, name)
+        for name in (
+            *("box", "pose", "betas", "cam", "vertices", "joints", "keypoints"),
+            *("keypoints_px", "names", "translation", "faces"),
+        )
+    }
+    values |= {
+        "crop": person.crop.affine,
+        "focal": person.camera.focal,
+        "center": person.camera.center,
+    }
     with np.load(npz) as stored:
-        assert set(stored.files) == {*vars(person), "faces"}
-        for name, value in vars(person).items():
+        assert set(stored.files) == set(values)
+        for name, value in values.items():
             np.testing.assert_array_equal(stored[name], value)
     told = json.loads(js.read_text())
-    assert told["names"] == list(person.names) and set(told) == set(vars(person)) - {
-        "vertices"
-    }
-    for name in (
-        "pose",
-        "betas",
-        "cam",
-        "crop",
-        "joints",
-        "keypoints",
-        "keypoints_px",
-        "translation",
-        "center",
-        "box",
-    ):
-        np.testing.assert_allclose(told[name], getattr(person, name))
+    assert set(told) == set(values) - {"vertices", "faces"}
+    assert told["names"] == list(person.names)
+    for name in set(told) - {"names"}:
+        np.testing.assert_allclose(told[name], values[name])
     for file in (obj, glb):
         mesh = trimesh.load(file, force="mesh", process=False)
-        np.testing.assert_array_equal(mesh.faces, people.faces)
+        np.testing.assert_array_equal(mesh.faces, person.faces)
         np.testing.assert_allclose(mesh.vertices, local, atol=1e-6)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "a.b.glb",
@@ -494,8 +480,8 @@ def test_hostile_files_are_named_and_the_rest_goes_on(model, tmp_path):
             model,
             [outside],
             tmp_path / "none",
-            {str(outside): [box]},
-            ("json",),
+            boxes={str(outside): [box]},
+            formats=("json",),
             progress=False,
         )
         assert (
@@ -624,7 +610,7 @@ def test_a_full_disk_leaves_nothing_half_written(model, tmp_path, monkeypatch):
     )
 )
 def test_results_never_share_a_name(parts):
-    names = [n.lower() for n in result_names([f"{d}/{f}" for d, f in parts])]
+    names = [n.lower() for n in _result_names([f"{d}/{f}" for d, f in parts])]
     assert len(set(names)) == len(parts)
 
 
@@ -735,7 +721,7 @@ def test_real_photographs(model):
         people = infer(model, load_photo(path))
         assert np.isfinite(people[0].vertices).all() and people[0].translation[2] > 0
         assert (
-            draw_people(people.photo, people, people.faces, side_views=False).shape
+            draw_people(people.photo, people, side_views=False).shape
             == people.photo.shape
         )
 

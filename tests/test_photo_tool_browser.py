@@ -155,11 +155,11 @@ def test_the_body_turns(page, kernel):
 def test_a_pasted_picture_takes_the_place_of_the_first(page, kernel):
     from PIL import Image
 
-    from hmr_nb.inference.photo_tool import data_address
+    from hmr_nb.inference.photo_tool import _data_address
 
     page.locator(".hmr-photo").click()
     turned = np.asarray(Image.open(SAMPLE).convert("RGB"))[:, :180]
-    page.evaluate(PASTE, data_address(turned))
+    page.evaluate(PASTE, _data_address(turned))
     wait_for(
         lambda: kernel.ask("tool.state.photo.shape[1]") == 180, "the pasted picture"
     )
