@@ -85,7 +85,7 @@ class Prediction:
             value = getattr(self, name)
             if value is None:
                 continue
-            value = np.asarray(value, int if name == "faces" else float).view()
+            value = np.asarray(value, int if name == "faces" else float)
             axes = last if name == "faces" else (*lead, *last)
             right = len(axes) == value.ndim and all(
                 isinstance(n, str) or n == m for n, m in zip(axes, value.shape)
@@ -93,7 +93,6 @@ class Prediction:
             if not right:
                 wanted = ", ".join(map(str, axes))
                 raise ValueError(f"{name}: expected ({wanted}), got {value.shape}")
-            value.flags.writeable = False
             put(self, name, value)
         if len(lead) > 1:
             raise ValueError(f"keypoints: expected a person or a batch, got {lead}")

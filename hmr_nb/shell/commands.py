@@ -293,9 +293,9 @@ def infer(
         model,
         [p for p in pictures if str(p) not in failed],
         out,
-        boxes,
-        [f.strip() for f in export.split(",")],
-        resume,
+        boxes=boxes,
+        formats=[f.strip() for f in export.split(",")],
+        resume=resume,
         focal=focal,
     )
     failed |= bad
