@@ -699,6 +699,9 @@ def evaluate(
     ] = None,
     out: Out = Path("evaluated"),
     body: Body = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only people of this split, such as test.")
+    ] = None,
     baseline: Annotated[
         bool,
         typer.Option(
@@ -711,7 +714,7 @@ def evaluate(
     sheet: Annotated[
         bool,
         typer.Option(
-            "--sheet", help="Draw people from the best guess to the worst: sheet.jpg."
+            "--sheet", help="Draw people from the smallest error to the largest."
         ),
     ] = False,
 ) -> None:
@@ -719,27 +722,26 @@ def evaluate(
 
     Example:  hmr_nb evaluate runs/small/best.h5 --data records/studio_test --baseline --sheet --out evaluated
     """
-    from hmr_nb.basics.files import write_whole
     from hmr_nb.study.error_sheet import error_sheet, save_sheet
     from hmr_nb.study.evaluate import evaluate as run
-    from hmr_nb.study.evaluate import mean_pose_baseline, save_results, summary
+    from hmr_nb.study.evaluate import mean_pose_baseline
 
-    model, dirs = open_model(weights, body), [str(d) for d in data]
-    table = run(model, dirs)
-    save_results(table, data, out)
-    print(summary(table).to_string(index=False, float_format="{:.2f}".format))
+    model = open_model(weights, body)
+    name = str(weights) if weights else "small weights"
+    results = run(model, data, name=name, split=split)
+    table = results.save(out)
+    shown = results.summary().to_string(index=False, float_format="{:.2f}".format)
+    print(shown)
     if baseline:
-        mean = summary(mean_pose_baseline(model, dirs))
+        mean = mean_pose_baseline(model, data, split=split).summary()
         write_whole(out / "mean_pose.csv", lambda part: mean.to_csv(part, index=False))
-        print(
-            "\nmean pose\n" + mean.to_string(index=False, float_format="{:.2f}".format)
-        )
+        print(mean.to_string(index=False, float_format="{:.2f}".format))
     if sheet:
-        print(
-            "sheet:"
-            f" {save_sheet(error_sheet(model, dirs, table, measure='err_pa_mm' if table.err_pa_mm.notna().any() else 'err_2d_px'), out / 'sheet.jpg')}"
-        )
-    print(f"table: {out / 'errors.csv.gz'}")
+        known = results.table.err_pa_mm.notna().any()
+        measure = "err_pa_mm" if known else "err_2d_px"
+        drawn = error_sheet(model, data, results, measure=measure, split=split)
+        print(f"sheet: {save_sheet(drawn, out / 'sheet.jpg')}")
+    print(f"table: {table}")
 
 # %% ../../nbs/10_shell/05_commands.ipynb #1004ef7d
 @app.command()
@@ -753,18 +755,18 @@ def domain(
 
     Example:  hmr_nb domain evaluated/studio evaluated/street --out study
     """
+    from hmr_nb.basics.values import Results
     from hmr_nb.study.distances import error_by
-    from hmr_nb.study.evaluate import load_results
     from hmr_nb.study.report import Page, add_domain_study, domain_figure
 
-    errors, table, poses = load_results(results)
-    page = Page("Domains compared", ", ".join(sorted(poses)))
-    add_domain_study(page, errors, table, poses).save(out / "report.html")
-    error_by(errors, ["domain", "keypoint"]).to_csv(
+    found = Results.load(results)
+    page = Page("Domains compared", ", ".join(sorted(found.poses)))
+    add_domain_study(page, found).save(out / "report.html")
+    error_by(found.table, ["domain", "keypoint"]).to_csv(
         out / "errors_by_keypoint.csv", index=False
     )
-    domain_figure(table, poses).savefig(out / "domains.png", dpi=110)
-    print(error_by(errors).round(1).to_string(index=False))
+    domain_figure(found).savefig(out / "domains.png", dpi=110)
+    print(error_by(found.table).round(1).to_string(index=False))
     print(f"report: {out / 'report.html'}")
 
 # %% ../../nbs/10_shell/05_commands.ipynb #8d02977c
@@ -1014,7 +1016,7 @@ def import_weights(
     """
     from hmr_nb.model.published import import_weights as run
 
-    print(run(kind, checkpoint, out, training).to_string(index=False))
+    print(run(kind, checkpoint, out, training=training).to_string(index=False))
     print(out)
 
 # %% ../../nbs/10_shell/05_commands.ipynb #b8a5848d

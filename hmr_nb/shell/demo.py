@@ -18,10 +18,10 @@ from ..basics.drawing import grid, keypoints_image
 from ..basics.files import shipped
 from ..basics.keypoints import KeypointSet, keypoint_set
 from ..basics.metrics import mpjpe, pa_mpjpe, point_errors
+from ..basics.values import Prediction
 from ..body.body_data import BodyData
 from ..body.open_body import open_body
 from ..body.smpl import SMPL
-from ..basics.values import Prediction
 from ..inference.infer import draw_people, infer, load_photo
 from ..keypoints.joint_regressor import fit_marks, load_marks
 from ..model.hmr import HMR
@@ -51,7 +51,7 @@ def _load_samples() -> _Samples:
 # %% ../../nbs/10_shell/01_demo.ipynb #47796173
 def _recover(
     model: HMR,  # the model
-    samples: _Samples,  # pictures and truth
+    samples: _Samples,  # pictures and ground truth
 ) -> list[Prediction]:  # one a picture
     "One body a sample picture."
     truth = samples.truth
@@ -193,7 +193,9 @@ def _toe_section(page: Page, body: BodyData, samples: _Samples) -> pd.DataFrame:
     names = ["ankle_l", "ankle_r", "toe_l", "toe_r"]
     table = _keypoint_errors(people, true, points, names)
     drawn = [
-        keypoints_image(i, p.keypoints_px, points.edge_indices, points.sides)
+        keypoints_image(
+            i, np.asarray(p.keypoints_px), points.edge_indices, points.sides
+        )
         for i, p in zip(samples.images, people)
     ]
     page.section(
