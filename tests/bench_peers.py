@@ -1,6 +1,8 @@
-"""The other side of `make bench`: smplx and smplfitter, run by their own Python, one json line asked and one answered.
+"""The other side of `make bench`: smplx and smplfitter, run by their own Python, one
+json line asked and one answered.
 
-Needs nothing of hmr_nb: bodies come as the pickle that `save_body` writes, which these packages open as their own.
+Needs nothing of hmr_nb: bodies come as the pickle that `save_body` writes, which these
+packages open as their own.
 """
 
 import io

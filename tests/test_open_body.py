@@ -225,16 +225,16 @@ def test_a_quick_doll_has_the_exact_count_twice():
     dolls = [
         mirror_half(
             *remesh(
-                *half_surface(coarser=2.5),
-                target=1200,
-                size=lambda P: np.full(len(P), 0.045),
+                *half_surface(coarser=2.8),
+                target=800,
+                size=lambda P: np.full(len(P), 0.055),
                 rounds=3,
             )
         )
         for _ in range(2)
     ]
     V, F, mirror = dolls[0]
-    assert len(F) == 2400 and len(V) == 1202
+    assert len(F) == 1600 and len(V) == 802
     np.testing.assert_array_equal(V, dolls[1][0])
     np.testing.assert_array_equal(V[mirror] * FLIP, V)
     assert np.quantile(np.abs(body_field(to_surface(V))), 0.95) < 1e-3

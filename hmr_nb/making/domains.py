@@ -999,7 +999,7 @@ def make_samples(
         found = list(examples(larger))
     files = [f"studio_{i:02d}.jpg" for i in range(count)]
     for file, e in zip(files, found):
-        (out / file).write_bytes(encode_jpeg(e.image, 95))
+        (out / file).write_bytes(encode_jpeg(np.asarray(e.image), 95))
     fields = "kp2d state kp3d box pose betas trans focal center".split()
     truth = {f: np.stack([getattr(e, f) for e in found]) for f in fields}
     truth = {"image": np.array(files), "names": np.array(found[0].names), **truth}
