@@ -256,7 +256,8 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
     from hmr_nb.basics.camera import box_from_keypoints
     from hmr_nb.basics.keypoints import keypoint_set
     from hmr_nb.records.augment import augment
-    from hmr_nb.records.records import RecordWriter, Sample
+    from hmr_nb.records.writer import RecordWriter
+    from hmr_nb.records.schema import Sample
     from hmr_nb.records.stream import record_dataset
 
     rng, points = np.random.default_rng(0), keypoint_set("lsp14")

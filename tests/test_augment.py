@@ -21,7 +21,9 @@ from hmr_nb.records.augment import (
     view_pixels,
     view_window,
 )
-from hmr_nb.records.records import RecordWriter, Sample, decode_jpeg, encode_jpeg
+from hmr_nb.records.writer import RecordWriter
+from hmr_nb.records.schema import Sample
+from hmr_nb.records.pictures import decode_jpeg, encode_jpeg
 from hmr_nb.records.stream import record_dataset
 from hmr_nb.training.experiment import Experiment
 from hmr_nb.training.trainer import training_batches

@@ -14,7 +14,7 @@ from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set, map_points
 from hmr_nb.records.card import card_table
 from hmr_nb.records.datasets.coco import convert_coco, read_coco, read_points
-from hmr_nb.records.records import examples
+from hmr_nb.records.reader import examples
 
 GOLDENS = shipped("goldens")
 RAW = GOLDENS / "raw" / "coco"

@@ -10,7 +10,9 @@ from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.records.card import card_warnings, contact_sheet, people_table
 from hmr_nb.records.datasets.lsp import read_joints
-from hmr_nb.records.records import Dropped, RecordWriter, Sample, examples
+from hmr_nb.records.writer import Dropped, RecordWriter
+from hmr_nb.records.schema import Sample
+from hmr_nb.records.reader import examples
 from hmr_nb.shell.commands import (
     CONVERTERS,
     find_converter,
@@ -284,7 +286,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD, ids=lambda c: c.replace(" ", "_"))
 def test_bad_input_is_one_line(case, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hmr_nb.records.records.DASK_PATIENCE", 0.2)
+    monkeypatch.setattr("hmr_nb.records.workers.DASK_PATIENCE", 0.2)
     words, says = BAD[case]
     code, _, err = run(*words)
     lines = [line for line in err.splitlines() if line.startswith("hmr_nb: ")]

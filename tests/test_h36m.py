@@ -32,7 +32,7 @@ from hmr_nb.records.datasets.h36m import (
     read_metadata,
     read_object_npz,
 )
-from hmr_nb.records.records import card, examples
+from hmr_nb.records.reader import card, examples
 from hmr_nb.shell.commands import main
 
 PEOPLE = [f"S{i}" for i in range(1, 12)]

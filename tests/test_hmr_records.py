@@ -12,7 +12,8 @@ from hmr_nb.records.datasets.hmr_records import (
     convert_hmr_records,
     read_poses,
 )
-from hmr_nb.records.records import encode_jpeg, examples
+from hmr_nb.records.pictures import encode_jpeg
+from hmr_nb.records.reader import examples
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 RECORDS = REAL / "hmr2_records"

@@ -42,7 +42,7 @@ from hmr_nb.making.domains import render_example, smpl_layer, wardrobe_of
 from hmr_nb.model.hmr import HMROutput
 from hmr_nb.model.view import View
 from hmr_nb.model.weights import small_hmr
-from hmr_nb.records.records import decode_jpeg
+from hmr_nb.records.pictures import decode_jpeg
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "real"
 PHOTO = min(shipped("samples").glob("*.[jp][pn]g"))
@@ -268,7 +268,8 @@ def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
     from hmr_nb.basics.camera import box_from_keypoints
     from hmr_nb.basics.keypoints import keypoint_set
     from hmr_nb.records.augment import test_view as as_in_test
-    from hmr_nb.records.records import RecordWriter, Sample
+    from hmr_nb.records.writer import RecordWriter
+    from hmr_nb.records.schema import Sample
     from hmr_nb.records.stream import record_dataset
 
     points, view, photo = keypoint_set("lsp14"), View(224), load_photo(PHOTO)

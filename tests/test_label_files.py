@@ -30,7 +30,7 @@ from hmr_nb.records.datasets.spin import (
     read_spin,
     spin_points,
 )
-from hmr_nb.records.records import card, examples
+from hmr_nb.records.reader import card, examples
 from hmr_nb.shell.commands import find_converter, own_options
 
 RAW = shipped("goldens") / "raw" / "lsp"

@@ -14,7 +14,7 @@ from hmr_nb.basics.files import shipped
 from hmr_nb.records import photos
 from hmr_nb.records.card import card_table
 from hmr_nb.records.datasets.lsp import convert_lsp, convert_lsp_extended, read_joints
-from hmr_nb.records.records import card, examples
+from hmr_nb.records.reader import card, examples
 
 GOLDENS = shipped("goldens")
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"

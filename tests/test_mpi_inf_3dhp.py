@@ -29,7 +29,7 @@ from hmr_nb.records.datasets.mpi_inf_3dhp import (
     read_calibration,
     read_test_labels,
 )
-from hmr_nb.records.records import card, examples
+from hmr_nb.records.reader import card, examples
 from hmr_nb.shell.commands import main
 
 TRAIN, TEST = keypoint_set("mpi_inf_3dhp28").names, keypoint_set("mpi_inf_3dhp17").names

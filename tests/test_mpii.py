@@ -24,7 +24,7 @@ from hmr_nb.records.datasets.mpii import (
     read_mpii,
     read_rect,
 )
-from hmr_nb.records.records import examples
+from hmr_nb.records.reader import examples
 
 RAW = shipped("goldens") / "raw" / "lsp"
 LSP_KP = read_joints(RAW)[1]

@@ -16,23 +16,11 @@ from hypothesis.extra import numpy as hnp
 
 from hmr_nb.basics.keypoints import KeypointSet, keypoint_set
 from hmr_nb.records.card import card_table
-from hmr_nb.records.records import (
-    Dropped,
-    RecordWriter,
-    Sample,
-    card,
-    convert_items,
-    cut_person,
-    decode_jpeg,
-    decode_sample,
-    encode_jpeg,
-    encode_sample,
-    examples,
-    file_digest,
-    source_set,
-    stored_crop,
-    stored_jpeg,
-)
+from hmr_nb.records.writer import Dropped, RecordWriter, file_digest
+from hmr_nb.records.schema import Sample, decode_sample, encode_sample
+from hmr_nb.records.reader import card, examples, source_set
+from hmr_nb.records.workers import convert_items
+from hmr_nb.records.pictures import cut_person, decode_jpeg, encode_jpeg, stored_crop, stored_jpeg
 from hmr_nb.records.stream import record_dataset
 
 NAMES = ["nose", "wrist_l", "wrist_r"]
@@ -182,7 +170,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_records import *
-import hmr_nb.records.records as records
+import hmr_nb.records.schema as records
 import tensorflow as tf
 
 def mortal(function):
@@ -504,7 +492,7 @@ def test_a_dask_cluster_writes_the_same(tmp_path):
     ],
 )
 def test_a_cluster_that_is_not_there(tmp_path, workers, says, monkeypatch):
-    monkeypatch.setattr("hmr_nb.records.records.DASK_PATIENCE", 0.2)
+    monkeypatch.setattr("hmr_nb.records.workers.DASK_PATIENCE", 0.2)
     with (
         pytest.raises((OSError, ValueError), match=says),
         RecordWriter(tmp_path, "persons") as writer,
@@ -545,7 +533,7 @@ def test_workers_that_lack_the_function_are_an_error_and_no_wait(tmp_path, monke
 def test_a_cluster_without_workers_is_named(tmp_path, monkeypatch):
     from dask.distributed import LocalCluster
 
-    monkeypatch.setattr("hmr_nb.records.records.DASK_PATIENCE", 2)
+    monkeypatch.setattr("hmr_nb.records.workers.DASK_PATIENCE", 2)
     says = "has no workers; start some with: dask worker tcp:"
     cluster = LocalCluster(n_workers=0, processes=True, dashboard_address=None)
     with (

@@ -19,7 +19,7 @@ from hmr_nb.making.domains import (
     render_example,
     sample_scene,
 )
-from hmr_nb.records.records import card, examples
+from hmr_nb.records.reader import card, examples
 
 QUICK = {"size": 48, "progress": False}
 

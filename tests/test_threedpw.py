@@ -22,7 +22,7 @@ from hmr_nb.records.datasets.threedpw import (
     read_sequence,
 )
 from hmr_nb.records.open_poses import REST_JOINTS, place_joints
-from hmr_nb.records.records import card, examples, source_set
+from hmr_nb.records.schema import card, examples, source_set
 from hmr_nb.shell.commands import main
 
 SIZE = (640, 360)  # portrait

@@ -17,7 +17,7 @@ from hmr_nb.records.datasets.total_capture import (
     read_calibration,
     read_skeleton,
 )
-from hmr_nb.records.records import card, examples
+from hmr_nb.records.reader import card, examples
 from hmr_nb.shell.commands import main
 
 SIZE = (360, 640)

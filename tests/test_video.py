@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from hmr_nb.basics.camera import apply_affine, invert
 from hmr_nb.basics.keypoints import keypoint_set
-from hmr_nb.records.records import Dropped, Sample, decode_jpeg
+from hmr_nb.records.writer import Dropped
+from hmr_nb.records.schema import Sample
+from hmr_nb.records.pictures import decode_jpeg
 from hmr_nb.records.video import (
     Clip,
     VideoFile,

@@ -38,6 +38,7 @@ from hmr_nb.basics.rendering import (
     use_one_core,
 )
 from ..basics.shapes import check_shape
+from ..basics.values import Identity
 from ..body.body_data import BodyData
 from ..body.open_body import open_body
 from .clothes import Fit, Look, draw_look, dress, measure
@@ -58,15 +59,11 @@ from hmr_nb.making.places import (
 )
 from ..model.view import View
 from ..records.open_poses import open_poses
-from hmr_nb.records.records import (
-    STORED_MARGIN,
-    RecordWriter,
-    Sample,
-    _dask,
-    card,
-    encode_jpeg,
-    examples,
-)
+from ..records.pictures import STORED_MARGIN, encode_jpeg
+from ..records.reader import card, examples
+from ..records.schema import Sample
+from ..records.workers import on_dask
+from ..records.writer import RecordWriter
 
 # %% ../../nbs/6_making/09_domains.ipynb #68ae687a
 @dataclass(frozen=True)
@@ -757,6 +754,20 @@ def _pixels_of(
     return np.where(gone, -1, part_map(shot.person, labels))
 
 # %% ../../nbs/6_making/09_domains.ipynb #d86f6805
+def _identity_of(scene: Scene, split: str) -> Identity:
+    "Which picture of which domain this is."
+    who = f"{scene.domain}{scene.seed}_{scene.subject:02d}"
+    camera = f"camera{scene.camera_number}" if scene.camera_number >= 0 else ""
+    return Identity(
+        scene.domain,
+        split,
+        who if scene.subject >= 0 else "",
+        "_".join(filter(None, (f"seed{scene.seed}", camera))),
+        camera,
+        scene.index,
+    )
+
+
 def _render_scene(
     scene: Scene,
     V: np.ndarray,  # (v, 3) m, posed by scene.pose and scene.betas, not yet in place
@@ -785,27 +796,16 @@ def _render_scene(
         frame.kp2d,
         state,
         jpeg=encode_jpeg(shot.image, 92),
-        crop=frame.crop.affine,
+        crop=frame.crop,
         kp3d=kp3d,
         box=frame.box,
         pose=scene.pose,
         betas=scene.betas,
         trans=trans,
-        focal=frame.camera.focal,
-        center=frame.camera.center,
+        camera=scene.camera,
         gender="neutral",
-        intrinsics=np.array(
-            [scene.camera.focal, scene.camera.focal, *scene.camera.center]
-        ),
         source=f"{scene.domain}/{scene.seed}/{scene.index}",
-        dataset=scene.domain,
-        split=split,
-        subject=f"{scene.domain}{scene.seed}_{scene.subject:02d}"
-        if scene.subject >= 0
-        else "",
-        sequence=f"seed{scene.seed}"
-        + (f"_camera{scene.camera_number}" if scene.camera_number >= 0 else ""),
-        frame=scene.index,
+        identity=_identity_of(scene, split),
     )
     return Rendered(
         example,
@@ -967,7 +967,7 @@ def _results(
     if workers == 1:
         return (yield from (_render_task(*task, *rest) for task in tasks))
     cluster = isinstance(workers, str)
-    with _dask(workers) if cluster else nullcontext():
+    with on_dask(str(workers)) if cluster else nullcontext():
         pool = Parallel(
             n_jobs=None if cluster else workers,
             return_as="generator",

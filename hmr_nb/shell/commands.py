@@ -647,7 +647,7 @@ def card(folder: Annotated[Path, typer.Argument(help="Folder of records.")]) -> 
     from PIL import Image
 
     from hmr_nb.records.card import card_warnings, contact_sheet, people_table
-    from hmr_nb.records.records import card as read_card
+    from hmr_nb.records.reader import card as read_card
 
     facts = read_card(folder)
     print_card(facts, folder)

@@ -24,7 +24,7 @@ from ..model.hmr import HMR
 from ..model.view import View
 from ..records.augment import test_view
 from ..records.open_poses import mean_pose
-from ..records.records import card
+from ..records.reader import card
 from ..records.stream import record_dataset
 
 # %% ../../nbs/9_study/01_evaluate.ipynb #37ca7099

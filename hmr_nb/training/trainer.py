@@ -63,7 +63,7 @@ from hmr_nb.model.weights import (
 from ..records.augment import augment, test_view
 from ..records.mocap import load_mocap
 from ..records.open_poses import open_poses
-from ..records.records import card
+from ..records.reader import card
 from ..records.stream import record_dataset
 from .experiment import Experiment, read_experiment
 from .optimizers import Muon, make_optimizer
