@@ -14,7 +14,7 @@ from .keypoints.picker import KeypointPicker
 from .model.hmr import HMR
 from .model.published import load_hmr2, load_hmr_tf1
 from .model.weights import load_hmr, small_hmr
-from .records.records import examples
+from .records.reader import examples
 from .study.evaluate import evaluate
 from .training.experiment import Experiment
 from .training.trainer import fit

@@ -197,8 +197,8 @@ def cut_person(
     name: str = "image",  # for the error
     # (side, side, 3) uint8; source px -> stored px; height and width of the source, px
 ) -> tuple[np.ndarray, Crop, tuple[int, int]]:
-    """Decode a photograph, no larger than needed, and cut out the square that is stored.
-    ValueError if it cannot be read."""
+    """Decode a photograph, no larger than needed, and cut out the square that is
+    stored. ValueError if it cannot be read."""
     image, crop, size = _cut_photo(data, box, name)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), crop, size
 

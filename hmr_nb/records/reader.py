@@ -41,8 +41,8 @@ def card(
         ) from error
     if str(schema).startswith("mocap"):
         raise ValueError(
-            f"{file}: a set of poses, not of pictures; its facts are in this file and in"
-            " motions.csv, load_mocap reads its poses (5_records/11_mocap)"
+            f"{file}: a set of poses, not of pictures; its facts are in this file and"
+            " in motions.csv, load_mocap reads its poses (5_records/11_mocap)"
         )
     if schema not in range(1, SCHEMA_VERSION + 1):
         raise ValueError(

@@ -111,7 +111,7 @@ class Sample:
                 value.flags.writeable = False
 
     def _stored_crop(self) -> Crop:
-        "The crop, in the numbers that a file holds; the whole picture where none is given."
+        "The crop, in the numbers that a file holds; the whole picture where unknown."
         if self.image is None and self.jpeg is None:
             raise ValueError(f"{self.source or 'sample'}: expected `image` or `jpeg`")
         if self.crop is not None:
@@ -188,8 +188,8 @@ class Sample:
         return replace(self, jpeg=self.jpeg or encode_jpeg(self.image), image=None)
 
     def __repr__(self) -> str:
-        known = int((self.state > 0).sum())
-        return f"Sample({self.identity}: {known} of {len(self.names)} points, {self.crop})"
+        points = f"{int((self.state > 0).sum())} of {len(self.names)} points"
+        return f"Sample({self.identity}: {points}, {self.crop})"
 
 
 def _rounded(camera: Camera) -> Camera:
@@ -211,9 +211,7 @@ def _features(sample: Sample) -> dict[str, Any]:
     return values
 
 
-def encode_sample(
-    sample: Sample,
-) -> bytes:  # a serialized tf.train.Example
+def encode_sample(sample: Sample) -> bytes:  # a serialized tf.train.Example
     "A sample as the bytes of one record; equal samples give equal bytes."
     import tensorflow as tf
 

@@ -179,8 +179,8 @@ def video_frames(
     stream = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     if not stream.isOpened():
         raise ValueError(
-            f"{path}: expected a video, got {path.stat().st_size} bytes that do not read"
-            " as one; is the file complete?"
+            f"{path}: expected a video, got {path.stat().st_size} bytes that do not"
+            " read as one; is the file complete?"
         )
     at = 0
     for n in frames:

@@ -43,7 +43,7 @@ def domain_table(
         labelled = e.state > 0
         kp = e.kp2d[labelled]
         size = float((kp.max(0) - kp.min(0)).max()) if labelled.any() else np.nan
-        shrink = np.sqrt(abs(np.linalg.det(np.asarray(e.crop)[:, :2])))
+        shrink = e.crop.scale
         az, el = viewpoint(e.pose[:1]) if e.pose is not None else ([np.nan], [np.nan])
         rows.append(
             {

@@ -294,8 +294,8 @@ def convert_hmr_records(
 def read_poses(
     file: str | Path,  # TFRecord file of rows pose (72) and shape (10)
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, 24, 3) axis-angle, rad; (n, 10)
-    """Poses and shapes of a file for the discriminator, of either project. ValueError if
-    there are none."""
+    """Poses and shapes of a file for the discriminator, of either project. ValueError
+    if there are none."""
 
     def usable(row):
         return len(row.get("pose", ())) == 72 and len(row.get("shape", ())) == 10
