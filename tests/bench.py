@@ -255,10 +255,11 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
     "The training input against hmr2.0's recipe, on the same records."
     from hmr_nb.basics.camera import box_from_keypoints
     from hmr_nb.basics.keypoints import keypoint_set
+    from hmr_nb.basics.values import Identity
     from hmr_nb.records.augment import augment
-    from hmr_nb.records.writer import RecordWriter
     from hmr_nb.records.schema import Sample
     from hmr_nb.records.stream import record_dataset
+    from hmr_nb.records.writer import RecordWriter
 
     rng, points = np.random.default_rng(0), keypoint_set("lsp14")
     pictures = [texture(rng, 300, 300) for _ in range(20)]
@@ -271,7 +272,7 @@ def pipeline_row(folder, count: int = 1000, size: int = 224) -> None:
                     kp,
                     image=np.roll(pictures[i % 20], i, (0, 1)),
                     box=box_from_keypoints(kp),
-                    frame=i,
+                    identity=Identity(frame=i),
                 )
             )
     ours = (

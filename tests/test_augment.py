@@ -13,6 +13,7 @@ from hmr_nb.basics.camera import (
     warp_image,
 )
 from hmr_nb.basics.keypoints import keypoint_set
+from hmr_nb.basics.values import Identity
 from hmr_nb.model.view import View
 from hmr_nb.records.augment import (
     augment,
@@ -21,10 +22,10 @@ from hmr_nb.records.augment import (
     view_pixels,
     view_window,
 )
-from hmr_nb.records.writer import RecordWriter
-from hmr_nb.records.schema import Sample
 from hmr_nb.records.pictures import decode_jpeg, encode_jpeg
+from hmr_nb.records.schema import Sample
 from hmr_nb.records.stream import record_dataset
+from hmr_nb.records.writer import RecordWriter
 from hmr_nb.training.experiment import Experiment
 from hmr_nb.training.trainer import training_batches
 
@@ -54,7 +55,7 @@ def folder(tmp_path_factory):
                     kp3d=rng.normal(size=(14, 3)),
                     pose=rng.normal(0, 0.5, (24, 3)),
                     betas=rng.normal(size=10),
-                    frame=i,
+                    identity=Identity(frame=i),
                 )
             )
     return out
@@ -234,8 +235,7 @@ def test_an_experiment_says_how_people_are_drawn_and_changed(folder, tmp_path):
                         LSP.names,
                         np.full((14, 2), 5.0),
                         image=np.zeros((20, 20, 3), np.uint8),
-                        split=split,
-                        frame=i,
+                        identity=Identity(split=split, frame=i),
                     )
                 )
     dirs = [folder, tmp_path / "val", tmp_path / "few"]
@@ -271,8 +271,7 @@ def test_balance_by_frames_or_by_datasets(folder, tmp_path):
                     LSP.names,
                     np.full((14, 2), 5.0),
                     image=np.zeros((20, 20, 3), np.uint8),
-                    dataset="few",
-                    frame=i,
+                    identity=Identity("few", frame=i),
                 )
             )
 

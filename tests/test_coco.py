@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmr_nb.basics.camera import apply_affine, invert
 from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set, map_points
 from hmr_nb.records.card import card_table
@@ -56,9 +55,7 @@ def test_points_are_the_old_converters_where_it_kept_them(converted):
                 Path(e.source).name == Path(row["source"]).name
                 and e.split == row["split"]
             ):
-                here = map_points(
-                    apply_affine(invert(e.crop), e.kp2d), COCO17, COCOPLUS
-                )
+                here = map_points(e.crop.undo(e.kp2d), COCO17, COCOPLUS)
                 kept = kp[:, 2] > 0
                 gap = np.abs(
                     here * call["actual_factor_yx"] - call["top_left_xy"] - kp[:, :2]
@@ -82,7 +79,7 @@ def test_points_are_the_old_converters_where_it_kept_them(converted):
 def test_labels_are_the_old_converters_before_its_filters():
     z = np.load(GOLDENS / "converter_coco.npz")
     people = [
-        q for p in read_coco(RAW / TRAIN) for q in p.people if q.why_not != "a crowd"
+        q for p in read_coco(RAW / TRAIN) for q in p.people if q.drop != "a crowd"
     ]
     old, seen = z["train_after_check_kps_2d"], z["train_after_check_vis"] > 0
     assert len(people) == len(old) == 9
@@ -313,9 +310,7 @@ def test_the_real_people(tmp_path):
     for e in examples(tmp_path / "r"):
         theirs = rows[e.frame, tuple(e.state)]
         np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d)[e.state > 0],
-            theirs[e.state > 0, :2],
-            atol=2e-3,
+            e.crop.undo(e.kp2d)[e.state > 0], theirs[e.state > 0, :2], atol=2e-3
         )
     usual = convert_coco(REAL, tmp_path / "usual", workers=1, progress=False)
     assert (

@@ -11,22 +11,21 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from film_data import (
+from scipy.spatial.transform import Rotation
+from video_data import (
     bytes_of,
     dot_errors,
     dots,
     figure_motion,
+    intrinsics,
     write_pictures,
     write_video,
 )
-from scipy.spatial.transform import Rotation
 
-from hmr_nb.basics.camera import apply_affine, invert
 from hmr_nb.basics.keypoints import keypoint_set, map_points
+from hmr_nb.basics.values import Identity
 from hmr_nb.records.datasets import h36m
 from hmr_nb.records.datasets.h36m import (
-    CAMERAS,
-    NAMES,
     convert_h36m,
     read_cdf,
     read_metadata,
@@ -35,6 +34,8 @@ from hmr_nb.records.datasets.h36m import (
 from hmr_nb.records.reader import card, examples
 from hmr_nb.shell.commands import main
 
+CAMERAS = ("54138969", "55011271", "58860488", "60457274")
+NAMES = keypoint_set("h36m32").names
 PEOPLE = [f"S{i}" for i in range(1, 12)]
 # f f c c k1 k2 k3 p1 p2, for 512 px
 LENS = np.array(
@@ -283,7 +284,7 @@ def test_counts_and_names(converted):
     facts = card(converted)
     # of three recordings two cameras have world labels alone
     assert facts["dropped"] == {
-        "film known to be broken": 3,
+        "video known to be broken": 3,
         "video ends before this frame": 2,
         "video missing": 20,
     }
@@ -293,30 +294,28 @@ def test_counts_and_names(converted):
     ] == list(NAMES)
     people = {e.source: e for e in examples(converted)}
     e = people["S11/Greeting 2.60457274#10"]
-    assert (e.subject, e.sequence, e.frame, e.split) == (
-        "S11",
-        "Greeting_1.60457274",
-        10,
-        "test",
-    )
-    assert people["S1/TakingPhoto 1.54138969#0"].sequence == "Photo_1.54138969"
+    assert e.identity == Identity("h36m", "test", "S11", "Greeting_1", "60457274", 10)
+    photo = people["S1/TakingPhoto 1.54138969#0"].identity
+    assert (photo.sequence, photo.camera) == ("Photo_1", "54138969")
+    # one recording of four cameras is one cluster
+    assert len({e.identity.cluster for e in people.values()}) == 7
     assert {e.frame for e in people.values()} == {0, 5, 10}
 
 
 def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
     for e in examples(converted):
-        c = CAMERAS.index(e.sequence[-8:])
+        c = CAMERAS.index(e.identity.camera)
         X = seen(world(18), c)[e.frame]
         np.testing.assert_allclose(e.kp3d, X, atol=2e-6)
-        source = apply_affine(invert(e.crop), e.kp2d)
+        source = e.crop.undo(e.kp2d)
         np.testing.assert_allclose(source, project(X, c), atol=0.01)
-        fx, fy, cx, cy = e.intrinsics
+        fx, fy, cx, cy = intrinsics(e)
         again = cv2.projectPoints(
             e.kp3d.astype(float),
             np.zeros(3),
             np.zeros(3),
             np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]),
-            e.distortion.astype(float),
+            e.camera.distortion,
         )[0][:, 0]
         np.testing.assert_allclose(again, source, atol=0.01)
         e.kp2d[[11, 16, 24]] = np.nan
@@ -334,7 +333,7 @@ def test_a_displaced_sequence_goes_back_onto_the_person(data, tmp_path):
     pairs = zip(examples(tmp_path / "fix"), examples(tmp_path / "keep"), strict=True)
     for fixed, kept in pairs:
         c, beside = (
-            CAMERAS.index(fixed.sequence[-8:]),
+            CAMERAS.index(fixed.identity.camera),
             fixed.sequence.startswith("Waiting"),
         )
         difference = (kept.kp3d - fixed.kp3d) @ rotation(c)  # in the world
@@ -348,36 +347,33 @@ def test_a_displaced_sequence_goes_back_onto_the_person(data, tmp_path):
 
 
 def test_protocols(data, tmp_path):
-    films = {}
+    videos = {}
     for protocol in ("p1", "p2", "p2_first_trial"):
         convert(data, tmp_path / protocol, protocol=protocol)
-        films[protocol] = {
-            (e.subject, e.sequence) for e in examples(tmp_path / protocol, "test")
+        videos[protocol] = {
+            (e.subject, e.sequence, e.identity.camera)
+            for e in examples(tmp_path / protocol, "test")
         }
         # all that is there, in each
         assert sum(1 for _ in examples(tmp_path / protocol, "train")) == 12
-    front = {f for f in films["p1"] if f[1].endswith("60457274")}
-    assert films["p2"] == front and films["p2_first_trial"] == {
-        f for f in front if "_1." in f[1]
-    }
-    assert (
-        len(films["p1"]) == 9
-        and len(front) == 4
-        and films["p2"] - films["p2_first_trial"] == {("S11", "Directions_2.60457274")}
-    )
+    front = {v for v in videos["p1"] if v[2] == "60457274"}
+    first = {v for v in front if v[1].endswith("_1")}
+    assert videos["p2"] == front and videos["p2_first_trial"] == first
+    assert len(videos["p1"]) == 9 and len(front) == 4
+    assert front - first == {("S11", "Directions_2", "60457274")}
 
 
-def test_no_film_is_lost_to_its_name(converted):
-    films = {e.source.split("#")[0] for e in examples(converted, "test")}
+def test_no_video_is_lost_to_its_name(converted):
+    videos = {e.source.split("#")[0] for e in examples(converted, "test")}
     old = {
         f
-        for f in films
+        for f in videos
         if " 2_" not in f.replace(".", "_") and " 3_" not in f.replace(".", "_")
     }
-    assert films - old == {"S11/Greeting 2.54138969", "S11/Greeting 2.60457274"}
+    assert videos - old == {"S11/Greeting 2.54138969", "S11/Greeting 2.60457274"}
 
 
-def test_the_broken_film(data, tmp_path):
+def test_the_broken_video(data, tmp_path):
     facts = convert(data, tmp_path / "r", drop_broken=False, subjects=("S11",))
     assert (
         facts["dropped"] == {"video ends before this frame": 2, "video missing": 14}
@@ -400,9 +396,7 @@ def test_without_d2_the_pixels_are_projected(data, tmp_path):
     convert(tmp_path, tmp_path / "r")
     for e in examples(tmp_path / "r"):
         np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d),
-            project(seen(world(11), 3), 3)[e.frame],
-            atol=0.01,
+            e.crop.undo(e.kp2d), project(seen(world(11), 3), 3)[e.frame], atol=0.01
         )
 
 
@@ -454,10 +448,11 @@ def test_annot_h5(tmp_path):
     facts = convert(tmp_path, tmp_path / "r")
     assert facts["written"] == 12 and facts["names"] == list(NAMES)
     for e in examples(tmp_path / "r"):
-        c = CAMERAS.index(e.sequence[-8:])
+        c = CAMERAS.index(e.identity.camera)
         np.testing.assert_allclose(e.kp3d, seen(world(11), c)[e.frame], atol=1e-5)
-        np.testing.assert_allclose(e.intrinsics, LENS[c, :4])
-        assert e.frame % 5 == 0 and e.distortion is None and dot_errors(e).max() < 0.6
+        np.testing.assert_allclose(intrinsics(e), LENS[c, :4])
+        assert e.frame % 5 == 0 and e.camera.distortion is None
+        assert dot_errors(e).max() < 0.6
     with h5py.File(folder / "annot.h5", "a") as f:
         del f["pose/3d-univ"]
     with pytest.raises(ValueError, match="annot.h5: expected h36m-fetch's"):
@@ -482,15 +477,13 @@ def test_videopose3d(data, tmp_path):
         },
     )
     facts = convert(root, tmp_path / "r")
-    # two cameras of Directions 1 have no film
+    # two cameras of Directions 1 have no video
     assert facts["written"] == 12 + 6 + 12 and facts["dropped"] == {"video missing": 6}
     for e in examples(tmp_path / "r"):
-        c = CAMERAS.index(e.sequence[-8:])
+        c = CAMERAS.index(e.identity.camera)
         np.testing.assert_allclose(e.kp3d, seen(world(11), c)[e.frame], atol=1e-5)
         np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d),
-            project(seen(world(11), c), c)[e.frame],
-            atol=0.01,
+            e.crop.undo(e.kp2d), project(seen(world(11), c), c)[e.frame], atol=0.01
         )
 
 
@@ -567,17 +560,18 @@ def test_mmpose(tmp_path):
     )
     assert (
         people[1].state.tolist() == [2] * 4 + [0] + [2] * 12
-        and people[0].sequence == "Directions_2.54138969"
+        and people[0].sequence == "Directions_2"
+        and people[0].identity.camera == "54138969"
         and people[0].split == "test"
     )
     for e, kp, X in zip(people, px, m):
         seen_here = e.state > 0
         np.testing.assert_allclose(e.kp3d[seen_here], X[seen_here], atol=1e-5)
         np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d)[seen_here], kp[seen_here], atol=0.01
+            e.crop.undo(e.kp2d)[seen_here], kp[seen_here], atol=0.01
         )
         # a pinhole fitted to a distorted camera
-        assert dot_errors(e).max() < 0.6 and abs(e.intrinsics[0] - 520) < 12
+        assert dot_errors(e).max() < 0.6 and abs(intrinsics(e)[0] - 520) < 12
     convert(tmp_path, tmp_path / "p2", protocol="p1", split="test")
     np.savez(
         tmp_path / "annotations" / "h36m_test.npz",
@@ -644,7 +638,7 @@ def broken(kind, root):
     elif kind == "3D not downloaded":
         label.unlink()
         (root / "S9/MyPoseFeatures/D3_Positions/Directions 1.cdf").unlink()
-    elif kind == "no films":
+    elif kind == "no videos":
         for person in ("S1", "S9", "S11"):
             shutil.rmtree(root / person / "Videos")
     elif kind == "empty":
@@ -669,7 +663,7 @@ def broken(kind, root):
         ("cdf of another kind", "expected Pose of (1, frames, 96), got (1, 11, 64)"),
         ("frames differ", "has 11 frames, D3_Positions_mono has 9"),
         ("3D not downloaded", "there are other files of this recording"),
-        ("no films", "has labels, but no films"),
+        ("no videos", "has labels, but no videos"),
         ("empty", "expected S1/MyPoseFeatures/D2_Positions and so on"),
         ("another subject", "has no labels of S7"),
         ("another protocol", "expected one of p1, p2, p2_first_trial"),
@@ -709,7 +703,7 @@ def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, 
     assert not (tmp_path / "r" / "card.json").exists()
 
 
-def test_films_that_are_missing_or_damaged_are_counted(data, tmp_path):
+def test_videos_that_are_missing_or_damaged_are_counted(data, tmp_path):
     root = tmp_path / "d"
     shutil.copytree(data, root)
     videos = root / "S9" / "Videos"

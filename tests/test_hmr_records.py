@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 
 from hmr_nb.records.datasets.hmr_records import (
-    NAMES,
     convert_hmr2_records,
     convert_hmr_records,
     read_poses,
@@ -92,7 +91,7 @@ def test_real_records(tmp_path):
                 0.5 < np.ptp(e.kp3d[:14], axis=0).max() < 2.3
                 and np.isnan(e.kp2d[14:21]).all()
             )
-            hips, pelvis = e.kp2d[[2, 3]].mean(0), e.kp2d[NAMES.index("mpi_pelvis")]
+            hips, pelvis = e.kp2d[[2, 3]].mean(0), e.kp2d[e.names.index("mpi_pelvis")]
             assert np.linalg.norm(hips - pelvis) < 8
 
 
@@ -165,7 +164,7 @@ def test_a_camera_that_does_not_fit_is_left_out(tmp_path):
     fits, does_not = examples(tmp_path / "r")
     assert (
         fits.focal == 100
-        and fits.center.tolist() == [25, 30]
+        and fits.center.round(9).tolist() == [25, 30]
         and does_not.focal is None
     )
     assert fits.pose is None and np.isfinite(fits.kp3d[:14]).all()

@@ -268,9 +268,9 @@ def test_a_person_is_as_large_in_use_as_in_training(tmp_path, studio):
     from hmr_nb.basics.camera import box_from_keypoints
     from hmr_nb.basics.keypoints import keypoint_set
     from hmr_nb.records.augment import test_view as as_in_test
-    from hmr_nb.records.writer import RecordWriter
     from hmr_nb.records.schema import Sample
     from hmr_nb.records.stream import record_dataset
+    from hmr_nb.records.writer import RecordWriter
 
     points, view, photo = keypoint_set("lsp14"), View(224), load_photo(PHOTO)
     big = np.asarray(

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmr_nb.basics.camera import apply_affine, invert
 from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.body.pickles import UnsafePickleError
@@ -22,13 +21,13 @@ from hmr_nb.inference.infer import boxes_from_openpose
 from hmr_nb.records.datasets.lsp import read_joints
 from hmr_nb.records.datasets.openpose import convert_openpose, read_openpose
 from hmr_nb.records.datasets.spin import (
+    _joined,
+    _read_pyd,
+    _spin_points,
     convert_4dhumans,
     convert_spin,
-    joined,
     read_4dhumans,
-    read_pyd,
     read_spin,
-    spin_points,
 )
 from hmr_nb.records.reader import card, examples
 from hmr_nb.shell.commands import find_converter, own_options
@@ -94,9 +93,7 @@ def test_spin_points_come_back_and_confidence_says_what_exists(folder):
         gone = {1: [3], 2: [4]}.get(i, [])
         assert (e.state == 0).nonzero()[0].tolist() == gone + list(range(14, 24))
         np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d)[e.state > 0],
-            KP[i][e.state[:14] > 0],
-            atol=2e-3,
+            e.crop.undo(e.kp2d)[e.state > 0], KP[i][e.state[:14] > 0], atol=2e-3
         )
 
 
@@ -133,7 +130,7 @@ def test_mpii_and_coco_keep_the_24_names():
         "hr-lspet_train",
         "3dpw_test",
     ):
-        assert spin_points(dataset) == {n: i for i, n in enumerate(SPIN24)}
+        assert _spin_points(dataset) == {n: i for i, n in enumerate(SPIN24)}
 
 
 def test_pose_shape_and_gender(folder):
@@ -158,9 +155,9 @@ def test_pose_shape_and_gender(folder):
         assert e.gender == ("female" if i % 2 else "male") and np.isnan(e.kp2d).all()
         side = (HIGH - LOW)[i].max()  # centre and scale are the person's square
         np.testing.assert_allclose(
-            e.box / e.crop[0, 0],
+            e.box / e.crop.scale,
             [
-                *((LOW + HIGH)[i] / 2 - side / 2 + e.crop[:, 2] / e.crop[0, 0]),
+                *((LOW + HIGH)[i] / 2 - side / 2 + e.crop.affine[:, 2] / e.crop.scale),
                 side,
                 side,
             ],
@@ -169,7 +166,7 @@ def test_pose_shape_and_gender(folder):
     # no has_smpl: all have it; an axis too many is no harm
     spin(folder / "all.npz", pose=pose[:, :, None], shape=shape)
     assert (
-        sum("pose" in q.more for p in read_spin(folder / "all.npz") for q in p.people)
+        sum("pose" in q.body for p in read_spin(folder / "all.npz") for q in p.people)
         == 7
     )
 
@@ -199,7 +196,7 @@ def test_detections_complete_labels_and_never_replace_them(folder):
 def test_joined(confidences, least):
     labels, more = np.zeros((1, 3, 3)), np.ones((1, 3, 3))
     labels[0, :, 2], more[0, :, 2] = np.array(confidences).T
-    names, out = joined(["a", "b", "c"], labels, ["b", "c", "d"], more, least)
+    names, out = _joined(["a", "b", "c"], labels, ["b", "c", "d"], more, least)
     assert names == ("a", "b", "c", "d")
     detected = {n: c[1] for n, c in zip("bcd", confidences)}
     for name, got, labelled in zip(names, out[0], [*labels[0, :, 2], 0]):
@@ -385,9 +382,7 @@ def test_tars_give_what_the_pictures_and_labels_are(folder, members):
         i = 0 if stem == "more" else int(stem[2:]) - 1
         seen = e.state > 0
         assert {n for n, s in zip(e.names, seen) if s} == set(SPIN24[:14])
-        np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d)[:14], KP[i], atol=2e-2
-        )
+        np.testing.assert_allclose(e.crop.undo(e.kp2d)[:14], KP[i], atol=2e-2)
     shutil.copy(folder / "000.tar", folder / "001.tar")
     two = quick(convert_4dhumans, folder, folder / "r2")
     assert two["written"] == 18
@@ -427,7 +422,7 @@ def test_pickles_in_tars_run_nothing(folder, members, monkeypatch):
     ):
         quick(convert_4dhumans, folder / "000.tar", folder / "r")
     with pytest.raises(UnsafePickleError):
-        read_pyd(pickle.dumps(Hostile()))
+        _read_pyd(pickle.dumps(Hostile()))
     assert not Path("owned").exists()
 
 
@@ -545,7 +540,7 @@ def test_a_folder_of_pictures(folder):
     )["splits"] == {"test": 5}
     for e in examples(folder / "r"):
         i = int(Path(e.source).stem[2:]) - 1
-        back = dict(zip(e.names, apply_affine(invert(e.crop), e.kp2d)))
+        back = dict(zip(e.names, e.crop.undo(e.kp2d)))
         for k, n in enumerate(keypoint_set("lsp14").names[:12]):
             np.testing.assert_allclose(back[n], KP[i, k], atol=2e-3)
         assert (
@@ -624,9 +619,7 @@ def test_two_real_people(tmp_path):
     tables = [t for _, t in read_openpose(REAL / "random_keypoints.json")]
     for e, table in zip(examples(tmp_path / "r"), tables):
         np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d)[e.state > 0],
-            table[e.state > 0, :2],
-            atol=2e-3,
+            e.crop.undo(e.kp2d)[e.state > 0], table[e.state > 0, :2], atol=2e-3
         )
         at = {n: e.kp2d[i] for i, n in enumerate(e.names)}
         # upright

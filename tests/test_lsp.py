@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from hmr_nb.basics.camera import apply_affine, box_from_keypoints, invert
+from hmr_nb.basics.camera import box_from_keypoints
 from hmr_nb.basics.files import shipped
 from hmr_nb.records import photos
 from hmr_nb.records.card import card_table
@@ -52,7 +52,7 @@ def test_points_are_the_old_converters_where_it_kept_them(converted):
     for file in both:
         e, call = ours[file], calls[file]
         kept = (theirs[file][:14, 2] > 0) & (e.state > 0)
-        source = apply_affine(invert(e.crop), e.kp2d)
+        source = e.crop.undo(e.kp2d)
         np.testing.assert_allclose(
             (source * call["actual_factor_yx"] - call["top_left_xy"])[kept],
             theirs[file][:14, :2][kept],
@@ -90,11 +90,11 @@ def test_the_scale_is_the_rule_and_nothing_is_enlarged(converted):
         np.testing.assert_allclose(
             e.box, box_from_keypoints(e.kp2d, e.state), atol=1e-3
         )
-        side = np.ceil(1.5 * max(e.box[2:]) / e.crop[0, 0])  # in the photograph
+        side = np.ceil(1.5 * max(e.box[2:]) / e.crop.scale)  # in the photograph
         if e.jpeg == (GOLDENS / "raw" / name / e.source).read_bytes():  # kept as it was
             kept += 1
             assert (
-                (e.crop == np.eye(2, 3)).all()
+                (e.crop.affine == np.eye(2, 3)).all()
                 and side <= 300
                 and e.image.shape[0] * e.image.shape[1] <= 2.5 * side**2
             )
@@ -103,7 +103,8 @@ def test_the_scale_is_the_rule_and_nothing_is_enlarged(converted):
             assert (
                 e.image.shape == (stored, stored, 3)
                 and stored <= 300
-                and e.crop[0, 0] <= 1
+                and e.crop.scale <= 1
+                and e.crop.size == (stored, stored)
             )
             assert abs(max(e.box[2:]) * 1.5 - stored) <= 1
     assert 0 < kept < card(out)["written"]
@@ -229,7 +230,7 @@ def test_the_real_extended_images(tmp_path):
     joints = scipy.io.loadmat(REAL / "lsp_extended" / "joints.mat")["joints"]
     facing = []
     for e in examples(tmp_path / "r"):
-        source = apply_affine(invert(e.crop), e.kp2d)
+        source = e.crop.undo(e.kp2d)
         np.testing.assert_allclose(
             source[e.state > 0], joints[e.state > 0, :2, e.frame - 1], atol=1e-3
         )

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from film_data import bytes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from video_data import bytes_of
 
 from hmr_nb.records import mocap
 from hmr_nb.records.mocap import convert_mocap, every_nth, load_mocap, smpl_rotations

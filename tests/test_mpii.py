@@ -11,22 +11,21 @@ import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hmr_nb.basics.camera import apply_affine, invert
 from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set, map_points, source_order
 from hmr_nb.records.card import card_table
 from hmr_nb.records.datasets.lsp import read_joints
 from hmr_nb.records.datasets.mpii import (
-    NAMES,
+    _read_json,
+    _read_mat,
+    _read_rect,
     convert_mpii,
-    read_json,
-    read_mat,
     read_mpii,
-    read_rect,
 )
 from hmr_nb.records.reader import examples
 
 RAW = shipped("goldens") / "raw" / "lsp"
+MPII = keypoint_set("mpii16")
 LSP_KP = read_joints(RAW)[1]
 EMPTY = np.zeros((0, 0))
 
@@ -45,7 +44,7 @@ def points16(number):
         (p["hip_l"] + p["hip_r"]) / 2,
         (p["shoulder_l"] + p["shoulder_r"]) / 2,
     )
-    return np.array([p[n] for n in NAMES])
+    return np.array([p[n] for n in MPII.names])
 
 
 def rect(kp, visible=None, ids=range(16)):
@@ -136,7 +135,9 @@ def test_every_person_is_written_or_counted(folder, tmp_path):
         "too few points": 1,
         "too small": 1,
     }
-    assert facts["read"] == 9 == facts["written"] + 5 and facts["names"] == list(NAMES)
+    assert facts["read"] == 9 == facts["written"] + 5 and facts["names"] == list(
+        MPII.names
+    )
     everybody = convert_mpii(
         folder, tmp_path / "all", workers=1, progress=False, single=False
     )
@@ -153,7 +154,7 @@ def test_points_are_where_they_were_labelled(folder, tmp_path):
     convert_mpii(folder, tmp_path / "r", workers=1, progress=False)
     for e in examples(tmp_path / "r"):
         kp = points16(e.frame)
-        np.testing.assert_allclose(apply_affine(invert(e.crop), e.kp2d), kp, atol=2e-3)
+        np.testing.assert_allclose(e.crop.undo(e.kp2d), kp, atol=2e-3)
         assert e.state.tolist() == [1, 2, 1] + [2] * 12 + [1]
 
 
@@ -177,7 +178,7 @@ def test_presence_is_the_label_whatever_is_visible_says(tmp_path, values, field,
     write(
         tmp_path / "one.mat", [[rect(kp, visible if field else None, sorted(ids))]], [1]
     )
-    got, state = read_rect(read_back(tmp_path / "one.mat"))
+    got, state = _read_rect(read_back(tmp_path / "one.mat"))
     assert {k for k in range(16) if state[k]} == ids
     np.testing.assert_array_equal(np.isfinite(got).all(1), state > 0)
     np.testing.assert_allclose(got[sorted(ids)], kp[sorted(ids)])
@@ -191,7 +192,7 @@ def test_points_that_are_no_numbers_are_missing(tmp_path):
     rows = rect(kp, [1] * 16)
     rows["annopoints"]["point"][0, 5]["x"] = EMPTY
     write(tmp_path / "one.mat", [[rows]], [1])
-    _, state = read_rect(read_back(tmp_path / "one.mat"))
+    _, state = _read_rect(read_back(tmp_path / "one.mat"))
     assert (state == 0).nonzero()[0].tolist() == [3, 4, 5]
 
 
@@ -199,8 +200,8 @@ def test_points_that_are_no_numbers_are_missing(tmp_path):
 def test_a_file_of_one_picture(tmp_path, single):
     "squeeze_me takes the axes away: one picture is no list."
     write(tmp_path / "one.mat", [[rect(points16(2)), rect(points16(3))]], [single])
-    (photo,) = read_mat(tmp_path / "one.mat")
-    assert [p.why_not == "" for p in photo.people] == [
+    (photo,) = _read_mat(tmp_path / "one.mat")
+    assert [p.drop == "" for p in photo.people] == [
         1 in np.atleast_1d(single),
         2 in np.atleast_1d(single),
     ]
@@ -236,9 +237,7 @@ def test_first_pixel(folder, tmp_path):
     )
     assert facts["options"]["first_pixel"] == 1
     e = next(iter(examples(tmp_path / "r")))
-    np.testing.assert_allclose(
-        apply_affine(invert(e.crop), e.kp2d), points16(1) - 1, atol=2e-3
-    )
+    np.testing.assert_allclose(e.crop.undo(e.kp2d), points16(1) - 1, atol=2e-3)
 
 
 def test_forms_of_other_projects(folder, tmp_path):
@@ -297,8 +296,8 @@ def test_hrnets_test_file_has_no_labels(tmp_path):
     (tmp_path / "test.json").write_text(
         json.dumps([{"image": "001.jpg", "center": [1, 1], "scale": 1}])
     )
-    (photo,) = read_json(tmp_path / "test.json")
-    assert (photo.split, photo.people[0].why_not) == ("test", "no points labelled")
+    (photo,) = _read_json(tmp_path / "test.json")
+    assert (photo.split, photo.people[0].drop) == ("test", "no points labelled")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,14 +15,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hmr_nb.basics.camera import Camera, Crop
 from hmr_nb.basics.keypoints import KeypointSet, keypoint_set
+from hmr_nb.basics.values import Identity
 from hmr_nb.records.card import card_table
-from hmr_nb.records.writer import Dropped, RecordWriter, file_digest
-from hmr_nb.records.schema import Sample, decode_sample, encode_sample
+from hmr_nb.records.pictures import (
+    cut_person,
+    decode_jpeg,
+    encode_jpeg,
+    stored_crop,
+    stored_jpeg,
+)
 from hmr_nb.records.reader import card, examples, source_set
-from hmr_nb.records.workers import convert_items
-from hmr_nb.records.pictures import cut_person, decode_jpeg, encode_jpeg, stored_crop, stored_jpeg
+from hmr_nb.records.schema import Sample, decode_sample, encode_sample
 from hmr_nb.records.stream import record_dataset
+from hmr_nb.records.workers import convert_items
+from hmr_nb.records.writer import Dropped, RecordWriter, file_digest
 
 NAMES = ["nose", "wrist_l", "wrist_r"]
 QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -36,10 +45,14 @@ def person(i, **changes):
             "kp2d": kp,
             "image": PIXEL + i % 200,
             "source": f"{i}.jpg",
-            "frame": i,
+            "identity": Identity(frame=i),
             **changes,
         },
     )
+
+
+def who(i):
+    return Identity(split="train" if i < 14 else "test", frame=i)
 
 
 def write(folder, n=20, shard_size=6, **keywords):
@@ -48,12 +61,30 @@ def write(folder, n=20, shard_size=6, **keywords):
             writer.write(
                 Dropped(f"{i}.jpg", "odd, or so")
                 if i % 5 == 3
-                else person(i, split="train" if i < 14 else "test")
+                else person(i, identity=who(i))
             )
     return folder
 
 
 numbers = st.floats(-1e4, 1e4, width=32) | st.just(float("nan"))
+finite = st.floats(-1e4, 1e4, width=32)
+lengths = st.floats(1, 1e4, width=32)
+crops = st.builds(
+    lambda s, x, y: Crop(np.array([[s, 0, x], [0, s, y]]), PIXEL.shape[:2]),
+    st.floats(0.0625, 4, width=32),
+    finite,
+    finite,
+)
+cameras = st.builds(
+    lambda fx, fy, cx, cy, lens: Camera(
+        np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), lens
+    ),
+    lengths,
+    lengths,
+    finite,
+    finite,
+    st.none() | hnp.arrays(np.float32, 5, elements=finite),
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -78,39 +109,34 @@ def test_what_goes_in_comes_out(data, k):
         state,
         PIXEL,
         kp3d=maybe(k, 3),
-        crop=arrays(2, 3),
+        crop=data.draw(crops),
         box=maybe(4),
         pose=maybe(24, 3),
         betas=maybe(10),
         trans=maybe(3),
-        focal=data.draw(st.none() | st.floats(1, 1e4, width=32)),
-        center=maybe(2),
+        camera=data.draw(st.none() | cameras),
         source=text,
-        intrinsics=maybe(4),
-        distortion=maybe(5),
         gender=data.draw(st.sampled_from(["", "neutral", "male", "female"])),
-        dataset=text,
-        subject=text,
-        sequence=text,
-        frame=data.draw(st.integers(-(2**60), 2**60)),
+        identity=Identity(
+            text,
+            "train",
+            text,
+            text,
+            data.draw(st.text(max_size=20)),
+            data.draw(st.integers(-(2**60), 2**60)),
+        ),
     )
     record = encode_sample(one)
     back = decode_sample(record, one.names)
-    for field in (
-        "kp2d",
-        "state",
-        "kp3d",
-        "crop",
-        "box",
-        "pose",
-        "betas",
-        "trans",
-        "focal",
-        "center",
-        "intrinsics",
-        "distortion",
-    ):
-        a, b = getattr(one, field), getattr(back, field)
+    assert (one.camera is None) == (back.camera is None)
+    assert one.crop.size == back.crop.size == PIXEL.shape[:2]
+    pairs = [(one.crop.affine, back.crop.affine)]
+    if one.camera is not None and back.camera is not None:
+        pairs += [(one.camera.K, back.camera.K)]
+        pairs += [(one.camera.distortion, back.camera.distortion)]
+    fields = "kp2d state kp3d box pose betas trans focal center"
+    pairs += [(getattr(one, f), getattr(back, f)) for f in fields.split()]
+    for a, b in pairs:
         assert (a is None) == (b is None)
         if a is not None:
             np.testing.assert_array_equal(a, b)
@@ -119,7 +145,7 @@ def test_what_goes_in_comes_out(data, k):
         one.gender,
         one.pose is not None and one.betas is not None,
     )
-    assert (back.source, back.frame, back.split) == (one.source, one.frame, one.split)
+    assert (back.source, back.identity) == (one.source, one.identity)
     assert encode_sample(back) == record
     assert (
         np.isnan(back.kp2d[back.state == 0]).all()
@@ -155,7 +181,7 @@ def test_resumed_is_the_same_bytes(tmp_path, crash):
             writer.write(
                 Dropped(f"{i}.jpg", "odd, or so")
                 if i % 5 == 3
-                else person(i, split="train" if i < 14 else "test")
+                else person(i, identity=who(i))
             )
     with pytest.raises(ValueError, match="already holds records"):
         write(tmp_path / "r")
@@ -170,7 +196,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_records import *
-import hmr_nb.records.schema as records
+import hmr_nb.records.writer as records
 import tensorflow as tf
 
 def mortal(function):
@@ -182,7 +208,7 @@ def mortal(function):
         return function(*a, **k)
     return step
 
-records.encode_sample, records._put, os.replace = mortal(records.encode_sample), mortal(records._put), mortal(os.replace)
+records.encode_sample, records._put, os.replace = map(mortal, (records.encode_sample, records._put, os.replace))
 for left in map(int, sys.argv[1:]):  # so many steps of writing to live
     child = os.fork()
     if not child:
@@ -275,7 +301,7 @@ def test_a_full_disk_is_named_and_nothing_half_remains(tmp_path):
         assert not [
             f.name
             for f in (tmp_path / limit).iterdir()
-            if f.suffix in (".tmp", ".tfrecord")
+            if ".part" in f.name or f.suffix == ".tfrecord"
         ]
         with pytest.raises(FileNotFoundError, match="no card.json"):
             card(tmp_path / limit)
@@ -309,7 +335,8 @@ def test_a_half_written_shard_is_done_again(tmp_path):
         raise KeyboardInterrupt
     shard = tmp_path / "r" / "train-00001.tfrecord"
     shard.write_bytes(shard.read_bytes()[:-1])
-    (tmp_path / "r" / "train-00002.tfrecord.tmp").write_bytes(b"half")
+    (tmp_path / "r" / ".train-00002.7.part.tfrecord").write_bytes(b"half")
+    (tmp_path / "r" / ".train-00002.7.part.json").write_bytes(b"{half")
     write(tmp_path / "r", resume=True)
     assert {f.name: f.read_bytes() for f in whole.iterdir()} == {
         f.name: f.read_bytes() for f in (tmp_path / "r").iterdir()
@@ -415,7 +442,7 @@ def test_mixing_sets_with_different_points(tmp_path):
                     [[5, 5], [6, 6], [7, 7]],
                     [2, 2, 1],
                     PIXEL,
-                    frame=100 + i,
+                    identity=Identity(frame=100 + i),
                     kp3d=np.ones((3, 3)) * i,
                 )
             )
@@ -492,7 +519,7 @@ def test_a_dask_cluster_writes_the_same(tmp_path):
     ],
 )
 def test_a_cluster_that_is_not_there(tmp_path, workers, says, monkeypatch):
-    monkeypatch.setattr("hmr_nb.records.workers.DASK_PATIENCE", 0.2)
+    monkeypatch.setattr("hmr_nb.records.workers._DASK_PATIENCE", 0.2)
     with (
         pytest.raises((OSError, ValueError), match=says),
         RecordWriter(tmp_path, "persons") as writer,
@@ -533,7 +560,7 @@ def test_workers_that_lack_the_function_are_an_error_and_no_wait(tmp_path, monke
 def test_a_cluster_without_workers_is_named(tmp_path, monkeypatch):
     from dask.distributed import LocalCluster
 
-    monkeypatch.setattr("hmr_nb.records.workers.DASK_PATIENCE", 2)
+    monkeypatch.setattr("hmr_nb.records.workers._DASK_PATIENCE", 2)
     says = "has no workers; start some with: dask worker tcp:"
     cluster = LocalCluster(n_workers=0, processes=True, dashboard_address=None)
     with (
@@ -555,14 +582,17 @@ def test_nothing_to_convert(tmp_path):
 
 
 def test_the_camera_of_the_whole_picture_gives_that_of_the_crop():
-    crop = np.array([[0.5, 0, -30], [0, 0.5, 20]])
-    e = person(1, intrinsics=[1000, 1000, 512, 384], crop=crop)
+    crop = Crop(np.array([[0.5, 0, -30], [0, 0.5, 20]]), 100)
+    e = person(1, camera=Camera.simple(1000, (512, 384)), crop=crop)
     assert e.focal == 500 and e.center.tolist() == [226, 212]
     point = np.array([0.3, -0.2, 4.0])
     source = 1000 * point[:2] / point[2] + [512, 384]
     np.testing.assert_allclose(
-        crop[:, :2] @ source + crop[:, 2], e.focal * point[:2] / point[2] + e.center
+        crop.affine[:, :2] @ source + crop.affine[:, 2],
+        e.focal * point[:2] / point[2] + e.center,
     )
+    stored = e.crop.camera(e.camera)
+    assert stored.focal == e.focal and stored.center.tolist() == e.center.tolist()
     with pytest.raises(ValueError, match="gender"):
         person(1, gender="f")
 
@@ -585,16 +615,18 @@ def test_the_bar_counts_what_the_writer_counts(tmp_path, capsys):
         assert "recordings/s" in capsys.readouterr().err
 
 
-def test_records_of_the_first_schema_are_read(tmp_path):
+def test_records_of_earlier_schemas_are_read(tmp_path):
     write(tmp_path)
     facts = tmp_path / "card.json"
-    facts.write_text(facts.read_text().replace('"schema": 2', '"schema": 1'))
-    assert (
-        len(list(examples(tmp_path))) == 16
-        and len(list(record_dataset(tmp_path, source_set(NAMES), meta=True))) == 16
-    )
-    facts.write_text(facts.read_text().replace('"schema": 1', '"schema": 3'))
-    with pytest.raises(ValueError, match="schema 3"):
+    for version in (1, 2):
+        text = re.sub('"schema": [0-9]', f'"schema": {version}', facts.read_text())
+        facts.write_text(text)
+        assert (
+            len(list(examples(tmp_path))) == 16
+            and len(list(record_dataset(tmp_path, source_set(NAMES), meta=True))) == 16
+        )
+    facts.write_text(re.sub('"schema": [0-9]', '"schema": 4', facts.read_text()))
+    with pytest.raises(ValueError, match="schema 4"):
         card(tmp_path)
 
 
@@ -653,7 +685,8 @@ def test_the_stored_map_is_true_for_the_pixels(x, y, side, width, height):
     light = np.uint8(
         200 * np.exp(-((grid_x - at[0]) ** 2 + (grid_y - at[1]) ** 2) / 18)
     )[..., None].repeat(3, -1)
-    jpeg, A, size = stored_jpeg(encode_jpeg(light), (x, y, side, side))
+    jpeg, crop, size = stored_jpeg(encode_jpeg(light), (x, y, side, side))
+    A = crop.affine
     assert size == (height, width) and A[0, 0] == A[1, 1] <= 1
     stored = decode_jpeg(jpeg)[..., 0].astype(float)
     h, w = stored.shape
@@ -684,15 +717,91 @@ def test_the_stored_map_is_true_for_the_pixels(x, y, side, width, height):
 )
 def test_any_box_can_be_cut(x, y, w, h):
     image = np.zeros((60, 80, 3), np.uint8) + np.uint8([200, 30, 90])
-    cut, A, size = cut_person(encode_jpeg(image), (x, y, w, h))
-    side = stored_crop((x, y, w, h))[1]
-    assert (
-        cut.shape == (side, side, 3)
-        and side <= 300
-        and size[0] in (60, 64)
-        and size[1] == 80
-    )
+    cut, crop, size = cut_person(encode_jpeg(image), (x, y, w, h))
+    A, side = crop.affine, stored_crop((x, y, w, h)).size[1]
+    assert cut.shape == (side, side, 3) and side <= 300 and size == (60, 80)
     # border repeated, colours in order
     assert np.abs(cut.astype(int) - [200, 30, 90]).max() < 6
     middle = A[:, :2] @ [x + w / 2, y + h / 2] + A[:, 2]
     assert np.abs(middle - (side - 1) / 2).max() <= 1
+
+
+def old_record(**features):
+    "A record as versions 1 and 2 wrote them: no name of a camera."
+    import tensorflow as tf
+
+    def feature(v):
+        if isinstance(v, bytes):
+            return tf.train.Feature(bytes_list=tf.train.BytesList(value=[v]))
+        v = np.ravel(v)
+        if v.dtype.kind == "i":
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=v))
+        return tf.train.Feature(float_list=tf.train.FloatList(value=v))
+
+    always = {
+        "image": encode_jpeg(PIXEL),
+        "kp2d": np.ones((3, 2)),
+        "state": np.full(3, 2),
+        "crop": np.array([[0.5, 0, -3], [0, 0.5, 2]]),
+        "source": b"a.jpg",
+        "dataset": b"old",
+        "split": b"val",
+        "subject": b"S1",
+        "sequence": b"walk",
+        "frame": np.array(7),
+    }
+    features = {k: feature(v) for k, v in (always | features).items()}
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString()
+
+
+def test_a_camera_in_stored_pixels_alone_is_brought_back_through_the_crop():
+    """Versions 1 and 2 could hold a focal length and a centre without intrinsics: they
+    are the same in the sample, and in the record that is written of it."""
+    old = decode_sample(old_record(focal=500.0, center=[20.0, 30.0]), NAMES)
+    assert old.identity == Identity("old", "val", "S1", "walk", "", 7)
+    for e in (old, decode_sample(encode_sample(old), NAMES)):
+        np.testing.assert_allclose(e.focal, 500, rtol=1e-6)
+        np.testing.assert_allclose(e.center, [20, 30], rtol=1e-5)
+        np.testing.assert_allclose(e.camera.focal, 1000, rtol=1e-6)
+        np.testing.assert_allclose(e.camera.center, [46, 56], rtol=1e-6)
+    assert decode_sample(old_record(), NAMES).camera is None
+
+
+def test_a_lens_and_a_camera_s_name_come_back(tmp_path):
+    lens = np.array([-0.2, 0.25, -0.001, -0.002, -0.003])
+    room = Camera(np.array([[1145.0, 0, 512], [0, 1143, 515], [0, 0, 1]]), lens)
+    where = Identity("", "test", "S9", "Walking_1", "60457274", 3)
+    with RecordWriter(tmp_path, "h36m") as writer:
+        writer.write(person(3, camera=room, identity=where))
+    (e,) = examples(tmp_path)
+    assert e.identity == Identity("h36m", "test", "S9", "Walking_1", "60457274", 3)
+    np.testing.assert_allclose(e.camera.distortion, lens, rtol=1e-6)
+    (item,) = record_dataset(tmp_path, source_set(NAMES), meta=True)
+    assert item["camera"].numpy() == b"60457274"
+    np.testing.assert_allclose(item["intrinsics"], [1145, 1143, 512, 515])
+
+
+def test_a_sample_does_not_change():
+    e = person(1)
+    with pytest.raises(AttributeError):
+        e.kp3d = np.zeros((3, 3))
+    for array in (e.kp2d, e.state):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    kp = np.ones((3, 2), np.float32)
+    e = person(1, kp2d=kp)
+    kp[:] = 5  # the sample has its own copy
+    assert (e.kp2d == 1).all()
+
+
+def test_a_shard_that_changed_is_hashed_again(tmp_path):
+    "The checksum of a file at rest is kept; another time of change means another file."
+    file = tmp_path / "shard"
+    file.write_bytes(b"one")
+    os.utime(file, (1e9, 1e9))
+    assert file_digest(file) == file_digest(file) == hashlib.sha256(b"one").hexdigest()
+    file.write_bytes(b"two")
+    assert file_digest(file) == hashlib.sha256(b"two").hexdigest()
+    file.write_bytes(b"six")  # at once, of the same size
+    assert file_digest(file) == hashlib.sha256(b"six").hexdigest()

@@ -7,26 +7,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from film_data import bytes_of, dot_errors, dots, write_pictures
 from scipy.spatial.transform import Rotation
+from video_data import bytes_of, dot_errors, dots, write_pictures
 
-from hmr_nb.basics.camera import apply_affine, invert
+from hmr_nb.basics.camera import Camera
 from hmr_nb.basics.keypoints import keypoint_set, map_points
 from hmr_nb.body.pickles import UnsafePickleError
 from hmr_nb.records.datasets.threedpw import (
-    JOINTS,
-    NAMES,
+    _frame_points,
     convert_threedpw,
-    frame_points,
     into_camera,
     read_sequence,
 )
 from hmr_nb.records.open_poses import REST_JOINTS, place_joints
-from hmr_nb.records.schema import card, examples, source_set
+from hmr_nb.records.reader import card, examples, source_set
 from hmr_nb.shell.commands import main
 
 SIZE = (640, 360)  # portrait
 K = np.array([[600.0, 0, 180], [0, 602.0, 320], [0, 0, 1]])
+NAMES = (*keypoint_set("openpose18").names, *keypoint_set("smpl24").names)
 REST = REST_JOINTS + [0.01, -0.24, 0.03]  # SMPL's pelvis does not rest at the origin
 
 
@@ -162,17 +161,14 @@ def test_the_joints_lie_on_the_dots_and_the_body_is_where_they_are(data, convert
         # the body, made of the record alone
         J = place_joints(e.pose[None].astype(float), REST)[0] + e.trans
         np.testing.assert_allclose(J, e.kp3d[18:], atol=2e-5)
-        fx, fy, cx, cy = e.intrinsics
-        seen_at = J[:, :2] / J[:, 2:] * [fx, fy] + [cx, cy]
-        np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d)[18:], seen_at, atol=0.02
-        )
+        seen_at = e.camera.project(J)
+        np.testing.assert_allclose(e.crop.undo(e.kp2d)[18:], seen_at, atol=0.02)
 
 
 def test_detections_come_back_as_the_file_has_them(data, converted):
     held = sequence("c_00", seed=2)
     for e in examples(converted, "test"):
-        at = apply_affine(invert(e.crop), e.kp2d)[:18]
+        at = e.crop.undo(e.kp2d)[:18]
         np.testing.assert_allclose(
             at, held["poses2d"][int(e.subject[-1])][e.frame, :2].T, atol=0.01
         )
@@ -193,7 +189,7 @@ def test_joints_inside_the_body_do_not_pass_as_marked_points(converted):
     assert np.isnan(lsp["neck"]).all() and np.isnan(lsp["head_top"]).all()
     # the detector's, not smpl_right_hip
     np.testing.assert_array_equal(lsp["hip_r"], e.kp2d[NAMES.index("hip_r")])
-    assert "smpl_right_hip" in JOINTS
+    assert "smpl_right_hip" in e.names
 
 
 def test_what_the_protocol_leaves_out(tmp_path):
@@ -232,16 +228,13 @@ def test_a_detection_far_outside_or_unsure_is_missing():
     X = seen(place_joints(np.zeros((1, 24, 3)), REST), cam)[0]
     detected = np.tile([100.0, 200.0, 0.9], (1, 18, 1))
     detected[0, 0, :2], detected[0, 1, 2], detected[0, 2, 2] = (5000, -40), 0.1, 0
-    kp, state, _ = frame_points(detected, X, K, SIZE)
+    kp, state, _ = _frame_points(detected, X, Camera(K), SIZE)
     assert state[0, :4].tolist() == [0, 0, 0, 2] and np.isnan(kp[0, :3]).all()
-    assert frame_points(detected, X, K, SIZE, confidence=0.05)[1][0, :4].tolist() == [
-        0,
-        2,
-        0,
-        2,
-    ]
+    assert _frame_points(detected, X, Camera(K), SIZE, confidence=0.05)[1][
+        0, :4
+    ].tolist() == [0, 2, 0, 2]
     assert (
-        frame_points(detected, X, K, (20, 360))[1][0, 18:] < 2
+        _frame_points(detected, X, Camera(K), (20, 360))[1][0, 18:] < 2
     ).any()  # joints below a low picture are not visible
 
 
@@ -371,9 +364,9 @@ def test_bad_input_is_an_error_that_says_what_to_do(case, tmp_path, command, cap
 def test_workers_and_resume_change_nothing(data, converted, tmp_path, monkeypatch):
     convert(data, tmp_path / "two", workers=2)
     assert bytes_of(tmp_path / "two") == bytes_of(converted)
-    from hmr_nb.records import records
+    from hmr_nb.records.writer import RecordWriter
 
-    real, calls = records.RecordWriter.close_shard, []
+    real, calls = RecordWriter._close_shard, []
 
     def stop(self):
         real(self)
@@ -381,7 +374,7 @@ def test_workers_and_resume_change_nothing(data, converted, tmp_path, monkeypatc
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(records.RecordWriter, "close_shard", stop)
+    monkeypatch.setattr(RecordWriter, "_close_shard", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(data, tmp_path / "again")
     monkeypatch.undo()

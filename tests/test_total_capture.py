@@ -1,18 +1,23 @@
-"""TotalCapture: the official text files and films, bad input, workers and resume."""
+"""TotalCapture: the official text files and videos, bad input, workers and resume."""
 
 import shutil
 import sys
 
 import numpy as np
 import pytest
-from film_data import bytes_of, dot_errors, dots, figure_motion, write_video
+from video_data import (
+    bytes_of,
+    dot_errors,
+    dots,
+    figure_motion,
+    intrinsics,
+    write_video,
+)
 
-from hmr_nb.basics.camera import apply_affine, invert
 from hmr_nb.basics.keypoints import keypoint_set, map_points
 from hmr_nb.records.datasets import total_capture
 from hmr_nb.records.datasets.total_capture import (
-    JOINTS,
-    NAMES,
+    _JOINTS,
     convert_total_capture,
     read_calibration,
     read_skeleton,
@@ -21,6 +26,7 @@ from hmr_nb.records.reader import card, examples
 from hmr_nb.shell.commands import main
 
 SIZE = (360, 640)
+POINTS = keypoint_set("total_capture21")
 LENS = np.array([[350.0 + c, 351.0 + c, 320.5, 180.2, -0.18] for c in range(8)])
 
 
@@ -36,7 +42,7 @@ def camera(c):
 
 
 def world(count):
-    return figure_motion(NAMES, count) * [1, -1, -1] + [0, 0.95, 4]
+    return figure_motion(POINTS.names, count) * [1, -1, -1] + [0, 0.95, 4]
 
 
 def seen(X, c):
@@ -66,7 +72,7 @@ def calibration():
     return "\n".join(lines) + "\n"
 
 
-def write_skeleton(path, x, words=JOINTS):
+def write_skeleton(path, x, words=_JOINTS):
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         "\t".join(" ".join(repr(float(v)) for v in joint) for joint in frame) + "\t"
@@ -134,18 +140,23 @@ def converted(data, tmp_path_factory):
 
 def test_counts_and_protocol(data, converted, tmp_path):
     facts = card(converted)
-    assert facts["splits"] == {"train": 24, "test": 8} and facts["names"] == list(NAMES)
+    assert facts["splits"] == {"train": 24, "test": 8} and facts["names"] == list(
+        POINTS.names
+    )
     assert facts["dropped"] == {
         "past the end of the orientations": 16,
         "video ends before this frame": 2,
         "video missing": 8,
     }
     assert facts["read"] == facts["written"] + 26 == 2 * 13 + 2 * 16
-    assert {(e.subject, e.sequence) for e in examples(converted)} == {
-        ("S1", "acting1.cam1"),
-        ("S1", "acting1.cam4"),
-        ("S2", "walking2.cam4"),
+    people = [e.identity for e in examples(converted)]
+    assert {(i.subject, i.sequence, i.camera) for i in people} == {
+        ("S1", "acting1", "cam1"),
+        ("S1", "acting1", "cam4"),
+        ("S2", "walking2", "cam4"),
     }
+    # two cameras of one recording are one cluster
+    assert len({i.cluster for i in people}) == 2
     more = convert(data, tmp_path / "more", train_subjects=("S1", "S4"), split="train")
     assert more["splits"] == {"train": 36}
     assert convert(data, tmp_path / "some", step=6, split="train")["written"] == 4
@@ -153,15 +164,13 @@ def test_counts_and_protocol(data, converted, tmp_path):
 
 def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
     for e in examples(converted):
-        c = int(e.sequence[-1]) - 1
+        c = int(e.identity.camera[-1]) - 1
         np.testing.assert_allclose(e.kp3d, seen(world(16), c)[e.frame], atol=1e-5)
         np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d),
-            project(seen(world(16), c), c)[e.frame],
-            atol=0.01,
+            e.crop.undo(e.kp2d), project(seen(world(16), c), c)[e.frame], atol=0.01
         )
-        np.testing.assert_allclose(e.intrinsics, LENS[c, :4])
-        np.testing.assert_allclose(e.distortion, [-0.18, 0, 0, 0, 0], atol=1e-7)
+        np.testing.assert_allclose(intrinsics(e), LENS[c, :4])
+        np.testing.assert_allclose(e.camera.distortion, [-0.18, 0, 0, 0, 0], atol=1e-7)
         found = dot_errors(e)
         assert len(found) >= 3 and found.max() < 0.6
 
@@ -169,7 +178,7 @@ def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
 def test_columns_go_by_name(tmp_path):
     order = np.random.default_rng(0).permutation(21)
     write_skeleton(
-        tmp_path / "a.txt", world(3)[:, order] / 0.0254, [JOINTS[i] for i in order]
+        tmp_path / "a.txt", world(3)[:, order] / 0.0254, [_JOINTS[i] for i in order]
     )
     np.testing.assert_allclose(read_skeleton(tmp_path / "a.txt"), world(3), atol=1e-9)
     lsp = map_points(
@@ -203,13 +212,13 @@ def test_calibration_as_a_page_of_numbers(tmp_path):
         cameras = read_calibration(tmp_path / name)
         assert (
             list(cameras) == [*range(1, 9)]
-            and cameras[3].size == SIZE
-            and cameras[3].distortion.tolist() == [-0.18, k2, 0, 0, 0]
+            and cameras[3][1] == SIZE
+            and cameras[3][0].distortion.tolist() == [-0.18, k2, 0, 0, 0]
         )
         np.testing.assert_allclose(
-            cameras[3].see(world(2)), seen(world(2), 2), atol=1e-12
+            cameras[3][0].see(world(2)), seen(world(2), 2), atol=1e-12
         )
-    flat = read_calibration(tmp_path / "a.cal")[3]
+    flat, _ = read_calibration(tmp_path / "a.cal")[3]
     np.testing.assert_allclose(
         flat.project(flat.see(world(2))), project(seen(world(2), 2), 2), atol=1e-9
     )
@@ -258,7 +267,7 @@ def broken(kind, root):
         pos.write_text(pos.read_text().replace("RightUpLeg", "RightThigh"))
     elif kind == "words among the numbers":
         pos.write_text(pos.read_text() + "end of file\n")
-    elif kind == "no films":
+    elif kind == "no videos":
         for f in list(root.rglob("*.mp4")):
             f.unlink()
     return {
@@ -278,7 +287,7 @@ def broken(kind, root):
         ("labels cut short", "is it complete?"),
         ("another skeleton", "no RightUpLeg in the first line"),
         ("words among the numbers", "expected numbers after the first line"),
-        ("no films", "has labels, but no films"),
+        ("no videos", "has labels, but no videos"),
         ("another subject", "no recording of S5"),
         ("another camera", "has no camera 9"),
         ("another split", "all, train or test"),

@@ -1,23 +1,26 @@
-"""Frames by number, cameras from labels, and what becomes of each frame of a film."""
+"""Frames by number, cameras from labels, and what becomes of each frame of a video."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from film_data import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from video_data import (
     dot_errors,
     dots,
     figure_motion,
+    intrinsics,
     seen_by,
     write_pictures,
     write_video,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from hmr_nb.basics.camera import apply_affine, invert
+from hmr_nb.basics.camera import Camera
 from hmr_nb.basics.keypoints import keypoint_set
-from hmr_nb.records.writer import Dropped
-from hmr_nb.records.schema import Sample
+from hmr_nb.basics.values import Identity
 from hmr_nb.records.pictures import decode_jpeg
+from hmr_nb.records.schema import Sample
 from hmr_nb.records.video import (
     Clip,
     VideoFile,
@@ -27,6 +30,7 @@ from hmr_nb.records.video import (
     fit_intrinsics,
     video_frames,
 )
+from hmr_nb.records.writer import Dropped
 
 NAMES = keypoint_set("mpi_inf_3dhp17").names
 K = np.array([[380.0, 0, 250.0], [0, 376.0, 262.0], [0, 0, 1]])
@@ -34,9 +38,9 @@ COUNT = 23
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
+def videos(tmp_path_factory):
     "The same dots in every container."
-    root = tmp_path_factory.mktemp("films")
+    root = tmp_path_factory.mktemp("videos")
     X = figure_motion(NAMES, COUNT)
     px = seen_by(K, X)
     shots = [dots(kp, (512, 512), 4) for kp in px]
@@ -55,7 +59,7 @@ def films(tmp_path_factory):
     return root, {k: find_video([root / p]) for k, p in places.items()}, X, px
 
 
-def clip_of(film, X, px, frames=None, **changes):
+def clip_of(video, X, px, frames=None, **changes):
     frames = np.arange(COUNT) if frames is None else np.asarray(frames)
     inside = frames[frames < COUNT]
 
@@ -64,36 +68,34 @@ def clip_of(film, X, px, frames=None, **changes):
             [a[inside], np.repeat(a[-1:], len(frames) - len(inside), 0)]
         ).astype(np.float32)
 
-    return Clip(film, "film", frames, NAMES, take(px), take(X), K)._replace(**changes)
+    clip = Clip(video, "video", frames, NAMES, take(px), take(X), Camera(K))
+    return clip._replace(**changes)
 
 
 @settings(max_examples=20, deadline=None)
 @given(wanted=st.sets(st.integers(0, COUNT + 3), min_size=1).map(sorted))
 @pytest.mark.parametrize("kind", ["mjpg", "mp4", "xvid"])
-def test_wanted_frames_are_those_of_a_whole_pass(films, kind, wanted):
-    film = films[1][kind]
-    whole = dict(video_frames(film, range(COUNT)))
+def test_wanted_frames_are_those_of_a_whole_pass(videos, kind, wanted):
+    video = videos[1][kind]
+    whole = dict(video_frames(video, range(COUNT)))
     assert all(p is not None for p in whole.values())
-    for n, picture in video_frames(film, wanted):
+    for n, picture in video_frames(video, wanted):
         assert (picture is None) if n >= COUNT else (picture == whole[n]).all()
 
 
 @pytest.mark.parametrize("kind", ["mjpg", "mp4", "xvid", "from 0", "from 1"])
-def test_stored_points_lie_on_the_dots(films, kind):
-    _, by_kind, X, px = films
+def test_stored_points_lie_on_the_dots(videos, kind):
+    _, by_kind, X, px = videos
     people = [
         e for c in cut_clips(clip_of(by_kind[kind], X, px), 6) for e in convert_clip(c)
     ]
     assert [e.frame for e in people] == list(range(COUNT))  # the last one too
     for e in people:
-        e.image = decode_jpeg(e.jpeg)
-        found = dot_errors(e)
+        found = dot_errors(replace(e, image=decode_jpeg(e.jpeg)))
         assert len(found) >= 5 and found.max() < 0.6
-        np.testing.assert_allclose(
-            apply_affine(invert(e.crop), e.kp2d), px[e.frame], atol=0.02
-        )
+        np.testing.assert_allclose(e.crop.undo(e.kp2d), px[e.frame], atol=0.02)
         np.testing.assert_allclose(e.kp3d, X[e.frame], atol=1e-6)
-        np.testing.assert_allclose(e.intrinsics, [380, 376, 250, 262])
+        np.testing.assert_allclose(intrinsics(e), [380, 376, 250, 262])
 
 
 @given(
@@ -118,8 +120,10 @@ def test_a_camera_is_found_in_its_labels(f, ratio, c, seed):
     cut=st.integers(1, 99),
     frames=st.sets(st.integers(0, COUNT + 5), min_size=1).map(sorted),
 )
-def test_every_frame_of_a_cut_film_has_an_outcome(films, tmp_path_factory, cut, frames):
-    root, by_kind, X, px = films
+def test_every_frame_of_a_cut_video_has_an_outcome(
+    videos, tmp_path_factory, cut, frames
+):
+    root, by_kind, X, px = videos
     data = (root / "a.avi").read_bytes()
     file = tmp_path_factory.mktemp("cut") / "cut.avi"
     file.write_bytes(data[: len(data) * cut // 100])
@@ -128,7 +132,7 @@ def test_every_frame_of_a_cut_film_has_an_outcome(films, tmp_path_factory, cut, 
     for n, r in zip(frames, results):
         if isinstance(r, Sample):
             assert r.frame == n < COUNT
-            r.image = decode_jpeg(r.jpeg)
+            decode_jpeg(r.jpeg)
         else:
             assert r.reason in ("video ends before this frame", "video unreadable")
     written = [r.frame for r in results if isinstance(r, Sample)]
@@ -136,8 +140,8 @@ def test_every_frame_of_a_cut_film_has_an_outcome(films, tmp_path_factory, cut, 
     assert written == frames[: len(written)]
 
 
-def test_reasons(films, tmp_path):
-    _, by_kind, X, px = films
+def test_reasons(videos, tmp_path):
+    _, by_kind, X, px = videos
     (tmp_path / "page.avi").write_text("<html>")
     (tmp_path / "empty.mp4").write_bytes(b"")
     few = clip_of(by_kind["mp4"], X, px, [3, 4], min_inside=8)
@@ -146,22 +150,22 @@ def test_reasons(films, tmp_path):
         return {r.reason for r in convert_clip(few._replace(**k))}
 
     assert (
-        reason(film=None)
-        == reason(film=VideoFile(str(tmp_path / "no.avi")))
+        reason(video=None)
+        == reason(video=VideoFile(str(tmp_path / "no.avi")))
         == {"video missing"}
     )
     assert (
-        reason(film=VideoFile(str(tmp_path / "page.avi")))
-        == reason(film=VideoFile(str(tmp_path / "empty.mp4")))
+        reason(video=VideoFile(str(tmp_path / "page.avi")))
+        == reason(video=VideoFile(str(tmp_path / "empty.mp4")))
         == {"video unreadable"}
     )
-    assert reason(film=VideoFile(str(tmp_path / "no_%06d.jpg"))) == {"image missing"}
+    assert reason(video=VideoFile(str(tmp_path / "no_%06d.jpg"))) == {"image missing"}
     assert reason(kp=few.kp * np.nan) == {"no labels"}
     assert reason(kp=few.kp + 5000) == {"mostly outside the image"}
     assert reason(size=(2048, 2048)) == {
         "image not of the size that its labels are for"
     }
-    assert reason(why_not="as asked") == {"as asked"}
+    assert reason(drop="as asked") == {"as asked"}
     assert all(
         isinstance(r, Sample) for r in convert_clip(few._replace(size=(512, 512)))
     )
@@ -169,15 +173,15 @@ def test_reasons(films, tmp_path):
     assert {r.reason for r in convert_clip(lone)} == {"no labels"}
 
 
-def test_state_is_occluded_outside_and_missing_where_nan(films):
-    _, by_kind, X, px = films
+def test_state_is_occluded_outside_and_missing_where_nan(videos):
+    _, by_kind, X, px = videos
     kp = px[:1].astype(np.float32)
     kp[0, 0], kp[0, 1] = np.nan, [600, 100]
     (e,) = convert_clip(clip_of(by_kind["mp4"], X, px, [0])._replace(kp=kp))
     assert e.state.tolist()[:3] == [0, 1, 2] and np.isnan(e.kp2d[0]).all()
 
 
-def test_films_cut_into_few_clips_that_are_the_whole():
+def test_videos_cut_into_few_clips_that_are_the_whole():
     frames = np.arange(0, 12000, 3)
     clip = Clip(
         None,
@@ -197,9 +201,16 @@ def test_films_cut_into_few_clips_that_are_the_whole():
     assert cut_clips(clip._replace(frames=frames[:0], kp=clip.kp[:0])) == []
 
 
-def test_dropped_frames_name_film_and_number(films):
-    _, by_kind, X, px = films
+def test_dropped_frames_name_video_and_number(videos):
+    _, by_kind, X, px = videos
     (one,) = convert_clip(
-        clip_of(by_kind["mp4"], X, px, [90], source="S1/Seq1/video_0", split="val")
+        clip_of(
+            by_kind["mp4"],
+            X,
+            px,
+            [90],
+            source="S1/Seq1/video_0",
+            identity=Identity(split="val"),
+        )
     )
     assert one == Dropped("S1/Seq1/video_0#90", "video ends before this frame", "val")

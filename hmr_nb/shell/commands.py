@@ -22,7 +22,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import typer
@@ -393,6 +393,10 @@ def parse_value(
 ) -> Any:
     "A value of the wanted type from its text; ValueError if it has none."
     kinds, origin = get_args(kind), get_origin(kind)
+    if origin is Literal:
+        if text not in kinds:
+            raise ValueError(text)
+        return text
     if origin in (Union, UnionType):
         # text is always text: last
         for one in sorted(kinds, key=lambda k: (k is not NoneType, k in (str, Path))):

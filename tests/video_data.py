@@ -1,4 +1,4 @@
-"""Small films in the official containers, with a bright dot on every labelled point: shared by the tests of the video datasets."""
+"""Small videos in the official containers, with a bright dot on every labelled point: shared by the tests of the video datasets."""
 
 from pathlib import Path
 
@@ -6,6 +6,11 @@ import cv2
 import numpy as np
 
 from hmr_nb.records.video import figure_motion
+
+
+def intrinsics(sample):
+    "fx, fy, cx, cy of the source's camera, px."
+    return sample.camera.K[[0, 1, 0, 1], [0, 1, 2, 2]]
 
 
 def seen_by(K, X):
