@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set, map_points
 from hmr_nb.records.card import card_table
-from hmr_nb.records.datasets.coco import convert_coco, read_coco, read_points
+from hmr_nb.records.datasets.coco import convert_coco, read_coco, _read_points
 from hmr_nb.records.reader import examples
 
 GOLDENS = shipped("goldens")
@@ -137,7 +137,7 @@ def test_who_is_left_out_and_why(converted):
     )
 )
 def test_v_is_the_state(points):
-    kp, state = read_points(
+    kp, state = _read_points(
         [n for v, x, y in points for n in ((x, y, v) if v else (0, 0, 0))]
     )
     assert state.tolist() == [v for v, _, _ in points]

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 
 import cdflib.cdfwrite
 import cv2
@@ -298,7 +299,7 @@ def test_counts_and_names(converted):
     photo = people["S1/TakingPhoto 1.54138969#0"].identity
     assert (photo.sequence, photo.camera) == ("Photo_1", "54138969")
     # one recording of four cameras is one cluster
-    assert len({e.identity.cluster for e in people.values()}) == 7
+    assert len({e.identity.cluster for e in people.values()}) == 5
     assert {e.frame for e in people.values()} == {0, 5, 10}
 
 
@@ -318,8 +319,9 @@ def test_points_lie_on_the_dots_and_the_camera_sees_them(converted):
             e.camera.distortion,
         )[0][:, 0]
         np.testing.assert_allclose(again, source, atol=0.01)
-        e.kp2d[[11, 16, 24]] = np.nan
-        found = dot_errors(e)
+        kp2d = e.kp2d.copy()
+        kp2d[[11, 16, 24]] = np.nan
+        found = dot_errors(replace(e, kp2d=kp2d, state=None))
         assert len(found) >= 4 and found.max() < 0.6
 
 
