@@ -113,7 +113,7 @@ def test_a_click_takes_hold_of_the_joint_under_it(explorer, joint):
     assert kernel.ask("explorer.controls['joint'].value") == joint
 
 
-VALUE = "explorer.controls['turn z'].value"
+VALUE = "explorer.controls['angle z'].value"
 
 
 def test_a_slider_moves_the_mesh_on_the_page(explorer):

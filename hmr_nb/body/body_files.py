@@ -58,7 +58,8 @@ def read_npz(
 
 def _npy(archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> np.ndarray:
     data, start = memoryview(bytearray(info.file_size)), 0
-    with archive.open(info) as stream:
+    unpacked: Any = archive.open(info)
+    with unpacked as stream:
         # in pieces: zipfile joins what it unpacks again and again
         while count := stream.readinto(data[start : start + 2**24]):
             start += count
@@ -67,7 +68,7 @@ def _npy(archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> np.ndarra
     except (ValueError, MemoryError) as error:
         raise ValueError(f"{key}: {error}") from None
 
-# %% ../../nbs/2_body/03_body_files.ipynb #9f96d866
+# %% ../../nbs/2_body/03_body_files.ipynb #39cc1107
 def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     read = np.lib.format.read_array_header_2_0
     if np.lib.format.read_magic(stream) == (1, 0):
