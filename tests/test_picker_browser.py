@@ -40,7 +40,7 @@ HARMLESS = (
     "The getter for the shared module",
 )
 CELL = (
-    "from hmr_nb.making.open_body import open_body\nfrom hmr_nb.keypoints.picker import"
+    "from hmr_nb.body.open_body import open_body\nfrom hmr_nb.keypoints.picker import"
     " KeypointPicker\npicker = KeypointPicker(open_body(), path='marks.json')\npicker"
 )
 PINK = (204, 47, 123)
