@@ -17,7 +17,7 @@ from .model.weights import load_hmr, small_hmr
 from .records.reader import examples
 from .study.evaluate import evaluate
 from .training.experiment import Experiment
-from .training.trainer import fit
+from .training.run import fit
 
 __version__: str
 

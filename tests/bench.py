@@ -462,7 +462,8 @@ def training_rows(batch: int = 8, repeats: int = 7) -> None:
     turns."""
     import tensorflow as tf
 
-    from hmr_nb.training.trainer import Experiment, Trainer
+    from hmr_nb.training.experiment import Experiment
+    from hmr_nb.training.trainer import Trainer
 
     rng = np.random.default_rng(0)
     shapes = {
@@ -484,7 +485,7 @@ def training_rows(batch: int = 8, repeats: int = 7) -> None:
     calls = {}
     for precision in ("float32", "mixed_bfloat16"):
         trainer = Trainer(
-            Experiment(encoder_weights="", batch=batch, precision=precision)
+            Experiment(encoder_weights="", batch_size=batch, precision=precision)
         )
 
         @tf.function(autograph=False)

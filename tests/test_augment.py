@@ -26,8 +26,8 @@ from hmr_nb.records.pictures import decode_jpeg, encode_jpeg
 from hmr_nb.records.schema import Sample
 from hmr_nb.records.stream import record_dataset
 from hmr_nb.records.writer import RecordWriter
+from hmr_nb.training.batches import training_batches
 from hmr_nb.training.experiment import Experiment
-from hmr_nb.training.trainer import training_batches
 
 LSP = keypoint_set("lsp14")
 N = 60
@@ -241,8 +241,8 @@ def test_an_experiment_says_how_people_are_drawn_and_changed(folder, tmp_path):
     dirs = [folder, tmp_path / "val", tmp_path / "few"]
 
     def batch(**settings):
-        e = Experiment(input_size=32, batch=66, color=0.0, flip=False, **settings)
-        return next(iter(training_batches(e, dirs, LSP, 0, 1).as_numpy_iterator()))
+        e = Experiment(input_size=32, batch_size=66, color=0.0, flip=False, **settings)
+        return next(iter(training_batches(e, dirs, LSP).as_numpy_iterator()))
 
     def few(b):
         return int((b["has_smpl"] == 0).sum())
@@ -252,7 +252,7 @@ def test_an_experiment_says_how_people_are_drawn_and_changed(folder, tmp_path):
         few(b)
         for b in (plain, batch(balance="datasets"), batch(data_weights=(2, 7, 1)))
     ] == [6, 33, 22]
-    covered, turned = batch(occlusion=1.0), batch(turn=40)
+    covered, turned = batch(occlusion=1.0), batch(rotation_deg=40)
     np.testing.assert_array_equal(covered["kp2d"], plain["kp2d"])
     assert (covered["image"] != plain["image"]).any((1, 2, 3)).mean() > 0.8 and np.abs(
         turned["pose"] - plain["pose"]

@@ -59,7 +59,7 @@ def test_make_targets_named_in_readme_exist():
 
 
 def test_figures_of_the_small_weights_are_those_measured():
-    "The README's table against the table that 7_training/07_small_weights made."
+    "The README's table against the table that 7_training/09_small_weights made."
     measured = pd.read_csv(ROOT / "data" / "small_weights_figures.csv").set_index(
         ["weights", "domain"]
     )

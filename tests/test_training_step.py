@@ -10,7 +10,8 @@ from test_published import BODY_WORDS, GOLDENS, VALUE, golden_weight, images
 from hmr_nb.model.discriminator import discriminator_weights
 from hmr_nb.model.published import _discriminator_names, _hmr2_names, import_weights
 from hmr_nb.model.weights import named_weights
-from hmr_nb.training.trainer import Experiment, Trainer
+from hmr_nb.training.experiment import Experiment
+from hmr_nb.training.trainer import Trainer
 
 tf = pytest.importorskip("tensorflow")
 STORED = json.loads((GOLDENS / "train_step_hmr2.json").read_text())
@@ -89,10 +90,11 @@ def by_their_names(trainer, read) -> dict[str, np.ndarray]:
     found = {
         theirs[k]: read(w, trainer.optimizer) for k, w in ours.items() if w.trainable
     }
-    for k, w in discriminator_weights(trainer.critic).items():
+    for k, w in discriminator_weights(trainer.discriminator).items():
         found |= dict(
             zip(
-                judges[k], read(w, trainer.critic_optimizer).reshape(len(judges[k]), -1)
+                judges[k],
+                read(w, trainer.discriminator_optimizer).reshape(len(judges[k]), -1),
             )
         )
     return found
@@ -100,9 +102,8 @@ def by_their_names(trainer, read) -> dict[str, np.ndarray]:
 
 def gradient(weight, optimizer) -> np.ndarray:
     "Of the first step: Adam's mean of the gradient was zero and has moved by a tenth."
-    return optimizer._momentums[optimizer._get_variable_index(weight)].numpy() / (
-        1 - optimizer.beta_1
-    )
+    mean, _ = optimizer.moments(weight)
+    return mean.numpy() / (1 - optimizer.beta_1)
 
 
 def length(x) -> float:
@@ -123,7 +124,7 @@ def step(tmp_path_factory):
         dropout=0.0,
         weight_decay=0.0,
         supervision="3d",
-        batch=2,
+        batch_size=2,
     )
     trainer, theta = (
         Trainer(paper),
@@ -132,13 +133,16 @@ def step(tmp_path_factory):
     os.unlink(paper.start)
     patch = pytest.MonkeyPatch()
     patch.setattr(
-        "hmr_nb.training.trainer._real_people",
+        "hmr_nb.training.trainer.Trainer._real_people",
         lambda trainer, n: (
             tf.constant(theta[:, :72].reshape(6, 24, 3)),
             tf.constant(theta[:, 72:]),
         ),
     )
-    batch, start = golden_batch(19 + 24), [v.numpy() for v in trainer.state()]
+    batch, start = (
+        golden_batch(19 + 24),
+        {k: v.numpy() for k, v in trainer.named_state().items()},
+    )
 
     def weight(w, _):
         return w.numpy()
@@ -163,8 +167,8 @@ def step(tmp_path_factory):
     )
     rng = np.random.default_rng(0)
     for _ in range(ROUNDINGS):
-        for v, value in zip(trainer.state(), start):
-            v.assign(value)
+        for k, v in trainer.named_state().items():
+            v.assign(start[k])
         trainer.step(
             {
                 **batch,
@@ -189,8 +193,8 @@ def test_costs(step):
         "kp2d_loss_log": 60 * ours["keypoints"],
         "kp3d_loss_log": 60 * ours["joints"],
         "pose_shape_loss_log": ours["pose"],
-        "gen_disc_loss_log": ours["adversary"],
-        "discriminator_loss_log": ours["critic"],
+        "gen_disc_loss_log": ours["adversarial"],
+        "discriminator_loss_log": ours["discriminator"],
     }
     for theirs in (STORED["tf2.6_losses"], STORED["tf2.15"]["losses"]):
         assert (

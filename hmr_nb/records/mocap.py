@@ -33,7 +33,19 @@ ASSUMED_FPS = 120.0  # frames a second of a file that does not say
 
 
 class Mocap(NamedTuple):
-    "Recorded motion as SMPL poses: one recording, or a converted set of many."
+    """Recorded motion as SMPL poses: one recording, or a converted set of many.
+
+    Attributes:
+        poses: (n, 24, 3) axis-angle, rad; the root as recorded (often z up)
+        betas: (10,) SMPL shape; None where the file's shape belongs to another
+            model, and for a set
+        trans: (n, 3) m
+        fps: frames a second of `poses`; None if unknown, or not the same for all of
+            a set
+        source: file name
+        model: what was recorded: smpl, smplh or smplx
+        gender: of its body, where the file says
+    """
 
     poses: np.ndarray  # (n, 24, 3) axis-angle, rad; the root as recorded (often z up)
     # (10,) SMPL shape; None where the file's shape belongs to another model, and for a
@@ -52,7 +64,15 @@ def smpl_rotations(
     name: str = "poses",  # for the error
 ) -> np.ndarray:  # (n, 24, 3)
     """Rows of numbers to the rotations of SMPL's 24 joints; hands of SMPL-H and SMPL-X
-    are left at rest."""
+    are left at rest.
+
+    Args:
+        rows: (n, 72) SMPL, (n, 156) SMPL-H or (n, 165) SMPL-X
+        name: for the error
+
+    Returns:
+        (n, 24, 3)
+    """
     rows = np.asarray(rows)
     if (
         rows.ndim != 2
@@ -134,7 +154,16 @@ def every_nth(
     fps: float | None,  # wanted; None: all
     assumed: float = ASSUMED_FPS,  # in place of an unknown rate
 ) -> int:  # 1 or more
-    "Keep every so-manieth frame."
+    """Keep every so-manieth frame.
+
+    Args:
+        rate: frames a second recorded; None: unknown
+        fps: wanted; None: all
+        assumed: in place of an unknown rate
+
+    Returns:
+        1 or more
+    """
     if fps is not None and not fps > 0:
         raise ValueError(
             f"fps: expected a number above 0, or None for all frames, got {fps}"
@@ -184,7 +213,13 @@ def _load_one(path: Path, fps: float | None, assumed: float = ASSUMED_FPS) -> Mo
 
 # %% ../../nbs/5_records/11_mocap.ipynb #d7000027
 class Recording(NamedTuple):
-    "One file of a set."
+    """One file of a set.
+
+    Attributes:
+        poses: (n, 72) float32
+        betas: (10,) float32, NaN where unknown
+        facts: a line of motions.csv
+    """
 
     poses: np.ndarray  # (n, 72) float32
     betas: np.ndarray  # (10,) float32, NaN where unknown
@@ -192,7 +227,12 @@ class Recording(NamedTuple):
 
 
 class Source(NamedTuple):
-    "A file to read: an item for the converter."
+    """A file to read: an item for the converter.
+
+    Attributes:
+        name: below the folder given
+        exclude: names of folders
+    """
 
     file: str
     name: str  # below the folder given
@@ -202,7 +242,11 @@ class Source(NamedTuple):
 
 
 def read_recording(source: Source) -> list[Recording]:  # one
-    "A file of a folder; without poses, but with a reason, if it cannot be used."
+    """A file of a folder; without poses, but with a reason, if it cannot be used.
+
+    Returns:
+        one
+    """
     facts = {
         "file": source.name,
         "read": 0,
@@ -258,7 +302,12 @@ PART_FILES, PART_POSES = 200, 200_000  # recordings, and poses, that make a part
 
 
 class PoseWriter:
-    "Takes recordings in order; what `convert_items` needs of a writer."
+    """Takes recordings in order; what `convert_items` needs of a writer.
+
+    Args:
+        out: directory of the set; made if need be
+        plan: dataset, software, options, sources: a resumed run must have the same
+    """
 
     unit = "recordings"
 
@@ -395,7 +444,14 @@ def _card(plan: dict, table: pd.DataFrame, digest: str) -> dict:
 def finish_set(
     writer: PoseWriter,  # that has taken all recordings
 ) -> dict:  # the card
-    "Make one set of the parts."
+    """Make one set of the parts.
+
+    Args:
+        writer: that has taken all recordings
+
+    Returns:
+        the card
+    """
     if not writer.complete:
         if writer.open:
             writer.close_part()
@@ -435,7 +491,14 @@ def finish_set(
 def motion_files(
     data: str | Path,  # a folder, or one file
 ) -> list[tuple[Path, str]]:  # file; its name below the folder
-    "All recordings and their like below a folder, in the order of their names."
+    """All recordings and their like below a folder, in the order of their names.
+
+    Args:
+        data: a folder, or one file
+
+    Returns:
+        file; its name below the folder
+    """
     data = Path(data)
     if data.is_file():
         return [(data, data.name)]
@@ -478,7 +541,21 @@ def convert_mocap(
     exclude: tuple[str, ...] = ("S9", "S11"),
 ) -> dict:  # the card
     """Motion capture to one set of SMPL poses: AMASS (Mahmood and others, ICCV 2019),
-    neutrMosh."""
+    neutrMosh.
+
+    Args:
+        data: folder with .npz (AMASS) and .pkl (neutrMosh) files, or one file
+        out: directory for the set
+        workers: processes, all cores if None; or "dask://host:port"
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        fps: keep about this many poses a second; all if None
+        assumed_fps: of files that do not say
+        exclude: names of folders to leave out: Human3.6M's test people
+
+    Returns:
+        the card
+    """
     files, exclude = motion_files(data), tuple(exclude)
     every_nth(assumed_fps, fps), every_nth(fps, assumed_fps)  # both must be above 0
     listing = hashlib.sha256(
@@ -532,7 +609,13 @@ def load_mocap(
     path: str | os.PathLike,
     fps: float | None = None,  # keep about this many frames a second; all if None
 ) -> Mocap:
-    "Recorded motion as SMPL poses."
+    """Recorded motion as SMPL poses.
+
+    Args:
+        path: .pkl (neutrMosh), .npz (AMASS), or what convert_mocap made: its
+            folder, or the mocap_set.npz in it
+        fps: keep about this many frames a second; all if None
+    """
     path = Path(path)
     if path.is_dir():
         path = path / SET_FILE

@@ -76,7 +76,14 @@ Data = Annotated[
 def one_line(
     error: BaseException,  # what went wrong
 ) -> str:  # a single line
-    "The message of an error without line breaks; KeyError's quotes removed."
+    """The message of an error without line breaks; KeyError's quotes removed.
+
+    Args:
+        error: what went wrong
+
+    Returns:
+        a single line
+    """
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split()) or type(error).__name__
 
@@ -142,7 +149,14 @@ PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 def pictures_in(
     paths: list[Path],  # files and folders
 ) -> list[Path]:  # files
-    "Pictures, with folders opened; an error for a folder without any."
+    """Pictures, with folders opened; an error for a folder without any.
+
+    Args:
+        paths: files and folders
+
+    Returns:
+        files
+    """
     found = []
     for path in paths:
         inside = (
@@ -166,7 +180,16 @@ def boxes_for(
     box: list[str] | None,  # "x,y,w,h" of people in the one picture
     # {path: boxes}, {path: why there are none}
 ) -> tuple[dict[str, list], dict[str, str]]:
-    "Where people are, as the options say."
+    """Where people are, as the options say.
+
+    Args:
+        pictures: files
+        openpose: json of the one picture, or a folder of <stem>_keypoints.json
+        box: "x,y,w,h" of people in the one picture
+
+    Returns:
+        {path: boxes}, {path: why there are none}
+    """
     from hmr_nb.inference.infer import boxes_from_openpose
 
     if (box or (openpose and not openpose.is_dir())) and len(pictures) > 1:
@@ -207,7 +230,15 @@ def open_model(
     weights: Path | None,  # weights file, or the small weights
     body: Path | None,  # body file, or the open body
 ) -> Any:  # an HMR
-    "The model that the options ask for."
+    """The model that the options ask for.
+
+    Args:
+        weights: weights file, or the small weights
+        body: body file, or the open body
+
+    Returns:
+        an HMR
+    """
     from hmr_nb.basics.keypoints import keypoint_set
     from hmr_nb.body.body_files import load_body
     from hmr_nb.model.weights import load_hmr, small_hmr
@@ -332,7 +363,14 @@ CONVERTERS = {  # name: module of hmr_nb, function
 def find_converter(
     dataset: str,  # a name in CONVERTERS
 ) -> Callable:  # the function that converts it
-    "The converter of a dataset; only its own module is imported."
+    """The converter of a dataset; only its own module is imported.
+
+    Args:
+        dataset: a name in CONVERTERS
+
+    Returns:
+        the function that converts it
+    """
     if dataset not in CONVERTERS:
         raise ValueError(
             f"convert: expected one of {', '.join(CONVERTERS)}, got {dataset!r}"
@@ -378,7 +416,11 @@ COMMON = (
 def own_options(
     function: Callable,  # a converter
 ) -> dict[str, inspect.Parameter]:
-    "The options that a converter has beside those of the command."
+    """The options that a converter has beside those of the command.
+
+    Args:
+        function: a converter
+    """
     common = COMMON if function.__name__ == "render_domain" else COMMON[1:6]
     return {
         n: p
@@ -391,7 +433,12 @@ def parse_value(
     text: str,  # as typed
     kind: Any,  # a type: bool, int, float, str, Path, a list, tuple or union of these
 ) -> Any:
-    "A value of the wanted type from its text; ValueError if it has none."
+    """A value of the wanted type from its text; ValueError if it has none.
+
+    Args:
+        text: as typed
+        kind: a type: bool, int, float, str, Path, a list, tuple or union of these
+    """
     kinds, origin = get_args(kind), get_origin(kind)
     if origin is Literal:
         return text  # the converter says which words it takes
@@ -414,7 +461,12 @@ def read_settings(
     function: Callable,  # a converter
     pairs: list[str],  # name=value, as typed
 ) -> dict[str, Any]:
-    "The converter's own options as the user set them."
+    """The converter's own options as the user set them.
+
+    Args:
+        function: a converter
+        pairs: name=value, as typed
+    """
     known, found = own_options(function), {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -443,7 +495,11 @@ def _kind(annotation: Any) -> str:
 
 
 def list_converters() -> Iterator[str]:  # lines
-    "All datasets with their own options, as text."
+    """All datasets with their own options, as text.
+
+    Returns:
+        lines
+    """
     for dataset in CONVERTERS:
         try:
             function = find_converter(dataset)
@@ -465,7 +521,15 @@ def asked_for(
     given: dict[str, Any],  # options of the command by name; None: left out
     pairs: list[str] = [],  # noqa: B006  # name=value, as typed after --set
 ) -> dict[str, Any]:  # the converter's arguments
-    "Options of the command that were given, if this converter has them."
+    """Options of the command that were given, if this converter has them.
+
+    Args:
+        function: a converter
+        given: options of the command by name; None: left out
+
+    Returns:
+        the converter's arguments
+    """
     takes, found = inspect.signature(function).parameters, {}
     for name, value in given.items():
         if value is None:
@@ -486,7 +550,14 @@ def asked_for(
 def read_workers(
     text: str | None,  # as typed
 ) -> int | str | None:  # processes, a Dask address, or None for all cores
-    "How many processes, or where the cluster is."
+    """How many processes, or where the cluster is.
+
+    Args:
+        text: as typed
+
+    Returns:
+        processes, a Dask address, or None for all cores
+    """
     if text is None or text.startswith("dask://"):
         return text
     if not text.isdigit() or int(text) < 1:
@@ -593,7 +664,12 @@ def print_card(
     card: dict,  # of `records.card`
     folder: Path,  # where the records lie
 ) -> None:
-    "A few lines that say what is in a converted set."
+    """A few lines that say what is in a converted set.
+
+    Args:
+        card: of `records.card`
+        folder: where the records lie
+    """
     splits = ", ".join(f"{n} {split}" for split, n in card["splits"].items())
     print(
         f"{folder}: {card['written']} examples of {card['dataset']} ({splits}) in"
@@ -609,7 +685,11 @@ def print_card(
 def print_people(
     table: Any,  # of `dataset_card.people_table`
 ) -> None:
-    "Sizes, scales and viewpoints in a few lines."
+    """Sizes, scales and viewpoints in a few lines.
+
+    Args:
+        table: of `dataset_card.people_table`
+    """
 
     def spread(column):
         return " / ".join(
@@ -686,7 +766,8 @@ def train(
 
     Example:  hmr_nb train data/small_weights.toml --data records/studio --out runs/small
     """
-    from hmr_nb.training.trainer import fit, read_experiment
+    from hmr_nb.training.experiment import read_experiment
+    from hmr_nb.training.run import fit
 
     run = fit(read_experiment(experiment), data, out, tensorboard=tensorboard)
     print(f"weights: {run.weights}")
@@ -777,7 +858,16 @@ def tree_lines(
     parents: np.ndarray,  # (j,) root −1
     at: int = -1,  # below which joint
 ) -> list[str]:  # one line a joint, children indented
-    "A tree of joints as text."
+    """A tree of joints as text.
+
+    Args:
+        names: of the joints
+        parents: (j,) root −1
+        at: below which joint
+
+    Returns:
+        one line a joint, children indented
+    """
     return [
         line
         for j in np.flatnonzero(parents == at)
@@ -905,7 +995,11 @@ def body_build(out: Out) -> None:
 def named(
     path: Path,  # the file that is being worked on
 ) -> Iterator[None]:
-    "A complaint about what a file says names the file."
+    """A complaint about what a file says names the file.
+
+    Args:
+        path: the file that is being worked on
+    """
     try:
         yield
     except ValueError as error:
@@ -917,7 +1011,11 @@ def named(
 def share_of(
     text: str,  # "auto" or a number
 ) -> float | str:
-    "The strength of the local prior, from the command line."
+    """The strength of the local prior, from the command line.
+
+    Args:
+        text: "auto" or a number
+    """
     try:
         return "auto" if text == "auto" else float(text)
     except ValueError:
@@ -1086,7 +1184,15 @@ def picker_page(
     body: Path | None,  # the open body if None
     marks: Path,
 ) -> Path:  # the notebook
-    "A notebook that holds a picker and nothing else."
+    """A notebook that holds a picker and nothing else.
+
+    Args:
+        path: .ipynb
+        body: the open body if None
+
+    Returns:
+        the notebook
+    """
     given = f"load_body({str(body.resolve())!r})" if body else "open_body()"
     lines = [
         "from hmr_nb.body.body_data import load_body",
