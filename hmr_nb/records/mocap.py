@@ -546,7 +546,7 @@ def convert_mocap(
     Args:
         data: folder with .npz (AMASS) and .pkl (neutrMosh) files, or one file
         out: directory for the set
-        workers: processes, all cores if None; or "dask://host:port"
+        workers: processes, all cores if None; or dask://host:port
         resume: go on with an interrupted conversion
         progress: show a bar
         fps: keep about this many poses a second; all if None

@@ -54,6 +54,13 @@ def stored_crop(
 
     Returns:
         (2, 3) source px -> stored px; side of the stored square, px
+
+    Args:
+        box: x, y, width, height in the source, px
+        side: largest side, px
+
+    Returns:
+        (2, 3) source px -> stored px; side of the stored square, px
     """
     x, y, w, h = (float(v) for v in box)
     if not (np.isfinite([x, y, w, h]).all() and max(w, h) > 0):
@@ -90,6 +97,10 @@ def encode_jpeg(
     Args:
         image: (h, w, 3) uint8 RGB
         quality: 1 to 100
+
+    Args:
+        image: (h, w, 3) uint8 RGB
+        quality: 1 to 100
     """
     check_shape(image, "h w 3", "image")
     return _to_jpeg(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
@@ -100,6 +111,13 @@ def decode_jpeg(
     name: str = "image",  # for the error
 ) -> np.ndarray:  # (h, w, 3) uint8 RGB
     """The pixels of an encoded picture, or a clear error.
+
+    Args:
+        data: a JPEG or PNG
+        name: for the error
+
+    Returns:
+        (h, w, 3) uint8 RGB
 
     Args:
         data: a JPEG or PNG
@@ -128,6 +146,13 @@ def _window(
 ) -> np.ndarray:  # (side, side, 3)
     """A square of whole pixels, the border repeated where it reaches beyond: like
     `warp_image`, by copying.
+
+    Args:
+        image: (h, w, 3)
+        corner: (2,) int x, y, px
+
+    Returns:
+        (side, side, 3)
 
     Args:
         image: (h, w, 3)
@@ -172,6 +197,15 @@ def _cut(
     reduce: int = 1,
 ) -> np.ndarray:  # (side, side, 3)
     """The stored square of a picture: copied, then resized once if it is larger.
+
+    Args:
+        image: (h, w, 3) the picture, or that picture decoded at 1 / reduce of its
+            size
+        A: (2, 3) source px -> stored px, of stored_crop
+        side: of the stored square, px
+
+    Returns:
+        (side, side, 3)
 
     Args:
         image: (h, w, 3) the picture, or that picture decoded at 1 / reduce of its
@@ -227,6 +261,14 @@ def cut_frame(
 
     Returns:
         (side, side, 3) uint8; (2, 3) source px -> stored px
+
+    Args:
+        image: (h, w, 3) uint8 RGB, such as a frame of a video
+        box: person's x, y, width, height, source px
+        name: for the error
+
+    Returns:
+        (side, side, 3) uint8; (2, 3) source px -> stored px
     """
     if not (
         isinstance(image, np.ndarray)
@@ -254,6 +296,10 @@ def jpeg_size(
     Returns:
         height and width, px; None if this is no plain JPEG (other formats,
             progressive, four colours)
+
+    Returns:
+        height and width, px; None if this is no plain JPEG (other formats,
+            progressive, four colours)
     """
     at = 2
     while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
@@ -276,6 +322,13 @@ def _decode(
     reduce: int = 1,  # decode at 1 / reduce of the size: 1, 2, 4 or 8
 ) -> np.ndarray:  # (h, w, 3) BGR
     """The pixels as they lie in the file; an error if the file ends too early.
+
+    Args:
+        data: JPEG or PNG
+        reduce: decode at 1 / reduce of the size: 1, 2, 4 or 8
+
+    Returns:
+        (h, w, 3) BGR
 
     Args:
         data: JPEG or PNG
@@ -333,6 +386,15 @@ def cut_person(
     Returns:
         (h, w, 3) uint8; (2, 3) source px -> stored px; height and width of the
             source, px
+
+    Args:
+        data: the photograph, JPEG or PNG
+        box: person's x, y, width, height, source px
+        name: for the error
+
+    Returns:
+        (h, w, 3) uint8; (2, 3) source px -> stored px; height and width of the
+            source, px
     """
     image, A, size = _cut_photo(data, box, name)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), A, size
@@ -349,6 +411,14 @@ def stored_jpeg(
 ) -> tuple[bytes, np.ndarray, tuple[int, int]]:
     """What is stored of a photograph: its own bytes where it is small, else the square
     around the person, encoded.
+
+    Args:
+        data: the photograph, JPEG or PNG
+        box: person's x, y, width, height, source px
+        name: for the error
+
+    Returns:
+        JPEG; (2, 3) source px -> stored px; height and width of the source, px
 
     Args:
         data: the photograph, JPEG or PNG
@@ -470,6 +540,25 @@ class Sample:
         distortion: (5,) k1, k2, p1, p2, k3
         gender: of the body model: neutral, male, female
         source: file in the dataset
+
+    Attributes:
+        names: (k,) the source's points
+        kp2d: (k, 2) px in the stored image, NaN = missing
+        state: (k,) 0 missing, 1 occluded, 2 visible; from the NaNs if None
+        image: (h, w, 3) uint8 RGB; or give `jpeg`
+        jpeg: the same, encoded
+        crop: (2, 3) source px -> stored px; identity if None
+        kp3d: (k, 3) m, camera frame
+        box: (4,) person's x, y, w, h in stored px
+        pose: (24, 3) axis-angle, rad
+        betas: (10,)
+        trans: (3,) m
+        focal: px of the stored image
+        center: (2,) px of the stored image
+        intrinsics: (4,) fx, fy, cx, cy, px of the source; sets focal and center too
+        distortion: (5,) k1, k2, p1, p2, k3
+        gender: of the body model: neutral, male, female
+        source: file in the dataset
     """
 
     names: Sequence[str]  # (k,) the source's points
@@ -510,6 +599,9 @@ def _tidy(
     example: Sample,  # changed in place: arrays of the schema's types
 ) -> None:
     """Check an example against the schema, and set its state and NaNs in step.
+
+    Args:
+        example: changed in place: arrays of the schema's types
 
     Args:
         example: changed in place: arrays of the schema's types
@@ -568,6 +660,9 @@ def encode_sample(example: Sample) -> bytes:  # a serialized tf.train.Example
 
     Returns:
         a serialized tf.train.Example
+
+    Returns:
+        a serialized tf.train.Example
     """
     import tensorflow as tf
 
@@ -602,6 +697,11 @@ def decode_sample(
     picture: bool = True,  # decode it too; else only its bytes are there
 ) -> Sample:
     """The example in the bytes of one record.
+
+    Args:
+        data: one record
+        names: (k,) from the card
+        picture: decode it too; else only its bytes are there
 
     Args:
         data: one record
@@ -646,6 +746,10 @@ class Dropped(NamedTuple):
     Attributes:
         source: the file
         reason: a few words, the same for every such case: they are counted
+
+    Attributes:
+        source: the file
+        reason: a few words, the same for every such case: they are counted
     """
 
     source: str  # the file
@@ -659,6 +763,9 @@ def _put(
 ) -> None:
     """Write a file under a temporary name, then rename it; a full or read-only disk is
     named.
+
+    Args:
+        path: where
 
     Args:
         path: where
@@ -684,6 +791,9 @@ def file_digest(path: str | Path) -> str:  # 64 characters
 
     Returns:
         64 characters
+
+    Returns:
+        64 characters
     """
     with open(path, "rb") as file:
         return (
@@ -699,6 +809,14 @@ def write_shard(
     place: tuple[int, int] = (0, 0),  # where convert_items goes on after this shard
 ) -> dict:  # the facts that go beside it
     """Write the examples among the items to one file, and count all of them.
+
+    Args:
+        path: *.tfrecord
+        items: in order; all of one split
+        place: where convert_items goes on after this shard
+
+    Returns:
+        the facts that go beside it
 
     Args:
         path: *.tfrecord
@@ -748,6 +866,13 @@ def _sum_up(
     shards: Sequence[dict],  # facts of each
 ) -> dict:  # the card
     """The card of a directory from the facts of its shards.
+
+    Args:
+        plan: schema, dataset, software, shard_size, options
+        shards: facts of each
+
+    Returns:
+        the card
 
     Args:
         plan: schema, dataset, software, shard_size, options
@@ -809,6 +934,12 @@ def _digests(
 
     Returns:
         {path from the folder that holds them all: checksum}
+
+    Args:
+        sources: files; many may have the same name
+
+    Returns:
+        {path from the folder that holds them all: checksum}
     """
     files = [Path(s).resolve() for s in sources]
     folder = os.path.commonpath([f.parent for f in files]) if files else ""
@@ -818,6 +949,14 @@ def _digests(
 class RecordWriter:
     """Writes a directory of records: `with RecordWriter(out, 'lsp') as writer:
     writer.write(example)`.
+
+    Args:
+        out: the directory; made if need be
+        dataset: its name
+        shard_size: items (written or dropped) a shard
+        resume: keep the whole shards of an earlier run with the same plan
+        options: of the converter; they go on the card
+        sources: files with the labels: their checksums go on the card
 
     Args:
         out: the directory; made if need be
@@ -867,6 +1006,9 @@ class RecordWriter:
 
     def write(self, item: Sample | Dropped) -> None:  # the next item, in order
         """Add an example, or note that one was left out.
+
+        Returns:
+            the next item, in order
 
         Returns:
             the next item, in order
@@ -948,6 +1090,9 @@ def _end(
 
     Args:
         kind: what ended the block, if an error did
+
+    Args:
+        kind: what ended the block, if an error did
     """
     if kind is not None or writer.complete:
         return
@@ -974,6 +1119,12 @@ def card(
     folder: str | Path,  # a directory of records
 ) -> dict:  # names, read, written, dropped, splits, keypoints, shards, …
     """What is in a converted set.
+
+    Args:
+        folder: a directory of records
+
+    Returns:
+        names, read, written, dropped, splits, keypoints, shards, …
 
     Args:
         folder: a directory of records
@@ -1022,6 +1173,12 @@ def source_set(
 
     Returns:
         with the lines that known sets draw between such points
+
+    Args:
+        names: (k,) as on a card
+
+    Returns:
+        with the lines that known sets draw between such points
     """
     known = [keypoint_set(s) for s in ("cocoplus19", "mpii16", "body25", "smpl24")]
     edges = {e: None for s in known for e in s.edges if set(e) <= set(names)}
@@ -1033,6 +1190,13 @@ def damage(
     facts: dict,  # its entry on the card
 ) -> str:  # empty if whole
     """What is wrong with a shard, in words.
+
+    Args:
+        path: a shard
+        facts: its entry on the card
+
+    Returns:
+        empty if whole
 
     Args:
         path: a shard
@@ -1056,6 +1220,11 @@ def _records(
     skip_bad: bool = False,  # take what can be read
 ) -> list[bytes]:
     """The records of a shard; a damaged one is an error, or counted in a warning.
+
+    Args:
+        path: a shard
+        facts: its entry on the card
+        skip_bad: take what can be read
 
     Args:
         path: a shard
@@ -1089,6 +1258,12 @@ def examples(
     pictures: bool = True,  # decode them; else only their bytes are there
 ) -> Iterator[Sample]:
     """All people of a converted set, in the order written.
+
+    Args:
+        folder: a directory of records
+        split: one split only
+        skip_bad: leave out what is damaged, with a warning that counts it
+        pictures: decode them; else only their bytes are there
 
     Args:
         folder: a directory of records
@@ -1136,6 +1311,10 @@ def _map(
     Args:
         workers: processes, or dask://host:port
         function: what they will be asked for
+
+    Args:
+        workers: processes, or dask://host:port
+        function: what they will be asked for
     """
     if workers == 1:
         yield lambda function, items: map(function, items)
@@ -1159,6 +1338,10 @@ def _dask(
     function: Callable = _finish,  # what its workers will be asked for
 ) -> Iterator[None]:
     """Let joblib work on a Dask cluster that is running.
+
+    Args:
+        address: dask://host:port
+        function: what its workers will be asked for
 
     Args:
         address: dask://host:port
@@ -1202,6 +1385,11 @@ def _try_workers(
         client: of dask.distributed
         address: dask://host:port
         function: what they will be asked for
+
+    Args:
+        client: of dask.distributed
+        address: dask://host:port
+        function: what they will be asked for
     """
     import cloudpickle
 
@@ -1232,6 +1420,15 @@ def convert_items(
     progress: bool = True,
 ) -> None:
     """Convert items in parallel, in order, from where the writer stands.
+
+    Args:
+        writer: inside its `with` block
+        convert: one item to one person, or to a list of several; at the top level
+            of a module
+        items: all of them, picklable, in a fixed order, sorted by split
+        workers: processes, all cores if None; or "dask://host:port"
+        progress: show a bar with images/s (or what the writer says it counts) and
+            the time left
 
     Args:
         writer: inside its `with` block

@@ -191,7 +191,7 @@ def _parse(
     Args:
         record: () string tensor
         order: (K,) int tensor, -1 for missing
-        meta: also source, sequence, frame, crop, camera
+        meta: also who and where, crop and camera
     """
     import tensorflow as tf
 
@@ -295,7 +295,8 @@ def record_dataset(
         seed: of the order; None: as written
         epochs: passes; None: without end
         start: (epoch, position in it) to begin at: for a resumed run
-        meta: also source, dataset, split, subject, sequence, frame, crop, camera
+        meta: also source, dataset, split, subject, sequence, camera, frame, crop,
+            intrinsics …
         rename: {source name: wanted name}
         skip_bad: leave damaged shards out, with a warning
 

@@ -30,7 +30,7 @@ from hmr_nb.model.losses import (
 )
 from ..model.view import View
 from ..records.augment import augment, test_view
-from ..records.records import card
+from ..records.reader import card
 from ..records.stream import record_dataset
 from .experiment import Experiment
 

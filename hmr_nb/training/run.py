@@ -20,7 +20,7 @@ from ..basics.keypoints import KeypointSet
 from ..model.hmr import HMR
 from ..model.losses import replicas
 from ..model.weights import load_weights_file
-from ..records.records import card
+from ..records.reader import card
 from .batches import training_batches, validation_batches
 from hmr_nb.training.callbacks import (
     Checkpoints,

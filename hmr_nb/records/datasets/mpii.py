@@ -287,7 +287,7 @@ def convert_mpii(
     Args:
         data: the dataset's folder with images/, or one label file
         out: directory for the records
-        workers: processes, all cores if None; or "dask://host:port"
+        workers: processes, all cores if None; or dask://host:port
         resume: go on with an interrupted conversion
         progress: show a bar
         images: folder of the pictures; images/ beside the labels if None
