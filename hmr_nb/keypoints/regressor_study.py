@@ -26,16 +26,7 @@ def draw_support(
     view: str | tuple[float, float] = "three_quarter",  # see `draw.view_matrix`
     room: float = 0.15,  # how much of the skin around the weights is shown, m
 ) -> Axes:
-    """The weights of a row on the skin, and the point that they make.
-
-    Args:
-        row: (v,) weights
-        V: (v, 3) a mesh
-        F: (f, 3)
-        ax: where to draw; a new figure if None
-        view: see `draw.view_matrix`
-        room: how much of the skin around the weights is shown, m
-    """
+    "The weights of a row on the skin, and the point that they make."
     row, V, F = np.asarray(row, float), np.asarray(V, float), np.asarray(F)
     check_shape(row, "v", "row", v=len(V))
     used = np.flatnonzero(row)
@@ -60,16 +51,7 @@ def information_gain(
     sigma: float = 0.005,  # how much a mark trembles, m
 ) -> np.ndarray:  # (m,) what each mesh would add
     """How much a further mesh would say about the weights (D-optimal design, Fedorov
-    1972).
-
-    Args:
-        A: (m, 3, n) places of n vertices in m meshes, centred
-        taken: the meshes that are marked already
-        sigma: how much a mark trembles, m
-
-    Returns:
-        (m,) what each mesh would add
-    """
+    1972)."""
     M = (
         np.eye(A.shape[2])
         + sum((A[i].T @ A[i] for i in taken), np.zeros((A.shape[2],) * 2)) / sigma**2
@@ -90,14 +72,7 @@ def turned_distance(
     i: int,
     # (m,) root mean square distance from mesh i after the best rotation, m
 ) -> np.ndarray:
-    """How different the other meshes are from one, however they are turned.
-
-    Args:
-        A: (m, 3, n) centred
-
-    Returns:
-        (m,) root mean square distance from mesh i after the best rotation, m
-    """
+    "How different the other meshes are from one, however they are turned."
     U, s, Wt = np.linalg.svd(np.einsum("mcn,dn->mcd", A, A[i]))
     s[:, 2] *= np.sign(np.linalg.det(U @ Wt))
     both = (A**2).sum((1, 2)) + (A[i] ** 2).sum()
@@ -112,18 +87,7 @@ def suggest_poses(
     taken: Sequence[int] = (),  # meshes that are marked already
     how: str = "D-optimal",  # or "farthest"
 ) -> list[int]:  # meshes to mark, the most telling first; those taken are not repeated
-    """Which meshes determine a keypoint best.
-
-    Args:
-        vertices: (m, v, 3) the meshes to choose from
-        near: (v,) booleans: the vertices around the keypoint; all if None
-        count: how many meshes are wanted in the end
-        taken: meshes that are marked already
-        how: or "farthest"
-
-    Returns:
-        meshes to mark, the most telling first; those taken are not repeated
-    """
+    "Which meshes determine a keypoint best."
     if how not in ("D-optimal", "farthest"):
         raise ValueError(f'how: expected "D-optimal" or "farthest", got {how!r}')
     V = np.asarray(vertices, float)
@@ -156,18 +120,7 @@ def compare_rows(
     poses: Sequence[str] | None = None,  # (m,) names
     shapes: Sequence[str] | None = None,  # (m,) names of builds
 ) -> pd.DataFrame:  # pose, shape, gap_mm, x_mm, y_mm, z_mm of b seen from a
-    """How far two definitions of a joint are apart, mesh by mesh.
-
-    Args:
-        a: (v,) one regressor
-        b: (v,) another, of the same body
-        vertices: (m, v, 3) a population of meshes
-        poses: (m,) names
-        shapes: (m,) names of builds
-
-    Returns:
-        pose, shape, gap_mm, x_mm, y_mm, z_mm of b seen from a
-    """
+    "How far two definitions of a joint are apart, mesh by mesh."
     V = np.asarray(vertices, float)
     sizes = check_shape(V, "m v 3", "vertices")
     for name, row in (("a", a), ("b", b)):
@@ -193,14 +146,7 @@ def gap_table(
     gaps: pd.DataFrame,  # of `compare_rows`
     # mean gap in mm, a row a pose, a column a build, with the means over both
 ) -> pd.DataFrame:
-    """The gap by pose and build.
-
-    Args:
-        gaps: of `compare_rows`
-
-    Returns:
-        mean gap in mm, a row a pose, a column a build, with the means over both
-    """
+    "The gap by pose and build."
     return gaps.pivot_table(
         "gap_mm", "pose", "shape", margins=True, margins_name="all", sort=False
     )
@@ -210,12 +156,7 @@ def plot_gap(
     gaps: pd.DataFrame,  # of `compare_rows`
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    """The definition gap over poses, a line a build.
-
-    Args:
-        gaps: of `compare_rows`
-        ax: where to draw; a new figure if None
-    """
+    "The definition gap over poses, a line a build."
     ax = plt.subplots(figsize=(5.5, 2.4), dpi=72)[1] if ax is None else ax
     table = gaps.pivot_table("gap_mm", "pose", "shape", sort=False)
     for build in table:

@@ -24,16 +24,7 @@ def area_mean(
     F: Array,  # (f, 3)
     triangles: Array,  # (n,) face numbers
 ) -> np.ndarray:  # (3,) m
-    """The centre of a patch of triangles, each as heavy as its area.
-
-    Args:
-        V: (v, 3)
-        F: (f, 3)
-        triangles: (n,) face numbers
-
-    Returns:
-        (3,) m
-    """
+    "The centre of a patch of triangles, each as heavy as its area."
     corners = np.asarray(V, float)[np.asarray(F)[np.asarray(triangles)]]
     area = np.linalg.norm(
         np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
@@ -50,17 +41,7 @@ def ray_through(
     # (2,) faces where the ray goes in and out; (2, 3) the points
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where a ray enters a mesh and leaves it again (Möller and Trumbore 1997): a limb,
-    seen from outside.
-
-    Args:
-        V: (v, 3)
-        F: (f, 3)
-        origin: (3,) outside the limb, m
-        direction: (3,) any length
-
-    Returns:
-        (2,) faces where the ray goes in and out; (2, 3) the points
-    """
+    seen from outside."""
     A, B, C = np.asarray(V, float)[np.asarray(F)].transpose(1, 0, 2)
     o, d = (
         np.asarray(origin, float),
@@ -103,17 +84,7 @@ def target_of(
     # {name: (v,)} regressors that a mark may name
     rows: Mapping[str, Array] | None = None,
 ) -> np.ndarray:  # (3,) m
-    """Where a mark puts the keypoint.
-
-    Args:
-        mark: one of KINDS and what it needs
-        V: (v, 3) the mesh that was marked
-        F: (f, 3)
-        rows: {name: (v,)} regressors that a mark may name
-
-    Returns:
-        (3,) m
-    """
+    "Where a mark puts the keypoint."
     patch = [
         (len(mark[kind]), place(mark[kind]))
         for kind, place in (
@@ -146,16 +117,7 @@ def near_vertices(
     targets: np.ndarray,  # (m, 3)
     radius: float,  # how much further away than the nearest vertex, m
 ) -> np.ndarray:  # (v,) booleans
-    """Candidates: the vertices that stay near the target.
-
-    Args:
-        vertices: (m, v, 3)
-        targets: (m, 3)
-        radius: how much further away than the nearest vertex, m
-
-    Returns:
-        (v,) booleans
-    """
+    "Candidates: the vertices that stay near the target."
     away = np.linalg.norm(vertices - targets[:, None], axis=2).mean(0)
     return away <= away.min() + radius
 
@@ -163,14 +125,7 @@ def near_vertices(
 def mesh_edges(
     faces: Array,  # (f, 3)
 ) -> np.ndarray:  # (e, 2) each edge once
-    """The edges of a mesh.
-
-    Args:
-        faces: (f, 3)
-
-    Returns:
-        (e, 2) each edge once
-    """
+    "The edges of a mesh."
     F = np.asarray(faces)
     return np.unique(
         np.sort(np.concatenate([F[:, [0, 1]], F[:, [1, 2]], F[:, [2, 0]]]), axis=1),
@@ -183,15 +138,7 @@ def surface_links(
     F: np.ndarray,  # (f, 3)
 ) -> csr_array:  # (v, v) lengths, m: edges, and straight ways across one edge
     """Which vertices can be reached from which in one step on the surface, and how far
-    that is.
-
-    Args:
-        V: (v, 3)
-        F: (f, 3)
-
-    Returns:
-        (v, v) lengths, m: edges, and straight ways across one edge
-    """
+    that is."""
     a, b, c = np.concatenate(
         [F, F[:, [1, 2, 0]], F[:, [2, 0, 1]]]
     ).T  # each edge ab with the tip c of its face
@@ -233,17 +180,7 @@ def surface_near(
     start: Array,  # vertex numbers, such as marks
     radius: float,  # on the surface, m
 ) -> np.ndarray:  # (v,) booleans
-    """The vertices within a walk over the surface: candidates, or what a brush paints.
-
-    Args:
-        V: (v, 3) m
-        F: (f, 3)
-        start: vertex numbers, such as marks
-        radius: on the surface, m
-
-    Returns:
-        (v,) booleans
-    """
+    "The vertices within a walk over the surface: candidates, or what a brush paints."
     V, F, start = np.asarray(V, float), np.asarray(F), np.unique(start).astype(int)
     # no walk is shorter than the straight line
     ball = KDTree(V[start]).query(V)[0] <= radius
@@ -268,14 +205,7 @@ def part_vertices(
     body: BodyData,
     names: Sequence[str],  # of joints: the parts that hang on them
 ) -> np.ndarray:  # (v,) booleans
-    """Candidates: the vertices of some parts of the body.
-
-    Args:
-        names: of joints: the parts that hang on them
-
-    Returns:
-        (v,) booleans
-    """
+    "Candidates: the vertices of some parts of the body."
     unknown = set(names) - set(body.joint_names)
     if unknown:
         raise ValueError(

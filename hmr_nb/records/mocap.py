@@ -33,19 +33,7 @@ ASSUMED_FPS = 120.0  # frames a second of a file that does not say
 
 
 class Mocap(NamedTuple):
-    """Recorded motion as SMPL poses: one recording, or a converted set of many.
-
-    Attributes:
-        poses: (n, 24, 3) axis-angle, rad; the root as recorded (often z up)
-        betas: (10,) SMPL shape; None where the file's shape belongs to another
-            model, and for a set
-        trans: (n, 3) m
-        fps: frames a second of `poses`; None if unknown, or not the same for all of
-            a set
-        source: file name
-        model: what was recorded: smpl, smplh or smplx
-        gender: of its body, where the file says
-    """
+    "Recorded motion as SMPL poses: one recording, or a converted set of many."
 
     poses: np.ndarray  # (n, 24, 3) axis-angle, rad; the root as recorded (often z up)
     # (10,) SMPL shape; None where the file's shape belongs to another model, and for a
@@ -64,15 +52,7 @@ def smpl_rotations(
     name: str = "poses",  # for the error
 ) -> np.ndarray:  # (n, 24, 3)
     """Rows of numbers to the rotations of SMPL's 24 joints; hands of SMPL-H and SMPL-X
-    are left at rest.
-
-    Args:
-        rows: (n, 72) SMPL, (n, 156) SMPL-H or (n, 165) SMPL-X
-        name: for the error
-
-    Returns:
-        (n, 24, 3)
-    """
+    are left at rest."""
     rows = np.asarray(rows)
     if (
         rows.ndim != 2
@@ -154,16 +134,7 @@ def every_nth(
     fps: float | None,  # wanted; None: all
     assumed: float = ASSUMED_FPS,  # in place of an unknown rate
 ) -> int:  # 1 or more
-    """Keep every so-manieth frame.
-
-    Args:
-        rate: frames a second recorded; None: unknown
-        fps: wanted; None: all
-        assumed: in place of an unknown rate
-
-    Returns:
-        1 or more
-    """
+    "Keep every so-manieth frame."
     if fps is not None and not fps > 0:
         raise ValueError(
             f"fps: expected a number above 0, or None for all frames, got {fps}"
@@ -213,13 +184,7 @@ def _load_one(path: Path, fps: float | None, assumed: float = ASSUMED_FPS) -> Mo
 
 # %% ../../nbs/5_records/11_mocap.ipynb #d7000027
 class Recording(NamedTuple):
-    """One file of a set.
-
-    Attributes:
-        poses: (n, 72) float32
-        betas: (10,) float32, NaN where unknown
-        facts: a line of motions.csv
-    """
+    "One file of a set."
 
     poses: np.ndarray  # (n, 72) float32
     betas: np.ndarray  # (10,) float32, NaN where unknown
@@ -227,12 +192,7 @@ class Recording(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A file to read: an item for the converter.
-
-    Attributes:
-        name: below the folder given
-        exclude: names of folders
-    """
+    "A file to read: an item for the converter."
 
     file: str
     name: str  # below the folder given
@@ -242,11 +202,7 @@ class Source(NamedTuple):
 
 
 def read_recording(source: Source) -> list[Recording]:  # one
-    """A file of a folder; without poses, but with a reason, if it cannot be used.
-
-    Returns:
-        one
-    """
+    "A file of a folder; without poses, but with a reason, if it cannot be used."
     facts = {
         "file": source.name,
         "read": 0,
@@ -302,12 +258,7 @@ PART_FILES, PART_POSES = 200, 200_000  # recordings, and poses, that make a part
 
 
 class PoseWriter:
-    """Takes recordings in order; what `convert_items` needs of a writer.
-
-    Args:
-        out: directory of the set; made if need be
-        plan: dataset, software, options, sources: a resumed run must have the same
-    """
+    "Takes recordings in order; what `convert_items` needs of a writer."
 
     unit = "recordings"
 
@@ -444,14 +395,7 @@ def _card(plan: dict, table: pd.DataFrame, digest: str) -> dict:
 def finish_set(
     writer: PoseWriter,  # that has taken all recordings
 ) -> dict:  # the card
-    """Make one set of the parts.
-
-    Args:
-        writer: that has taken all recordings
-
-    Returns:
-        the card
-    """
+    "Make one set of the parts."
     if not writer.complete:
         if writer.open:
             writer.close_part()
@@ -491,14 +435,7 @@ def finish_set(
 def motion_files(
     data: str | Path,  # a folder, or one file
 ) -> list[tuple[Path, str]]:  # file; its name below the folder
-    """All recordings and their like below a folder, in the order of their names.
-
-    Args:
-        data: a folder, or one file
-
-    Returns:
-        file; its name below the folder
-    """
+    "All recordings and their like below a folder, in the order of their names."
     data = Path(data)
     if data.is_file():
         return [(data, data.name)]
@@ -541,21 +478,7 @@ def convert_mocap(
     exclude: tuple[str, ...] = ("S9", "S11"),
 ) -> dict:  # the card
     """Motion capture to one set of SMPL poses: AMASS (Mahmood and others, ICCV 2019),
-    neutrMosh.
-
-    Args:
-        data: folder with .npz (AMASS) and .pkl (neutrMosh) files, or one file
-        out: directory for the set
-        workers: processes, all cores if None; or dask://host:port
-        resume: go on with an interrupted conversion
-        progress: show a bar
-        fps: keep about this many poses a second; all if None
-        assumed_fps: of files that do not say
-        exclude: names of folders to leave out: Human3.6M's test people
-
-    Returns:
-        the card
-    """
+    neutrMosh."""
     files, exclude = motion_files(data), tuple(exclude)
     every_nth(assumed_fps, fps), every_nth(fps, assumed_fps)  # both must be above 0
     listing = hashlib.sha256(
@@ -609,13 +532,7 @@ def load_mocap(
     path: str | os.PathLike,
     fps: float | None = None,  # keep about this many frames a second; all if None
 ) -> Mocap:
-    """Recorded motion as SMPL poses.
-
-    Args:
-        path: .pkl (neutrMosh), .npz (AMASS), or what convert_mocap made: its
-            folder, or the mocap_set.npz in it
-        fps: keep about this many frames a second; all if None
-    """
+    "Recorded motion as SMPL poses."
     path = Path(path)
     if path.is_dir():
         path = path / SET_FILE
