@@ -11,6 +11,15 @@ def pytest_configure(config):
     )
 
 
+def as_options(**settings):
+    "Arguments of a function as options of a command; one for each value of a tuple."
+    words = []
+    for name, value in settings.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [f"--{name.replace('_', '-')}", str(one)]
+    return words
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     "Run a command in this process: exit code, stdout, stderr."

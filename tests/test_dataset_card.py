@@ -14,12 +14,7 @@ from hmr_nb.records.datasets.lsp import read_joints
 from hmr_nb.records.reader import examples
 from hmr_nb.records.schema import Sample
 from hmr_nb.records.writer import Dropped, RecordWriter
-from hmr_nb.shell.commands import (
-    CONVERTERS,
-    find_converter,
-    list_converters,
-    read_settings,
-)
+from hmr_nb.shell.convert import CONVERTERS, _options, find_converter
 
 RAW = shipped("goldens") / "raw"
 STUDIO = shipped("samples/studio")
@@ -139,16 +134,18 @@ def test_convert_and_card_from_the_command_line(tmp_path, run):
         tmp_path / "r",
         "--workers",
         "1",
-        "--set",
-        "min_points=3",
-        "--set",
-        "min_side=10",
+        "--min-points",
+        "3",
+        "--min-side",
+        "10",
     )
     assert code == 0 and "8 examples of lsp" in out
     code, out, _ = run("card", tmp_path / "r")
     assert code == 0 and "person in the source, px" in out and "contact sheet" in out
-    code, out, _ = run("convert", "--list")
-    assert code == 0 and "--set min_side=60" in out and "hmr2_records" in out
+    code, out, _ = run("convert", "--help")
+    assert code == 0 and "Leeds Sports Pose" in out and "hmr2_records" in out
+    code, out, _ = run("convert", "lsp", "--help")
+    assert code == 0 and "--min-side" in out and "default: 60" in out
 
 
 def test_the_split_that_is_asked_for_is_the_one_that_is_written(tmp_path, run):
@@ -181,23 +178,14 @@ def test_the_split_that_is_asked_for_is_the_one_that_is_written(tmp_path, run):
 BAD = {
     "no out": (["convert", "lsp", "--data", RAW / "lsp"], "--out"),
     "no data": (["convert", "lsp", "--out", "x"], "--data"),
-    "no name": (["convert", "--out", "x"], "expected one of lsp"),
+    "no name": (["convert", "--out", "x"], "--out"),
     "unknown option": (
-        ["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--set", "fps=3"],
-        "min_points, min_side, train_count",
+        ["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--fps", "3"],
+        "No such option: --fps",
     ),
     "bad value": (
-        [
-            "convert",
-            "lsp",
-            "--data",
-            RAW / "lsp",
-            "--out",
-            "x",
-            "--set",
-            "min_side=big",
-        ],
-        "--set min_side=big: expected float",
+        ["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--min-side", "big"],
+        "Invalid value for '--min-side'",
     ),
     "bad workers": (
         ["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--workers", "zero"],
@@ -205,34 +193,19 @@ BAD = {
     ),
     "split of a set without": (
         ["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--split", "test"],
-        "--split: this dataset's converter has no such option; its own are min_points",
+        "No such option: --split",
     ),
     "domain of photographs": (
         ["convert", "coco", "--data", RAW / "coco", "--out", "x", "--domain", "street"],
-        "--domain: this dataset's converter has no such option",
+        "No such option: --domain",
     ),
     "count of photographs": (
         ["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--count", "4"],
-        "--count: this dataset's converter has no such option",
+        "No such option: --count",
     ),
     "seed of photographs": (
         ["convert", "lsp", "--data", RAW / "lsp", "--out", "x", "--seed", "4"],
-        "--seed: this dataset's converter has no such option",
-    ),
-    "split given twice": (
-        [
-            "convert",
-            "openpose",
-            "--data",
-            RAW / "lsp",
-            "--out",
-            "x",
-            "--split",
-            "test",
-            "--set",
-            "split=val",
-        ],
-        "--split test: given twice",
+        "No such option: --seed",
     ),
     "unknown split": (
         ["convert", "h36m", "--data", RAW / "lsp", "--out", "x", "--split", "tset"],
@@ -294,20 +267,39 @@ def test_bad_input_is_one_line(case, run, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.tfrecord"))
 
 
-def test_every_listed_converter_can_be_called():
-    listed = [
-        line.split(":")[0] for line in list_converters() if not line.startswith(" ")
-    ]
-    assert set(listed) <= set(CONVERTERS) and {
-        "lsp",
-        "lsp_extended",
-        "hr_lspet",
-        "hmr_records",
-        "hmr2_records",
-        "synthetic",
-    } <= set(listed)
-    for name in listed:
-        assert (
-            find_converter(name).__doc__
-            and read_settings(find_converter(name), []) == {}
-        )
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_every_converter_is_a_command_whose_options_say_what_they_are(name, run):
+    code, out, err = run("convert", name, "--help")
+    assert code == 0 and "Example:" in out, err
+    options = set(_options(name))
+    assert {"out", "workers", "resume"} <= options and "progress" not in options
+    said = find_converter(name).__doc__
+    if "Args:" in said:  # after `make export`
+        assert "all cores" in out
+    for option in options:
+        assert f"--{option.replace('_', '-')}" in out
+
+
+def test_a_list_is_given_by_repeating_and_none_by_its_name(run, monkeypatch, tmp_path):
+    found = {}
+
+    def convert_mocap(
+        data: str, out: str, workers: int | None = None, resume: bool = False,
+        fps: float | None = 10.0, exclude: tuple[str, ...] = ("S9",),
+    ):  # fmt: skip
+        "Nothing."
+        found.update(fps=fps, exclude=exclude, resume=resume)
+        return {"splits": {}, "written": 0, "dataset": "mocap", "shards": [],
+                "read": 0, "dropped": {}, "keypoints": {}}  # fmt: skip
+
+    monkeypatch.setattr("hmr_nb.records.mocap.convert_mocap", convert_mocap)
+    where = ("convert", "mocap", "--data", tmp_path, "--out", tmp_path / "o")
+    for words, wanted in (
+        ((), (10.0, ("S9",), False)),
+        (("--fps", "none", "--resume"), (None, ("S9",), True)),
+        (("--exclude", "S1", "--exclude", "S2"), (10.0, ("S1", "S2"), False)),
+    ):
+        assert run(*where, *words)[0] == 0
+        assert (found["fps"], found["exclude"], found["resume"]) == wanted
+    code, _, err = run(*where, "--fps", "fast")
+    assert code == 2 and "--fps" in err and err.count("\n") == 1

@@ -12,6 +12,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from conftest import as_options
 from scipy.spatial.transform import Rotation
 from video_data import (
     bytes_of,
@@ -668,16 +669,16 @@ def broken(kind, root):
         ("no videos", "has labels, but no videos"),
         ("empty", "expected S1/MyPoseFeatures/D2_Positions and so on"),
         ("another subject", "has no labels of S7"),
-        ("another protocol", "expected one of p1, p2, p2_first_trial"),
+        ("another protocol", "'p3' is not one of 'p1', 'p2', 'p2_first_trial'"),
         ("another form", "expected mmpose"),
         ("step 0", "step: expected 1 or more"),
-        ("unknown option", "--set"),
+        ("unknown option", "No such option: --frames"),
     ],
 )
 def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, says):
     root = tmp_path / "d"
     shutil.copytree(data, root)
-    settings = [w for k, v in broken(kind, root).items() for w in ("--set", f"{k}={v}")]
+    settings = as_options(**broken(kind, root))
     monkeypatch.setattr(
         sys,
         "argv",
@@ -701,7 +702,9 @@ def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, 
         for line in capsys.readouterr().err.splitlines()
         if line.startswith("hmr_nb: ")
     ]
-    assert stop.value.code == 1 and len(err) == 1 and says in err[0], err
+    # 2: a word that the command does not know
+    code = 2 if "is not one of" in says or "No such option" in says else 1
+    assert stop.value.code == code and len(err) == 1 and says in err[0], err
     assert not (tmp_path / "r" / "card.json").exists()
 
 
@@ -733,12 +736,8 @@ def test_videos_that_are_missing_or_damaged_are_counted(data, tmp_path):
 
 def test_the_command(data, tmp_path, monkeypatch, capsys):
     words = [
-        "--set",
-        "protocol=p2_first_trial",
-        "--set",
-        "split=test",
-        "--set",
-        "subjects=S9,S11",
+        *("--protocol", "p2_first_trial", "--split", "test"),
+        *("--subjects", "S9", "--subjects", "S11"),
     ]
     monkeypatch.setattr(
         sys,

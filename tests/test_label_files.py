@@ -30,7 +30,7 @@ from hmr_nb.records.datasets.spin import (
     read_spin,
 )
 from hmr_nb.records.reader import card, examples
-from hmr_nb.shell.commands import find_converter, own_options
+from hmr_nb.shell.convert import _options, find_converter
 
 RAW = shipped("goldens") / "raw" / "lsp"
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "openpose"
@@ -606,8 +606,7 @@ def test_inference_takes_its_boxes_from_the_same_reader(folder):
 
 @pytest.mark.parametrize("name", ["mpii", "coco", "spin", "4dhumans", "openpose"])
 def test_the_command_knows_them(name):
-    convert = find_converter(name)
-    assert convert.__doc__ and "min_points" in own_options(convert)
+    assert find_converter(name).__doc__ and "min_points" in _options(name)
 
 
 @pytest.mark.skipif(

@@ -341,10 +341,7 @@ def test_command_line(data, tmp_path, command, capsys):
             tmp_path / "set",
             "--workers",
             "1",
-            "--set",
-            "fps=5",
-            "--set",
-            "exclude=S1,S9,S11",
+            *("--fps", "5", "--exclude", "S1", "--exclude", "S9", "--exclude", "S11"),
         )
         == 0
     )

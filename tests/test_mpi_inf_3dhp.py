@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+from conftest import as_options
 from video_data import (
     bytes_of,
     dot_errors,
@@ -475,20 +476,13 @@ def broken(kind, data, tmp_path):
         ("empty", "expected the training set's folders S1/Seq1"),
         ("camera not there", "no labels of camera 77"),
         ("another subject", "none of the subjects S5"),
-        ("another split", "train or test"),
-        ("another 3D", "annot3 or univ_annot3"),
+        ("another split", "'val' is not one of 'train', 'test'"),
+        ("another 3D", "'mono' is not one of 'annot3', 'univ_annot3'"),
     ],
 )
 def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, says):
     root, options = broken(kind, data, tmp_path)
-    settings = [
-        w
-        for k, v in options.items()
-        for w in (
-            "--set",
-            f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}",
-        )
-    ]
+    settings = as_options(**options)
     monkeypatch.setattr(
         sys,
         "argv",
@@ -512,7 +506,9 @@ def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, 
         for line in capsys.readouterr().err.splitlines()
         if line.startswith("hmr_nb: ")
     ]
-    assert stop.value.code == 1 and len(err) == 1 and says in err[0], err
+    # 2: a word that the command does not know
+    code = 2 if "is not one of" in says or "No such option" in says else 1
+    assert stop.value.code == code and len(err) == 1 and says in err[0], err
     assert not (tmp_path / "r" / "card.json").exists()
 
 
@@ -547,12 +543,7 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
             str(tmp_path / "r"),
             "--workers",
             "1",
-            "--set",
-            "cameras=0,2",
-            "--set",
-            "step=4",
-            "--set",
-            "min_move=0",
+            *("--cameras", "0", "--cameras", "2", "--step", "4", "--min-move", "0"),
         ],
     )
     try:

@@ -452,10 +452,10 @@ def test_the_page_without_voila_says_what_to_install(tmp_path):
 
 
 def test_the_page_holds_the_picker_that_was_asked_for(tmp_path):
-    from hmr_nb.shell.commands import picker_page
+    from hmr_nb.shell.keypoints import _picker_page
 
     source = json.loads(
-        picker_page(
+        _picker_page(
             tmp_path / "p.ipynb", tmp_path / "it's.npz", tmp_path / "marks.json"
         ).read_text()
     )["cells"][0]["source"]

@@ -394,10 +394,7 @@ def test_command_line(data, tmp_path, command, capsys):
             tmp_path / "r",
             "--workers",
             "1",
-            "--set",
-            "split=test",
-            "--set",
-            "step=2",
+            *("--split", "test", "--step", "2"),
         )
         == 0
     )

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import as_options
 from video_data import (
     bytes_of,
     dot_errors,
@@ -290,13 +291,13 @@ def broken(kind, root):
         ("no videos", "has labels, but no videos"),
         ("another subject", "no recording of S5"),
         ("another camera", "has no camera 9"),
-        ("another split", "all, train or test"),
+        ("another split", "'val' is not one of 'all', 'train', 'test'"),
     ],
 )
 def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, says):
     root = tmp_path / "d"
     shutil.copytree(data, root)
-    settings = [w for k, v in broken(kind, root).items() for w in ("--set", f"{k}={v}")]
+    settings = as_options(**broken(kind, root))
     monkeypatch.setattr(
         sys,
         "argv",
@@ -320,7 +321,9 @@ def test_bad_input_is_one_clear_line(data, tmp_path, monkeypatch, capsys, kind, 
         for line in capsys.readouterr().err.splitlines()
         if line.startswith("hmr_nb: ")
     ]
-    assert stop.value.code == 1 and len(err) == 1 and says in err[0], err
+    # 2: a word that the command does not know
+    code = 2 if "is not one of" in says or "No such option" in says else 1
+    assert stop.value.code == code and len(err) == 1 and says in err[0], err
     assert not (tmp_path / "r" / "card.json").exists()
 
 
@@ -338,10 +341,7 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
             str(tmp_path / "r"),
             "--workers",
             "1",
-            "--set",
-            "cameras=4",
-            "--set",
-            "split=test",
+            *("--cameras", "4", "--split", "test"),
         ],
     )
     try:

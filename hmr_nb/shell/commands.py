@@ -41,7 +41,8 @@ def _usage(
     "What typer says of a word that it does not know, on one line."
     if type(error).__name__ == "NoArgsIsHelpError":
         return error.format_message(), 2
-    said, context = one_line(error.format_message()), getattr(error, "ctx", None)
+    said = one_line(error.format_message()).rstrip(".")
+    context = getattr(error, "ctx", None)
     if context is not None:
         said += f"; `{context.command_path} --help` lists what there is"
     return f"hmr_nb: {said}", getattr(error, "exit_code", 2)

@@ -104,8 +104,8 @@ def _notes(function: Callable) -> dict[str, str]:  # {argument: what is said of 
 def _number_or_none(kind: type) -> Callable[[str], Any]:
     "A parser of a number, or of the word none."
 
-    def parse(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
+    def parse(text: Any) -> Any:  # the default is a number already
+        return None if str(text).lower() == "none" else kind(text)
 
     parse.__name__ = f"{kind.__name__}|none"
     return parse
@@ -113,7 +113,8 @@ def _number_or_none(kind: type) -> Callable[[str], Any]:
 
 def _choice(values: Sequence[str]) -> type[enum.Enum]:
     "An enumeration of words."
-    return enum.Enum("Choice", {v: v for v in values}, type=str)
+    made: Any = enum.Enum("Choice", {v: v for v in values}, type=str)
+    return made
 
 
 def _kind_of(annotation: Any) -> tuple[Any, bool]:  # None if typer cannot ask for it
@@ -140,7 +141,7 @@ def _option_of(
         return None
     more: dict[str, Any] = {"help": note or None}
     if get_origin(kind) is list:
-        more["help"] = f"{note} May be given several times.".lstrip()
+        more["help"] = f"{note}; may be given several times".lstrip("; ")
         default = None if default is None else list(default)
     elif may_be_none and kind in (int, float) and default is not None:
         more["parser"], kind = _number_or_none(kind), Any
