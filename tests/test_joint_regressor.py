@@ -20,7 +20,7 @@ from hmr_nb.basics.files import shipped
 from hmr_nb.body.open_body import open_body
 from hmr_nb.body.regressor_files import load_rows, save_rows
 from hmr_nb.keypoints import regressor_study
-from hmr_nb.keypoints.fit_report import beyond, leeway_mm
+from hmr_nb.keypoints.fit_report import _beyond, _leeway_mm
 from hmr_nb.keypoints.joint_regressor import (
     check_marks,
     fit_marks,
@@ -29,17 +29,17 @@ from hmr_nb.keypoints.joint_regressor import (
     mirror_row,
 )
 from hmr_nb.keypoints.simplex import (
+    _break_ties,
+    _nearest_in_hull,
     best_mix,
-    break_ties,
     held_out_errors,
     hull_gap,
-    nearest_in_hull,
     redrawn_spread,
     solve_mix,
     stack_meshes,
 )
 from hmr_nb.keypoints.targets import (
-    area_mean,
+    _area_mean,
     mesh_edges,
     ray_through,
     surface_near,
@@ -204,7 +204,7 @@ def test_growing_candidates_is_exact():
     V, t, _ = problem(5, 6, 3000, 0.02)
     P = (V - t[:, None]).transpose(0, 2, 1).reshape(18, 3000)
     assert np.linalg.norm(P @ best_mix(P)) == pytest.approx(
-        np.linalg.norm(P @ nearest_in_hull(P)), abs=1e-9
+        np.linalg.norm(P @ _nearest_in_hull(P)), abs=1e-9
     )
 
 
@@ -364,7 +364,7 @@ def test_ties_are_broken_without_loss_and_for_the_near(seed, meshes):
     V, t, _ = problem(seed, meshes, 120)
     P = stack_meshes(V, t)
     found = best_mix(P)
-    chosen = break_ties(P, found)
+    chosen = _break_ties(P, found)
     strayed = [np.linalg.norm(np.linalg.norm(P, axis=0) * w) for w in (found, chosen)]
     assert (
         chosen.min() >= 0
@@ -464,14 +464,14 @@ def test_what_a_stiff_joint_leaves_open_is_what_can_happen():
     )
     P -= P.mean(1, keepdims=True)
     w = np.full(20, 0.05)
-    said = leeway_mm(P, w, arms, 1e-3)
+    said = _leeway_mm(P, w, arms, 1e-3)
     null = np.linalg.svd(np.vstack([P, np.ones(20)]))[2][7:]
     for step in random.normal(size=(300, len(null))) @ null:
         length = (w / np.maximum(-step, 1e-12)).min()
         moved = np.abs(arms.T @ (length * step)).max()
         assert 2e3 * np.sin(np.radians(15)) * moved <= said + 1e-6
     body = open_body()
-    beyond_knee = beyond(body, body.joint_names.index("left_knee"))
+    beyond_knee = _beyond(body, body.joint_names.index("left_knee"))
     assert (
         0 < beyond_knee.sum() < len(body.v_template) / 4
         and (body.v_template[beyond_knee, 0] > 0).all()
@@ -514,9 +514,9 @@ def test_targets_move_with_the_mesh(seed):
 def test_area_weights_do_not_feel_a_dense_patch():
     square = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0.5, 0.5, 0.0]])
     coarse, fine = [[0, 1, 2], [0, 2, 3]], [[0, 1, 2], [0, 4, 3], [4, 2, 3]]
-    assert area_mean(square, coarse, [0, 1]) == pytest.approx(
+    assert _area_mean(square, coarse, [0, 1]) == pytest.approx(
         [0.5, 0.5, 0]
-    ) and area_mean(square, fine, [0, 1, 2]) == pytest.approx([0.5, 0.5, 0])
+    ) and _area_mean(square, fine, [0, 1, 2]) == pytest.approx([0.5, 0.5, 0])
 
 
 def test_a_ray_goes_in_where_it_points():

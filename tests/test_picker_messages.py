@@ -474,7 +474,7 @@ def test_the_line_names_the_pose_that_tells_most(body, tmp_path):
     near = np.linalg.norm(known - known[:, 100:101], axis=2).mean(0) <= 0.1
     assert (
         marking.suggested
-        == list(marking.poses)[suggest_poses(known, near, 2, [0])[0]]
+        == list(marking.poses)[suggest_poses(known, near, count=2, taken=[0])[0]]
         != "rest"
     )
     assert f"choose <b>{marking.suggested}</b>" in marking.controls["status"].value

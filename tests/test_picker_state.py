@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hmr_nb.keypoints.joint_regressor import check_marks, load_marks, save_marks
 from hmr_nb.keypoints.marks import (
     PickerState,
+    _flip,
     at,
     brush,
     brush_area,
     clear,
-    flip,
     from_marks,
     grow,
     lasso_area,
@@ -113,7 +113,7 @@ def test_state_is_the_replay_of_its_history(steps):
     state = walk(steps)
     replayed = PickerState(N, NF)
     for change in state.done:
-        replayed = flip(replayed, change)
+        replayed = _flip(replayed, change)
     assert (replayed.marks, replayed.mirrored) == (state.marks, state.mirrored)
     while state.done:
         state = undo(state)

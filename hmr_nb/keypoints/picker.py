@@ -931,8 +931,9 @@ class KeypointPicker:
             return act
 
         def mirrored():
-            image = mirror_items(self.body.mirror, self.body.faces)
-            self.change(reflect(self.state, image))
+            image: Any = self.body.mirror
+            items = mirror_items(image, self.body.faces)
+            self.change(reflect(self.state, items))
 
         def step(count):
             def act():
