@@ -16,11 +16,11 @@ from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.basics.values import Identity
 from hmr_nb.model.view import View
 from hmr_nb.records.augment import (
+    _view_affine,
+    _view_pixels,
+    _view_window,
     augment,
     test_view,
-    view_affine,
-    view_pixels,
-    view_window,
 )
 from hmr_nb.records.pictures import decode_jpeg, encode_jpeg
 from hmr_nb.records.schema import Sample
@@ -162,8 +162,8 @@ def test_pixels_against_opencv(corner, side, size):
         np.ones((10, 10, 1), np.uint8),
     )
     jpeg = encode_jpeg(image)
-    seen = view_pixels(tf.constant(jpeg), corner, side, size).numpy()
-    A = view_affine(tf.constant(corner), tf.constant(side), size).numpy()
+    seen = _view_pixels(tf.constant(jpeg), corner, side, size).numpy()
+    A = _view_affine(tf.constant(corner), tf.constant(side), size).numpy()
     expected = warp_image(decode_jpeg(jpeg), A.astype(float), size) / 127.5 - 1
     assert seen.shape == (size, size, 3) and np.abs(seen).max() <= 1 + 1e-6
     # another filter when it shrinks much
@@ -174,14 +174,14 @@ def test_pixels_against_opencv(corner, side, size):
 
 def test_an_unknown_box_is_the_middle():
     for box in ([0.0, 0, 0, 0], [np.nan] * 4):
-        corner, side = view_window(tf.constant(box), 120, 120, View(96))
+        corner, side = _view_window(tf.constant(box), 120, 120, View(96))
         assert corner.numpy().tolist() == [10, 10] and int(side) == 100
 
 
 def test_the_mirrored_map_is_the_map_then_the_mirror():
     corner, side = tf.constant([7, -3]), tf.constant(90)
     plain, mirrored = (
-        view_affine(corner, side, 64, flip).numpy() for flip in (False, True)
+        _view_affine(corner, side, 64, flip).numpy() for flip in (False, True)
     )
     np.testing.assert_allclose(mirrored, compose(flip_affine(64), plain), atol=1e-5)
 
@@ -191,7 +191,7 @@ def test_turned_views_turn_the_person_too(folder):
     data = record_dataset(folder, LSP, seed=None)
     angles = []
     for d, s in zip(
-        items(augment(data, View(96), LSP, jitter_px=0, scale=(1, 1), rotation=40)),
+        items(augment(data, View(96), LSP, jitter_px=0, scale=(1, 1), rotation_deg=40)),
         items(data),
     ):
         A, sign = d["affine"][:, :2], np.sign(np.linalg.det(d["affine"][:, :2]))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from video_data import bytes_of
 
 from hmr_nb.records import mocap
-from hmr_nb.records.mocap import convert_mocap, every_nth, load_mocap, smpl_rotations
+from hmr_nb.records.mocap import _frame_step, _smpl_rotations, convert_mocap, load_mocap
 from hmr_nb.shell.commands import main
 from hmr_nb.training.experiment import Experiment
 
@@ -160,16 +160,16 @@ def test_options(data, tmp_path):
 
 @given(st.floats(1, 1000), st.floats(0.1, 500))
 def test_thinning_is_the_rounded_ratio(rate, fps):
-    n = every_nth(rate, fps)
+    n = _frame_step(rate, fps)
     assert n == max(1, round(rate / fps)) and isinstance(n, int)
-    assert every_nth(rate, None) == 1
+    assert _frame_step(rate, None) == 1
 
 
 @settings(max_examples=25)
 @given(st.integers(1, 40), st.sampled_from([72, 156, 165]))
 def test_rows_keep_the_first_22_joints(n, width):
     x = rows(n, width)
-    R = smpl_rotations(x).reshape(n, 72)
+    R = _smpl_rotations(x).reshape(n, 72)
     np.testing.assert_array_equal(R[:, :66], x[:, :66])
     assert (R[:, 66:] == (x[:, 66:] if width == 72 else 0)).all()
 
@@ -268,13 +268,13 @@ def test_workers_and_an_earlier_set_change_nothing(data, tmp_path):
 KILLED = """
 import os, sys
 from hmr_nb.records import mocap
-mocap.PART_FILES, real, seen = 2, mocap.read_recording, []
+mocap._PART_FILES, real, seen = 2, mocap._read_recording, []
 def read_recording(source):
     seen.append(source)
     if len(seen) > {after}:
         os._exit(9)
     return real(source)
-mocap.read_recording = read_recording
+mocap._read_recording = read_recording
 mocap.convert_mocap({data!r}, {out!r}, workers=1, progress=False, resume=True)
 """
 
@@ -294,7 +294,7 @@ def test_killed_at_several_moments_then_resumed_is_the_same(data, tmp_path):
         )
         assert done.returncode == 9, done.stderr
         assert not (out / "card.json").exists()
-    assert mocap.PoseWriter(
+    assert mocap._PoseWriter(
         out, json.loads((out / "unfinished/plan.json").read_text()), resume=True
     ).place == (6, 0)
     # as a kill in the middle of writing leaves it

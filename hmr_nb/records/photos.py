@@ -90,10 +90,11 @@ def _record(
         outside = inside < min(_MIN_INSIDE, max(photo.min_points, 1))
     if outside:
         return Dropped(photo.source, "mostly outside the image", photo.split)
-    low, high = crop.apply(np.array([[x, y], [x + width, y + height]]))
+    corners = np.array([[x, y], [x + width, y + height]])
+    low, high = np.asarray(crop.apply(corners))
     return Sample(
         photo.names,
-        crop.apply(person.kp),
+        np.asarray(crop.apply(person.kp)),
         person.state,
         jpeg=jpeg,
         crop=crop,

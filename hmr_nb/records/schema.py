@@ -98,7 +98,7 @@ class Sample:
                 shape = " ".join(map(str, feature.shape))
                 check_shape(value, shape, name, k=len(self.names))
                 put(name, value)
-        seen = np.isfinite(self.kp2d).all(1)
+        seen = np.asarray(np.isfinite(self.kp2d).all(1))
         state = np.where(seen, 2, 0) if self.state is None else self.state
         put("state", np.array(state, int))
         put("crop", self._stored_crop())
@@ -115,7 +115,7 @@ class Sample:
         if self.image is None and self.jpeg is None:
             raise ValueError(f"{self.source or 'sample'}: expected `image` or `jpeg`")
         if self.crop is not None:
-            return Crop(np.float32(self.crop.affine), self.crop.size)
+            return Crop(self.crop.affine.astype(np.float32), self.crop.size)
         if self.image is None:
             return Crop(np.eye(2, 3), picture_size(self.jpeg or b"", self.source))
         return Crop(np.eye(2, 3), self.image.shape[:2])
@@ -194,8 +194,9 @@ class Sample:
 
 def _rounded(camera: Camera) -> Camera:
     "A camera at the origin, in the numbers that a file holds."
-    (fx, _, cx), (_, fy, cy), _ = np.float32(camera.K)
-    lens = None if camera.distortion is None else np.float32(camera.distortion)
+    (fx, _, cx), (_, fy, cy), _ = camera.K.astype(np.float32)
+    lens = camera.distortion
+    lens = None if lens is None else lens.astype(np.float32)
     return Camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), lens)
 
 # %% ../../nbs/5_records/02_schema.ipynb #779833f6

@@ -318,7 +318,7 @@ def convert_clip(clip: Clip) -> list[Sample | Dropped]:  # one a frame
     def name(n):
         return f"{clip.source}#{n}"
 
-    def none(reason):
+    def none(reason: str) -> list[Sample | Dropped]:
         return [Dropped(name(n), reason, split) for n in clip.frames]
 
     split = clip.identity.split

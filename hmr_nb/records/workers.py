@@ -23,7 +23,7 @@ from .writer import Dropped
 _Results = Sample | Dropped | Sequence[Sample | Dropped]  # what one item may become
 
 
-def _finish(convert: Callable[[Any], _Results], item: Any) -> list[Sample | Dropped]:
+def _finish(convert: Callable[[Any], _Results], item: Any) -> list[Any]:
     """One item to its people, their pictures encoded: this much is done in the worker
     process."""
     cv2.setNumThreads(1)  # pictures in parallel, not parts of a picture
@@ -109,7 +109,7 @@ def _try_workers(
 def convert_items(
     writer: Any,  # a RecordWriter inside its `with` block, or another of its kind
     # one item to one person, or to a list of several; at the top level of a module
-    convert: Callable[[Any], _Results],
+    convert: Callable[[Any], Any],
     items: Sequence[Any],  # all of them, picklable, in a fixed order, sorted by split
     *,
     # processes, all cores if None; or dask://host:port

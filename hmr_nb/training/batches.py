@@ -95,7 +95,7 @@ def training_batches(
         color=e.color,
         seed=e.seed,
         occlusion=e.occlusion,
-        rotation=e.rotation_deg,
+        rotation_deg=e.rotation_deg,
     )
     shape = {
         "image": (e.input_size, e.input_size, 3),

@@ -388,7 +388,7 @@ def _read_mmpose(file: Path) -> tuple[dict[str, np.ndarray], list[re.Match]]:
     data = read_npz(file, ("imgname", "part", "S"))
     n = len(data.get("imgname", ()))
     shapes = {"part": (n, 17, 3), "S": (n, 17, 4)}
-    if not n or any(np.shape(data.get(k)) != shape for k, shape in shapes.items()):
+    if not n or any(np.shape(data.get(k, ())) != s for k, s in shapes.items()):
         there = ", ".join(f"{k} {v.shape}" for k, v in data.items()) or "none"
         raise ValueError(
             f"{file}: expected mmpose's imgname (n,), part (n, 17, 3) and S (n, 17, 4),"

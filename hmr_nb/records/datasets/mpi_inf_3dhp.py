@@ -222,7 +222,7 @@ def read_test_labels(
                 if isinstance(f.get(k), h5py.Dataset):
                     found[k] = np.array(f[k])
         flat = {k: found[k].ravel() for k in ("valid_frame", "activity_annotation")}
-        n, arrays = len(flat["valid_frame"]), []
+        n, arrays = len(flat["valid_frame"]), {}
         for key, width in widths.items():
             x = found[key]
             x = x.transpose() if x.shape == (width, 17, 1, n) else x
@@ -230,7 +230,7 @@ def read_test_labels(
                 raise ValueError(
                     f"{key}: expected ({n}, 1, 17, {width}), got {x.shape}"
                 )
-            arrays.append((x[:, 0] / (1 if width == 2 else 1000)).astype(np.float32))
+            arrays[key] = (x[:, 0] / (1 if width == 2 else 1000)).astype(np.float32)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{file}: no such file; each folder TS? of the test set has an"
@@ -242,8 +242,9 @@ def read_test_labels(
             f" univ_annot3, valid_frame and activity_annotation, found {sorted(found)}"
             f" ({error})"
         ) from error
+    kp, annot3, univ_annot3 = (arrays[key] for key in widths)
     activity = flat["activity_annotation"].astype(int)
-    return VideoLabels(*arrays, flat["valid_frame"] > 0, activity)
+    return VideoLabels(kp, annot3, univ_annot3, flat["valid_frame"] > 0, activity)
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #c32c7fc9
 def _test_clips(

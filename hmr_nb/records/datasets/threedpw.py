@@ -118,9 +118,9 @@ def _frame_points(
     "The 42 points of a person in every frame."
     kp = np.concatenate([detected[..., :2], camera.project(seen)], 1)
     wide = np.array(size[::-1], float)
-    inside = (kp > -0.5).all(-1) & (kp < wide - 0.5).all(-1)
+    inside = np.all((kp > -0.5) & (kp < wide - 0.5), axis=-1)
     sure = (detected[..., 2] > 0) & (detected[..., 2] >= confidence)
-    about = (kp[:, 18:] > -wide).all(-1) & (kp[:, 18:] < 2 * wide).all(-1)
+    about = np.all((kp[:, 18:] > -wide) & (kp[:, 18:] < 2 * wide), axis=-1)
     near = (seen[..., 2] > 0.1) & about
     found = np.where(sure & inside[:, :18], 2, 0)
     state = np.concatenate([found, np.where(near, 1 + inside[:, 18:], 0)], 1)
@@ -153,14 +153,14 @@ def _track(
         person["poses2d"], seen, video.camera, size, options["confidence"]
     )
     reasons = _reasons(person, (pose, seen), options["frames"])
+    kp, kp3d, pose, trans = (x.astype(np.float32) for x in (kp, kp3d, pose, trans))
     people, subject = [], f"{video.name}_{i}"
     for n, reason in enumerate(reasons):
         body = {k: person[k] for k in ("betas", "gender")}
-        body |= {"kp3d": np.float32(kp3d[n]), "pose": np.float32(pose[n])}
+        body |= {"kp3d": kp3d[n], "pose": pose[n]}
         if not np.isnan(trans[n]).any():
-            body["trans"] = np.float32(trans[n])
-        one = LabelledPerson(np.float32(kp[n]), state[n], reason, None, subject, body)
-        people.append(one)
+            body["trans"] = trans[n]
+        people.append(LabelledPerson(kp[n], state[n], reason, None, subject, body))
     return people
 
 
