@@ -136,7 +136,8 @@ def test_prose_and_pictures(path):
         for k in o.get("data", {})
         if k.startswith("image/")
     ]
-    assert pictures, "no picture"
+    # pages of commands and of a run's parts have nothing to draw
+    assert pictures or path.parent.name in ("7_training", "10_shell"), "no picture"
 
 
 LONGEST = 60  # lines of a function's body, its docstring left out

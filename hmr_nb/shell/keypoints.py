@@ -53,6 +53,7 @@ def _picker_page(
 
 
 def pick(
+    *,
     body: Body = None,
     marks: Annotated[
         Path,
@@ -113,6 +114,7 @@ def _share_of(
 
 def fit_regressor(
     marks: Annotated[Path, typer.Argument(help="Marks saved by the picker, .json.")],
+    *,
     out: Out = Path("regressors.npz"),
     body: Body = None,
     local: Annotated[

@@ -119,6 +119,7 @@ def infer(
     images: Annotated[
         list[Path], typer.Argument(help="Pictures, or folders of pictures.")
     ],
+    *,
     out: Out = Path("recovered"),
     body: Body = None,
     weights: Weights = None,

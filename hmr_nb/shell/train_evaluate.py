@@ -21,6 +21,7 @@ def train(
         Path, typer.Argument(help="Experiment file, .toml or .json.")
     ],
     data: Data,
+    *,
     out: Out = Path("run"),
     tensorboard: Annotated[
         bool,
@@ -51,6 +52,7 @@ def import_weights(
         typer.Argument(help="Checkpoint prefix, such as models/model.ckpt-667589."),
     ],
     out: Out,
+    *,
     training: Annotated[
         bool,
         typer.Option(
@@ -80,6 +82,7 @@ def evaluate(
         Path | None,
         typer.Argument(help="Weights file; the small weights where left out."),
     ] = None,
+    *,
     out: Out = Path("evaluated"),
     body: Body = None,
     split: Annotated[
