@@ -301,6 +301,7 @@ def partner_of(
 def at(
     state: PickerState,
     keypoint: str | None = None,  # go to this keypoint; stay if None
+    *,
     pose: str | None = None,  # go to the mesh in this pose; stay if None
     shape: str | None = None,  # go to the mesh of this build; stay if None
 ) -> PickerState:
@@ -324,8 +325,8 @@ def undo(state: PickerState) -> PickerState:
     return at(
         replace(_flip(state, last), done=state.done[:-1], undone=(*state.undone, last)),
         last.keypoint,
-        last.pose,
-        last.shape,
+        pose=last.pose,
+        shape=last.shape,
     )
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #3cff75e1
@@ -337,8 +338,8 @@ def redo(state: PickerState) -> PickerState:
     return at(
         replace(_flip(state, last), done=(*state.done, last), undone=state.undone[:-1]),
         last.keypoint,
-        last.pose,
-        last.shape,
+        pose=last.pose,
+        shape=last.shape,
     )
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #11a6eaf3
@@ -365,6 +366,7 @@ def to_marks(
     state: PickerState,
     body: str = "",  # name of the body
     topology: str = "",  # its fingerprint, see `hmr_nb.joint_regressor.topology`
+    *,
     poses: Mapping[str, Array] | None = None,  # {name: (24, 3)} axis-angle, rad
     shapes: Mapping[str, Array] | None = None,  # {name: (s,)} shape coefficients
 ) -> dict[str, Any]:  # ready for json and for `save_marks`
@@ -450,36 +452,28 @@ def from_marks(
         )
     log, state = marks.get("log", {}), PickerState(n_vertices, n_faces)
     for f in (_read_flip(e, e["keypoint"], n_vertices) for e in log.get("done", [])):
-        state = _do(at(state, f.keypoint, f.pose, f.shape), f.items, f.mirror)
-    for name, entry in marks["keypoints"].items():
-        rule, partner = (
-            KeypointSet("picker", (name,)).mirror_of[name],
-            entry.get("mirror"),
-        )
-        if partner not in (None, rule):
-            state = replace(
-                state, partners=tuple({**dict(state.partners), name: partner}.items())
-            )
         state = _do(
-            at(state, name), mirror=(partner is not None) != (name in state.mirrored)
+            at(state, f.keypoint, pose=f.pose, shape=f.shape), f.items, f.mirror
         )
+    for name, entry in marks["keypoints"].items():
+        rule = KeypointSet("picker", (name,)).mirror_of[name]
+        partner = entry.get("mirror")
+        if partner not in (None, rule):
+            partners = {**dict(state.partners), name: partner}
+            state = replace(state, partners=tuple(partners.items()))
+        switched = (partner is not None) != (name in state.mirrored)
+        state = _do(at(state, name), mirror=switched)
         wanted = {
             (f.pose, f.shape): f.items
             for f in (_read_flip(m, name, n_vertices) for m in entry.get("marks", []))
         }
         for spot in {**wanted, **state.marks.get(name, {})}:
-            state = at(state, name, *spot)
+            state = at(state, name, pose=spot[0], shape=spot[1])
             state = _do(state, marked(state) ^ set(wanted.get(spot, ())))
     undone = tuple(
         _read_flip(e, e["keypoint"], n_vertices) for e in log.get("undone", [])
     )
     first = next(iter(marks["keypoints"]), state.keypoint)
-    return replace(
-        at(
-            state,
-            log.get("keypoint", first),
-            log.get("pose", state.pose),
-            log.get("shape", state.shape),
-        ),
-        undone=undone,
-    )
+    pose, shape = log.get("pose", state.pose), log.get("shape", state.shape)
+    state = at(state, log.get("keypoint", first), pose=pose, shape=shape)
+    return replace(state, undone=undone)

@@ -217,35 +217,47 @@ def _report_plot(
     )
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #f52cec58
-_SWITCHES = "mirror kind through lasso wireframe transparent backface hull zoom".split()
+_SWITCHES = {  # name: (what it says, what it does)
+    "mirror": ("mirror image", "The keypoint has an image on the other side (M)"),
+    "kind": ("triangles", "Mark whole triangles instead of vertices (K)"),
+    "through": ("far side too", "Brush and lasso also what the eye does not see (O)"),
+    "zoom": ("close-up", "Look at the keypoint from near, or at the whole body (Z)"),
+    "lasso": ("lasso", "Draw a line around what to mark, with ctrl what to erase (L)"),
+    "wireframe": ("wireframe", "W"),
+    "transparent": ("see-through", "T"),
+    "backface": ("back faces", "B"),
+    "hull": ("hull", "Convex hull of the marks (H)"),
+}
+_BUTTONS = {  # name: (icon, what it does)
+    "undo": ("undo", "Ctrl-Z"),
+    "redo": ("repeat", "Ctrl-Shift-Z"),
+    "clear": ("eraser", "Unmark all of this keypoint on this mesh (Delete)"),
+    "grow": ("plus", "Add the ring of neighbours (.)"),
+    "shrink": ("minus", "Take the outer ring away (,)"),
+    "fit": ("crosshairs", "Fit all keypoints, with the full report (F)"),
+    "export": ("download", "Write the fitted regressors beside the marks file (E)"),
+    "save": ("save", "Ctrl-S"),
+    "load": ("folder-open", "Go on with the marks in the file"),
+}
+_LISTS = {"pose": "N, P", "shape": "", "overlay": "Regressors of the body (G)"}
+_TEXTS = {
+    "body": "open body, or the path of a body file",
+    "file": "The marks file of Save and Load",
+}
 
 
 def _picker_controls() -> dict[str, Any]:
     "The widgets beside the mesh, by name."
     wide, label = widgets.Layout(width="280px"), {"description_width": "76px"}
     half, third = widgets.Layout(width="138px"), widgets.Layout(width="91px")
-
-    def button(name, icon, tip, layout=third, **more):
-        return widgets.Button(
-            description=name, icon=icon, tooltip=tip, layout=layout, **more
-        )
-
-    def switch(name, tip, layout=half):
-        return widgets.ToggleButton(False, description=name, tooltip=tip, layout=layout)
-
-    c = {
+    named = {"layout": wide, "style": label}
+    c: dict[str, Any] = {
         "name": widgets.Combobox(
             description="keypoint",
             continuous_update=False,
             ensure_option=False,
-            layout=wide,
-            style=label,
-            placeholder="its name",
+            **named,
         ),
-        "mirror": switch(
-            "mirror image", "The keypoint has an image on the other side (M)"
-        ),
-        "kind": switch("triangles", "Mark whole triangles instead of vertices (K)"),
         "brush": widgets.BoundedFloatText(
             15,
             min=1,
@@ -255,72 +267,30 @@ def _picker_controls() -> dict[str, Any]:
             layout=half,
             style=label,
         ),
-        "through": switch(
-            "far side too", "Brush and lasso also what the eye does not see (O)"
-        ),
-        "zoom": switch(
-            "close-up", "Look at the keypoint from near, or at the whole body (Z)", wide
-        ),
-        "undo": button("undo", "undo", "Ctrl-Z"),
-        "redo": button("redo", "repeat", "Ctrl-Shift-Z"),
-        "clear": button(
-            "clear", "eraser", "Unmark all of this keypoint on this mesh (Delete)"
-        ),
-        "grow": button("grow", "plus", "Add the ring of neighbours (.)"),
-        "shrink": button("shrink", "minus", "Take the outer ring away (,)"),
-        "lasso": switch(
-            "lasso",
-            "Draw a line around what to mark, with ctrl what to erase (L)",
-            third,
-        ),
-    }
-    for name, text, tip in (
-        ("pose", "pose", "N, P"),
-        ("shape", "shape", ""),
-        ("overlay", "overlay", "Regressors that the body has already (G)"),
-    ):
-        c[name] = widgets.Dropdown(
-            description=text, layout=wide, style=label, tooltip=tip
-        )
-    for name, text, tip in (
-        ("wireframe", "wireframe", "W"),
-        ("transparent", "see-through", "T"),
-        ("backface", "back faces", "B"),
-        ("hull", "hull", "Convex hull of the marks (H)"),
-    ):
-        c[name] = switch(text, tip)
-    for name, text, tip in (
-        ("body", "body", "open body, or the path of a body file"),
-        ("file", "file", "The marks file of Save and Load"),
-    ):
-        c[name] = widgets.Text(
-            description=text,
-            continuous_update=False,
-            layout=wide,
-            style=label,
-            tooltip=tip,
-        )
-    return c | {
-        "fit": button(
-            "fit",
-            "crosshairs",
-            "Fit all keypoints, with the full report (F)",
-            half,
-            button_style="primary",
-        ),
-        "export": button(
-            "export",
-            "download",
-            "Write the fitted regressors beside the marks file (E)",
-            half,
-        ),
-        "save": button("save", "save", "Ctrl-S", half),
-        "load": button("load", "folder-open", "Go on with the marks in the file", half),
         "report": widgets.HTML(),
         "status": widgets.HTML(
             layout=widgets.Layout(width="520px", height="44px", overflow="auto")
         ),
     }
+    c["name"].placeholder = "its name"
+    for name, (says, tip) in _SWITCHES.items():
+        layout = {"zoom": wide, "lasso": third}.get(name, half)
+        c[name] = widgets.ToggleButton(
+            False, description=says, tooltip=tip, layout=layout
+        )
+    for name, (icon, tip) in _BUTTONS.items():
+        layout = half if name in ("fit", "export", "save", "load") else third
+        c[name] = widgets.Button(
+            description=name, icon=icon, tooltip=tip, layout=layout
+        )
+    c["fit"].button_style = "primary"
+    for name, tip in _LISTS.items():
+        c[name] = widgets.Dropdown(description=name, tooltip=tip, **named)
+    for name, tip in _TEXTS.items():
+        c[name] = widgets.Text(
+            description=name, continuous_update=False, tooltip=tip, **named
+        )
+    return c
 
 # %% ../../nbs/3_keypoints/07_picker.ipynb #616d8a2a
 def _arrange(
@@ -819,8 +789,8 @@ class KeypointPicker:
             self.state,
             self.body.name,
             topology(self.body),
-            self.poses,
-            {n: b for n, b in self.shapes.items() if n != MEAN},
+            poses=self.poses,
+            shapes={n: b for n, b in self.shapes.items() if n != MEAN},
         )
 
     def fit_some(

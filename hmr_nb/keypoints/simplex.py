@@ -92,6 +92,7 @@ def _with_prior(
 def best_mix(
     P: np.ndarray,  # (r, n) offsets, one column a candidate
     first: np.ndarray | None = None,  # columns to begin with; the 2r nearest if None
+    *,
     step: int = 200,  # how many columns to let in at a time
     tol: float = 1e-9,  # stop at this distance from the target, m
     Q: sparse.csc_array | None = None,  # (q, n) rows of a prior
@@ -166,6 +167,7 @@ def _break_ties(
 def solve_mix(
     P: np.ndarray,  # (r, n) offsets
     most: int | None = None,  # at most so many weights above zero
+    *,
     share: float = 0.0,  # local prior, see `_stray_rows`; 0: exact least squares
     smooth: sparse.csc_array | None = None,  # smooth prior, see `edge_rows`
     first: np.ndarray | None = None,  # columns to begin with
@@ -190,6 +192,7 @@ def held_out_errors(
     w: np.ndarray,  # (n,) the fit to all of them: where each refit starts
     # (m,) meshes with equal labels are left out together; each alone if None
     groups: Sequence | None = None,
+    *,
     folds: int = 30,  # with more groups than this, several are left out at once
     smooth: sparse.csc_array | None = None,  # as in `solve_mix`
     **wishes: Any,  # most, share of `solve_mix`
@@ -225,6 +228,7 @@ def choose_share(
     P: np.ndarray,  # (3m, n) offsets of m meshes
     groups: Sequence | None = None,  # (m,) as in `held_out_errors`
     most: int | None = None,  # as in `solve_mix`
+    *,
     folds: int = 8,  # enough to compare
 ) -> float:  # for `_stray_rows`
     "The strongest local prior that the held-out error does not object to."
@@ -235,7 +239,7 @@ def choose_share(
     errors = np.array(
         [
             held_out_errors(
-                P[:, near], np.zeros(len(near)), groups, folds, most=most, share=s
+                P[:, near], np.zeros(len(near)), groups, folds=folds, most=most, share=s
             )
             for s in _SHARES
         ]
@@ -252,6 +256,7 @@ def redrawn_spread(
     P: np.ndarray,  # (3m, n) offsets of m meshes
     w: np.ndarray,  # (n,) the fit to all of them
     draws: int = 20,  # how often
+    *,
     seed: int = 0,
     smooth: sparse.csc_array | None = None,  # as in `solve_mix`
     **wishes: Any,  # most, share of `solve_mix`
