@@ -1,4 +1,5 @@
-"""Views: the same scale in training and test, pixels and points together, sides by name."""
+"""Views: the same scale in training and test, pixels and points together, sides by
+name."""
 
 import numpy as np
 import pytest

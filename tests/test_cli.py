@@ -1,4 +1,5 @@
-"""The commands as a user meets them: good input ends with 0, bad input with one line on stderr."""
+"""The commands as a user meets them: good input ends with 0, bad input with one line on
+stderr."""
 
 import json
 import os

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import keypoint_set, map_points
 from hmr_nb.records.card import card_table
-from hmr_nb.records.datasets.coco import convert_coco, read_coco, _read_points
+from hmr_nb.records.datasets.coco import _read_points, convert_coco, read_coco
 from hmr_nb.records.reader import examples
 
 GOLDENS = shipped("goldens")

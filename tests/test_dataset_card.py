@@ -1,4 +1,5 @@
-"""What is said about a set: tables, viewpoints, warnings, the sheet, and the commands convert and card."""
+"""What is said about a set: tables, viewpoints, warnings, the sheet, and the commands
+convert and card."""
 
 import json
 import shutil

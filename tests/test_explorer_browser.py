@@ -1,6 +1,8 @@
-"""The body explorer in JupyterLab, in a real browser: a click takes hold of a joint, a slider moves the mesh.
+"""The body explorer in JupyterLab, in a real browser: a click takes hold of a joint, a
+slider moves the mesh.
 
-Needs Chromium and the `playwright` package; skips with a reason where one is missing, fails there when CI=true (see test_picker_browser).
+Needs Chromium and the `playwright` package; skips with a reason where one is
+missing, fails there when CI=true (see test_picker_browser).
 """
 
 import json

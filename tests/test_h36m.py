@@ -1,4 +1,5 @@
-"""Human3.6M: the official files and the three common forms of them, with their quirks; bad input, workers and resume."""
+"""Human3.6M: the official files and the three common forms of them, with their quirks;
+bad input, workers and resume."""
 
 import os
 import pickle

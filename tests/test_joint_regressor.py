@@ -1,4 +1,5 @@
-"""The regressor fit against independent solvers, laws over random problems, speed, and real reference numbers where they are at hand."""
+"""The regressor fit against independent solvers, laws over random problems, speed, and
+real reference numbers where they are at hand."""
 
 import itertools
 import json

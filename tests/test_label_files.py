@@ -1,4 +1,5 @@
-"""Label files of SPIN, 4D-Humans and OpenPose: every quirk of theirs, hostile and damaged files, real detections."""
+"""Label files of SPIN, 4D-Humans and OpenPose: every quirk of theirs, hostile and
+damaged files, real detections."""
 
 import io
 import json

@@ -1,4 +1,5 @@
-"""What every layer of the package must do, in one helper, and the weights file of the model."""
+"""What every layer of the package must do, in one helper, and the weights file of the
+model."""
 
 import dataclasses
 import json

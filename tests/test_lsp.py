@@ -1,4 +1,5 @@
-"""LSP and LSP-extended: the old converter's numbers, real files, bad input, workers and resume."""
+"""LSP and LSP-extended: the old converter's numbers, real files, bad input, workers and
+resume."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""Recorded motion: both families of files, hostile and broken ones, one set of many, interruption."""
+"""Recorded motion: both families of files, hostile and broken ones, one set of many,
+interruption."""
 
 import io
 import json

@@ -1,4 +1,5 @@
-"""MPI-INF-3DHP: the official containers with their quirks, bad input, workers and resume."""
+"""MPI-INF-3DHP: the official containers with their quirks, bad input, workers and
+resume."""
 
 import shutil
 import sys

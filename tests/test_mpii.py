@@ -1,4 +1,5 @@
-"""MPII: the official file in all its shapes, the other forms, bad input, and the faults that must not come back."""
+"""MPII: the official file in all its shapes, the other forms, bad input, and the faults
+that must not come back."""
 
 import json
 import shutil

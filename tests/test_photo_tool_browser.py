@@ -1,6 +1,8 @@
-"""The photo tool in JupyterLab, in a real browser: upload or paste a picture, draw a box with the mouse, turn the body.
+"""The photo tool in JupyterLab, in a real browser: upload or paste a picture, draw a
+box with the mouse, turn the body.
 
-Needs Chromium and the `playwright` package; skips with a reason where one is missing, fails there when CI=true.
+Needs Chromium and the `playwright` package; skips with a reason where one is
+missing, fails there when CI=true.
 """
 
 import importlib.util

@@ -1,6 +1,8 @@
-"""The picker in JupyterLab and Voila, in a real browser: clicks at projected vertices mark exactly those, a drag marks nothing.
+"""The picker in JupyterLab and Voila, in a real browser: clicks at projected vertices
+mark exactly those, a drag marks nothing.
 
-Needs Chromium and the `playwright` package; skips with a reason where one is missing, fails there when CI=true.
+Needs Chromium and the `playwright` package; skips with a reason where one is
+missing, fails there when CI=true.
 """
 
 import importlib.util

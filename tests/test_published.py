@@ -1,4 +1,5 @@
-"""Checkpoints of the two reference codes, written with their real names, must give their golden numbers."""
+"""Checkpoints of the two reference codes, written with their real names, must give
+their golden numbers."""
 
 import json
 import re

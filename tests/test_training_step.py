@@ -1,4 +1,5 @@
-"""One whole training step on the golden pictures, through the code that users run, must be the reference's step."""
+"""One whole training step on the golden pictures, through the code that users run, must
+be the reference's step."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Small videos in the official containers, with a bright dot on every labelled point: shared by the tests of the video datasets."""
+"""Small videos in the official containers, with a bright dot on every labelled point:
+shared by the tests of the video datasets."""
 
 from pathlib import Path
 
