@@ -1,4 +1,5 @@
 """Packaging as nbdev lays it out: every fact is read from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,7 +9,7 @@ here = Path(__file__).resolve().parent
 settings = ConfigParser(delimiters=["="])
 settings.read(here / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("dask", "tensorboard", "voila")}
+extras = {n: cfg[f"{n}_requirements"].split() for n in ("dask", "tensorboard", "voila")}
 
 setup(
     name=cfg["lib_name"],
@@ -37,7 +38,7 @@ setup(
         "Changelog": cfg["git_url"] + f"/blob/{cfg['branch']}/CHANGELOG.md",
         "Issues": cfg["git_url"] + "/issues",
     },
-    # what ships from data/ becomes the package hmr_nb.data; golden numbers stay in the repository
+    # what ships from data/ becomes the package hmr_nb.data; golden numbers stay behind
     packages=[*find_packages(include=["hmr_nb", "hmr_nb.*"]), "hmr_nb.data"],
     package_dir={"hmr_nb.data": "data"},
     package_data={
@@ -49,7 +50,10 @@ setup(
     },
     python_requires=f">={cfg['min_python']},<3.14",
     install_requires=cfg["requirements"].split(),
-    extras_require={**extras, "dev": [*cfg["dev_requirements"].split(), *sum(extras.values(), [])]},
+    extras_require={
+        **extras,
+        "dev": [*cfg["dev_requirements"].split(), *sum(extras.values(), [])],
+    },
     entry_points={"console_scripts": cfg["console_scripts"].split("\n")},
     zip_safe=False,
 )

@@ -25,8 +25,8 @@ from test_picker_browser import (
 CELL = (
     "from hmr_nb.body.explorer import BodyExplorer\nexplorer = BodyExplorer()\nexplorer"
 )
-READY = """window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context &&
-           window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus === 'connected'"""
+READY = """window.jupyterapp?.shell.currentWidget?.context?.sessionContext
+           .session?.kernel?.connectionStatus === 'connected'"""
 
 
 @contextmanager

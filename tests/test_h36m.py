@@ -121,8 +121,11 @@ def metadata_xml():
     numbers = " ".join(repr(float(v)) for v in [*w0.ravel(), *LENS.ravel()])
     ids = "".join(f"<i>{c}</i>" for c in CAMERAS)
     return (
-        "<?xml"
-        f' version="1.0"?>\n<metadata>\n<mapping>{tr("", "", *PEOPLE)}{rows}</mapping><actionnames>{words}</actionnames><dbcameras><index2id>{ids}</index2id></dbcameras><w0>[{numbers}]</w0></metadata>'
+        '<?xml version="1.0"?>\n<metadata>\n'
+        f"<mapping>{tr('', '', *PEOPLE)}{rows}</mapping>"
+        f"<actionnames>{words}</actionnames>"
+        f"<dbcameras><index2id>{ids}</index2id></dbcameras>"
+        f"<w0>[{numbers}]</w0></metadata>"
     )
 
 

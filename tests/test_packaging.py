@@ -1,4 +1,4 @@
-"""The package as others build it: a source archive, and a wheel made from that alone."""
+"""The package as others build it: a source archive, and a wheel from that alone."""
 
 import shutil
 import subprocess

@@ -30,7 +30,8 @@ PASTE = """async (data) => {
   const blob = await (await fetch(data)).blob();
   const carried = new DataTransfer();
   carried.items.add(new File([blob], "image.png", { type: "image/png" }));
-  document.activeElement.dispatchEvent(new ClipboardEvent("paste", { clipboardData: carried, bubbles: true, cancelable: true }));
+  const how = { clipboardData: carried, bubbles: true, cancelable: true };
+  document.activeElement.dispatchEvent(new ClipboardEvent("paste", how));
 }"""
 
 
@@ -55,10 +56,8 @@ def page(lab):
 def kernel(lab, page):
     "The notebook's kernel, once it has a tool and the page shows it."
     page.wait_for_function(
-        "window.jupyterapp && window.jupyterapp.shell.currentWidget &&"
-        " window.jupyterapp.shell.currentWidget.context &&"
-        " window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus"
-        " === 'connected'",
+        "window.jupyterapp?.shell.currentWidget?.context?.sessionContext"
+        ".session?.kernel?.connectionStatus === 'connected'",
         timeout=60_000,
     )
     kernel = Kernel(lab[2])

@@ -251,10 +251,8 @@ def picker(lab, page):
 def run_notebook(lab, page):
     "Run the notebook; the kernel, and where the canvas is once the body is drawn."
     page.wait_for_function(
-        "window.jupyterapp && window.jupyterapp.shell.currentWidget &&"
-        " window.jupyterapp.shell.currentWidget.context &&"
-        " window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.connectionStatus"
-        " === 'connected'",
+        "window.jupyterapp?.shell.currentWidget?.context?.sessionContext"
+        ".session?.kernel?.connectionStatus === 'connected'",
         timeout=60_000,
     )
     kernel = Kernel(lab[2])

@@ -1,4 +1,4 @@
-"Readers on real files that may not be shipped; skipped with a reason where they are absent."
+"Readers on real files that may not be shipped; skipped where they are absent."
 
 from pathlib import Path
 

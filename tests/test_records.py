@@ -208,14 +208,16 @@ def mortal(function):
         return function(*a, **k)
     return step
 
-records.encode_sample, records._put, os.replace = map(mortal, (records.encode_sample, records._put, os.replace))
+parts = records.encode_sample, records._put, os.replace
+records.encode_sample, records._put, os.replace = map(mortal, parts)
 for left in map(int, sys.argv[1:]):  # so many steps of writing to live
     child = os.fork()
     if not child:
         {job}
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    shards = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in sorted(Path({out!r}).glob("*.tfrecord"))]
+    found = sorted(Path({out!r}).glob("*.tfrecord"))
+    shards = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in found]
     print(os.WTERMSIG(status), dict(shards), flush=True)
 """
 CLIPS = (

@@ -1,4 +1,4 @@
-"Training in other processes: a killed run goes on exactly, a cost that is not a number stops it."
+"Training in other processes: a killed run goes on exactly, a NaN stops it."
 
 import os
 import signal
@@ -60,10 +60,14 @@ fit(sys.argv[1], sys.argv[2], sys.argv[3], progress=False, callbacks=[Kill()])
 SPREAD = """
 import json, os, sys
 if sys.argv[4] == "machines":
-    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": sys.argv[6:8]}, "task": {"type": "worker", "index": int(sys.argv[5])}})
+    task = {"type": "worker", "index": int(sys.argv[5])}
+    cluster = {"worker": sys.argv[6:8]}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
 else:
     import tensorflow as tf
-    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[5]))
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    parts = [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[5])
+    tf.config.set_logical_device_configuration(cpu, parts)
 from hmr_nb.training.run import fit
 fit(sys.argv[1], sys.argv[2], sys.argv[3], progress=False)
 """
@@ -188,7 +192,7 @@ def test_goes_on_from_a_published_run(tmp_path, data):
         f"discriminator/{k}": rng.random(w.shape, "float32")
         for k, w in discriminator_weights(trainer.discriminator).items()
     }
-    for player, named, optimizer in (
+    for player, named, _optimizer in (
         ("model", named_weights(trainer.model), trainer.optimizer),
         (
             "discriminator",
@@ -272,7 +276,7 @@ def test_not_a_number_stops_and_keeps_the_batch(tmp_path, data):
 
 
 def test_published_encoder_trains(tmp_path, data):
-    "ResNet50V2 with the discriminator: loss and statistics move, everything stays finite."
+    "ResNet50V2 with the discriminator: losses and statistics move, all stays finite."
     import tensorflow as tf
 
     from hmr_nb.training.batches import training_batches

@@ -214,9 +214,11 @@ def test_costs(step):
 def test_lengths_of_gradients(step):
     """Within 2e-3 of the reference where they are longer than 1e-3.
 
-    The step has kinks (ReLU, largest of nine, |x|), so rounding decides which side a few numbers fall on: the reference's own
-    two runs differ by up to 6e-3 in the encoder, ours by as much if the pictures change by 1e-7. So what must come within 2e-3
-    of each other are the ranges of the two. Regressor and critic lie behind the last kink that matters: 2e-3 at once.
+    The step has kinks (ReLU, largest of nine, |x|), so rounding decides which side a
+    few numbers fall on: the reference's own two runs differ by up to 6e-3 in the
+    encoder, ours by as much if the pictures change by 1e-7. So what must come within
+    2e-3 of each other are the ranges of the two. Regressor and discriminator lie
+    behind the last kink that matters: 2e-3 at once.
     """
     assert set(step["lengths"]) == set(RUNS[0]) and len(RUNS[0]) == 241
     apart, at_once, spread = {}, {}, {}
@@ -278,7 +280,8 @@ def test_updates(step):
 def test_statistics_of_normalisation(step):
     """After the step: 0.997 of what was there and 0.003 of the batch's.
 
-    hmr2.0's fused kernel multiplies the batch's variance by n / (n − 1), n the numbers that it was taken over; Keras 3 does not.
+    hmr2.0's fused kernel multiplies the batch's variance by n / (n − 1), n the numbers
+    that it was taken over; Keras 3 does not.
     """
     ours, theirs = _hmr2_names(), STORED["tf2.6_bn_after"]
     assert len([k for k in ours if "moving_" in k]) == len(theirs) == 98
