@@ -258,7 +258,7 @@ class Experiment(_StepSettings, _LossSettings, _ModelSettings):
 def read_experiment(
     path: str | Path,  # .toml or .json
 ) -> Experiment:
-    """An experiment from a file; a ValueError that names the file where it has a mistake.
+    """An experiment from a file; a ValueError names the file where it has a mistake.
 
     Args:
         path: .toml or .json
