@@ -74,7 +74,9 @@ def move(state, what):
         "clear": clear,
         "switch": switch_mirror,
         "reflect": lambda s: reflect(s, IMAGES),
-        "at": at,
+        "at": lambda state, keypoint, pose, shape: at(
+            state, keypoint, pose=pose, shape=shape
+        ),
         "grow": lambda s: grow(s, LINKS),
         "shrink": lambda s: shrink(s, LINKS),
         "undo": undo,
