@@ -36,14 +36,7 @@ from ..model.weights import small_hmr
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00008
 @dataclass(frozen=True)
 class PhotoState:
-    """What the tool knows.
-
-    Attributes:
-        photo: (h, w, 3) uint8
-        box: x, y, width, height, px of the photograph; the whole picture if None
-        people: one person, once recovered
-        focal: px, as the camera noted it; None: assumed
-    """
+    "What the tool knows."
 
     photo: np.ndarray | None = None  # (h, w, 3) uint8
     # x, y, width, height, px of the photograph; the whole picture if None
@@ -58,12 +51,7 @@ def take_photo(
     data: bytes | memoryview,  # a file's content: JPEG, PNG, …
     name: str = "the pasted picture",  # what to call it if it cannot be read
 ) -> PhotoState:
-    """Another photograph; what was known of the last one goes.
-
-    Args:
-        data: a file's content: JPEG, PNG, …
-        name: what to call it if it cannot be read
-    """
+    "Another photograph; what was known of the last one goes."
     try:
         photo = load_photo(io.BytesIO(bytes(data)))
     except ValueError:
@@ -89,13 +77,7 @@ def take_box(
     *,
     least_px: float = 8,  # a smaller box is a slip of the hand
 ) -> PhotoState:
-    """A bounding box around a person, cut to the photograph.
-
-    Args:
-        corners: x, y, x, y of two opposite corners, as shares of the photograph's
-            width and height
-        least_px: a smaller box is a slip of the hand
-    """
+    "A bounding box around a person, cut to the photograph."
     if state.photo is None:
         return replace(state, said="First a picture, then a box.")
     h, w = state.photo.shape[:2]
@@ -120,11 +102,7 @@ def take_box(
 def _box_corners(
     state: PhotoState,
 ) -> list[float]:  # x, y, x, y as shares; empty without a box
-    """The way back, for drawing the box.
-
-    Returns:
-        x, y, x, y as shares; empty without a box
-    """
+    "The way back, for drawing the box."
     if state.box is None or state.photo is None:
         return []
     x, y, bw, bh = state.box
@@ -135,11 +113,7 @@ def _box_corners(
 def _about_weights(
     model: HMR | Forward,
 ) -> str:  # empty for a model that may know photographs
-    """What to expect on photographs.
-
-    Returns:
-        empty for a model that may know photographs
-    """
+    "What to expect on photographs."
     plain = model.model if isinstance(model, Forward) else model
     if plain.settings["encoder"] != "small":
         return ""
@@ -154,11 +128,7 @@ def recover_body(
     state: PhotoState,
     model: HMR | Forward,  # such as `small_hmr()`
 ) -> PhotoState:
-    """The body of the person in the box, or in the whole picture.
-
-    Args:
-        model: such as `small_hmr()`
-    """
+    "The body of the person in the box, or in the whole picture."
     if state.photo is None:
         return replace(state, said="First a picture.")
     try:
@@ -193,15 +163,7 @@ def _data_address(
     *,
     side: int = 1024,  # longest side, px
 ) -> str:  # a JPEG as text, for the browser
-    """A picture on its way to the browser.
-
-    Args:
-        image: (h, w, 3) uint8
-        side: longest side, px
-
-    Returns:
-        a JPEG as text, for the browser
-    """
+    "A picture on its way to the browser."
     small, buffer = Image.fromarray(image), io.BytesIO()
     small.thumbnail((side, side))
     small.save(buffer, "JPEG", quality=88)
@@ -221,11 +183,7 @@ class _PhotoFrame(anywidget.AnyWidget):
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00019
 class PhotoTool:
-    """A picture in, a box drawn, a body to look at from all sides.
-
-    Args:
-        model: the small weights if None
-    """
+    "A picture in, a box drawn, a body to look at from all sides."
 
     def __init__(
         self,

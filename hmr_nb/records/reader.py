@@ -21,14 +21,7 @@ def card(
     folder: str | Path,  # a directory of records
 ) -> dict:  # names, read, written, dropped, splits, keypoints, shards, …
     """What is in a converted set. FileNotFoundError where there is no card, ValueError
-    where it is none that this version reads.
-
-    Args:
-        folder: a directory of records
-
-    Returns:
-        names, read, written, dropped, splits, keypoints, shards, …
-    """
+    where it is none that this version reads."""
     folder = Path(folder)
     file = folder / "card.json"
     if not file.is_file():
@@ -62,14 +55,7 @@ def card(
 def source_set(
     names: Sequence[str],  # (k,) as on a card
 ) -> KeypointSet:  # with the lines that known sets draw between such points
-    """The points of a converted set, ready for drawing or mapping.
-
-    Args:
-        names: (k,) as on a card
-
-    Returns:
-        with the lines that known sets draw between such points
-    """
+    "The points of a converted set, ready for drawing or mapping."
     known = [keypoint_set(s) for s in ("cocoplus19", "mpii16", "body25", "smpl24")]
     edges = {e: None for s in known for e in s.edges if set(e) <= set(names)}
     return KeypointSet("source", tuple(names), edges=tuple(edges))
@@ -79,15 +65,7 @@ def damage(
     path: Path,  # a shard
     facts: dict,  # its entry on the card
 ) -> str:  # empty if whole
-    """What is wrong with a shard, in words.
-
-    Args:
-        path: a shard
-        facts: its entry on the card
-
-    Returns:
-        empty if whole
-    """
+    "What is wrong with a shard, in words."
     if not path.exists():
         return "missing"
     if path.stat().st_size != facts["bytes"]:
@@ -102,13 +80,7 @@ def _records(
     facts: dict,  # its entry on the card
     skip_bad: bool = False,  # take what can be read
 ) -> list[bytes]:
-    """The records of a shard; a damaged one is an error, or gives what can be read.
-
-    Args:
-        path: a shard
-        facts: its entry on the card
-        skip_bad: take what can be read
-    """
+    "The records of a shard; a damaged one is an error, or gives what can be read."
     import tensorflow as tf
 
     problem = damage(path, facts)
@@ -133,14 +105,7 @@ def examples(
     skip_bad: bool = False,  # leave out what is damaged, with a warning that counts it
     pictures: bool = True,  # decode them; else only their bytes are there
 ) -> Iterator[Sample]:
-    """All people of a converted set, in the order written.
-
-    Args:
-        folder: a directory of records
-        split: one split only
-        skip_bad: leave out what is damaged, with a warning that counts it
-        pictures: decode them; else only their bytes are there
-    """
+    "All people of a converted set, in the order written."
     facts, lost = card(folder), Counter()
     for shard in facts["shards"]:
         if split in (None, shard["split"]):

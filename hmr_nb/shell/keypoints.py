@@ -24,15 +24,7 @@ def _picker_page(
     body: Path | None,  # the open body if None
     marks: Path,
 ) -> Path:  # the notebook
-    """A notebook that holds a picker and nothing else.
-
-    Args:
-        path: .ipynb
-        body: the open body if None
-
-    Returns:
-        the notebook
-    """
+    "A notebook that holds a picker and nothing else."
     given = f"load_body({str(body.resolve())!r})" if body else "open_body()"
     lines = [
         "from hmr_nb.body.body_files import load_body",
@@ -111,11 +103,7 @@ def pick(
 def _share_of(
     text: str,  # "auto" or a number
 ) -> float | str:
-    """The strength of the local prior, from the command line.
-
-    Args:
-        text: "auto" or a number
-    """
+    "The strength of the local prior, from the command line."
     try:
         return "auto" if text == "auto" else float(text)
     except ValueError:

@@ -43,12 +43,7 @@ def new_app(
     help: str,  # what its commands are for
     **options: Any,  # of typer.Typer
 ) -> typer.Typer:
-    """A group of commands that looks like the others.
-
-    Args:
-        help: what its commands are for
-        options: of typer.Typer
-    """
+    "A group of commands that looks like the others."
     plain = {"no_args_is_help": True, "rich_markup_mode": None}
     names = {"help_option_names": ["-h", "--help"]}
     plain |= {"pretty_exceptions_enable": False, "context_settings": names}
@@ -58,14 +53,7 @@ def new_app(
 def one_line(
     error: BaseException,  # what went wrong
 ) -> str:  # a single line
-    """The message of an error without line breaks; KeyError's quotes removed.
-
-    Args:
-        error: what went wrong
-
-    Returns:
-        a single line
-    """
+    "The message of an error without line breaks; KeyError's quotes removed."
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split()) or type(error).__name__
 
@@ -74,11 +62,7 @@ def one_line(
 def named(
     path: Path,  # the file that is being worked on
 ) -> Iterator[None]:
-    """A complaint about what a file says names the file.
-
-    Args:
-        path: the file that is being worked on
-    """
+    "A complaint about what a file says names the file."
     try:
         yield
     except ValueError as error:

@@ -22,14 +22,7 @@ from .distances import error_by, pose_features
 def _domain_colors(
     names: list[str],  # the domains
 ) -> dict[str, tuple[float, float, float]]:  # a colour a domain, 0..1
-    """The same colour for the same domain in every figure of a study.
-
-    Args:
-        names: the domains
-
-    Returns:
-        a colour a domain, 0..1
-    """
+    "The same colour for the same domain in every figure of a study."
     return dict(
         zip(sorted(set(names)), sns.color_palette("colorblind", len(set(names))))
     )
@@ -41,13 +34,7 @@ def plot_viewpoints(
     bins: int = 24,  # sectors of the circle
     ax: Axes | None = None,  # a polar axis; a new figure if None
 ) -> Axes:
-    """Shares of examples by the direction from which the person is seen.
-
-    Args:
-        table: rows of `domain_table`, one or more domains
-        bins: sectors of the circle
-        ax: a polar axis; a new figure if None
-    """
+    "Shares of examples by the direction from which the person is seen."
     if ax is None:
         polar = {"projection": "polar"}
         ax = plt.subplots(figsize=(3.4, 3.4), dpi=72, subplot_kw=polar)[1]
@@ -69,14 +56,7 @@ def plot_viewpoints(
 def _pose_map(
     poses: Mapping[str, Array],  # {domain: (n, j, 3) axis-angle, rad}
 ) -> pd.DataFrame:  # domain, x, y and the share of variance that each axis shows
-    """Poses of all domains on their two common principal axes.
-
-    Args:
-        poses: {domain: (n, j, 3) axis-angle, rad}
-
-    Returns:
-        domain, x, y and the share of variance that each axis shows
-    """
+    "Poses of all domains on their two common principal axes."
     features = {name: pose_features(p) for name, p in poses.items()}
     everything = np.concatenate(list(features.values()))
     centre = everything.mean(0)
@@ -96,12 +76,7 @@ def plot_poses(
     *,
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    """A map of poses, one dot an example, near means similar.
-
-    Args:
-        poses: {domain: (n, j, 3) axis-angle, rad}
-        ax: where to draw; a new figure if None
-    """
+    "A map of poses, one dot an example, near means similar."
     ax = ax or plt.subplots(figsize=(4, 3.2), dpi=72)[1]
     places = _pose_map(poses)
     sns.scatterplot(
@@ -128,13 +103,7 @@ def plot_errors(
     value: str = "err_mm",  # which error
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    """Mean error of each keypoint by domain, with 95 % intervals.
-
-    Args:
-        errors: the table of `Results`, rows of one model
-        value: which error
-        ax: where to draw; a new figure if None
-    """
+    "Mean error of each keypoint by domain, with 95 % intervals."
     if "model" in errors and errors.model.nunique() > 1:
         raise ValueError(
             "errors: expected rows of one model, got"
