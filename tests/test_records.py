@@ -215,7 +215,7 @@ for left in map(int, sys.argv[1:]):  # so many steps of writing to live
         {job}
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    shards = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in sorted(Path({out!r}).glob("*.tfrecord"))]
+    shards = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in sorted(Path({out!r}).glob("[!.]*.tfrecord"))]
     print(os.WTERMSIG(status), dict(shards), flush=True)
 """
 CLIPS = (
