@@ -216,7 +216,7 @@ for left in map(int, sys.argv[1:]):  # so many steps of writing to live
         {job}
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    found = sorted(Path({out!r}).glob("*.tfrecord"))
+    found = sorted(Path({out!r}).glob("[!.]*.tfrecord"))
     shards = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in found]
     print(os.WTERMSIG(status), dict(shards), flush=True)
 """

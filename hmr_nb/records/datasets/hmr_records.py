@@ -235,9 +235,9 @@ def _convert(
     progress: bool,
 ) -> dict:
     "What both do."
-    data, other = Path(data), (".json", ".csv", ".tmp")
+    data, other = Path(data), (".json", ".csv", ".tmp")  # none of them records
     folder = data if data.is_dir() else data.parent
-    files = sorted(folder.rglob("*tfrecord*")) if data.is_dir() else [data]
+    files = sorted(folder.rglob("[!.]*tfrecord*")) if data.is_dir() else [data]
     files = [f for f in files if f.is_file() and f.suffix not in other]
     if not files:
         raise FileNotFoundError(
