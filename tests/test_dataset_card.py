@@ -1,5 +1,4 @@
-"""What is said about a set: tables, viewpoints, warnings, the sheet, and the commands
-convert and card."""
+"""What is said about a set: tables, viewpoints, warnings, the sheet, the commands."""
 
 import json
 import shutil

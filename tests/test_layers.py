@@ -340,7 +340,7 @@ def test_keras_file_names_another_body_and_does_not_hold_it(body, tmp_path):
 
 
 def test_files_of_0_3_0_open(model, tmp_path):
-    "They say `rotation`, not `rotation_form`, and name no view: 1.25 times the side."
+    "They say `rotation` for `rotation_form` and name no view: 1.25 x the longer side."
     path = save_weights_file(model, tmp_path / "w.h5", half=False)
     with h5py.File(path, "r+") as f:
         about = json.loads(f.attrs["about"])

@@ -1,8 +1,8 @@
-"""The photo tool in JupyterLab, in a real browser: upload or paste a picture, draw a
-box with the mouse, turn the body.
+"""The photo tool in JupyterLab, in a real browser: a picture uploaded or pasted, a box
+drawn with the mouse, the body turned.
 
-Needs Chromium and the `playwright` package; skips with a reason where one is
-missing, fails there when CI=true.
+Needs Chromium and the `playwright` package; skips with a reason where one is missing,
+fails there when CI=true.
 """
 
 import importlib.util
@@ -30,8 +30,9 @@ PASTE = """async (data) => {
   const blob = await (await fetch(data)).blob();
   const carried = new DataTransfer();
   carried.items.add(new File([blob], "image.png", { type: "image/png" }));
-  const how = { clipboardData: carried, bubbles: true, cancelable: true };
-  document.activeElement.dispatchEvent(new ClipboardEvent("paste", how));
+  document.activeElement.dispatchEvent(new ClipboardEvent("paste", {
+    clipboardData: carried, bubbles: true, cancelable: true,
+  }));
 }"""
 
 
@@ -56,8 +57,11 @@ def page(lab):
 def kernel(lab, page):
     "The notebook's kernel, once it has a tool and the page shows it."
     page.wait_for_function(
-        "window.jupyterapp?.shell.currentWidget?.context?.sessionContext"
-        ".session?.kernel?.connectionStatus === 'connected'",
+        "window.jupyterapp && window.jupyterapp.shell.currentWidget &&"
+        " window.jupyterapp.shell.currentWidget.context &&"
+        " window.jupyterapp.shell.currentWidget.context.sessionContext.session?"
+        ".kernel?.connectionStatus"
+        " === 'connected'",
         timeout=60_000,
     )
     kernel = Kernel(lab[2])

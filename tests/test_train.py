@@ -1,10 +1,9 @@
-"Training in other processes: a killed run goes on exactly, a NaN stops it."
+"""Training in other processes: a killed run goes on exactly, a loss that is not a
+number stops it."""
 
-import os
+import json
 import signal
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from training_jobs import Jobs
 
 from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.body.open_body import open_body
@@ -45,32 +45,6 @@ TINY = Experiment(
     heatmap_weight=0.1,
     early_weight=0.3,
 )
-RUN = """
-import os, signal, sys, keras, tensorflow as tf
-tf.config.run_functions_eagerly(True)
-from hmr_nb.training.run import fit
-
-class Kill(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.steps_done) == int(sys.argv[4]):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-fit(sys.argv[1], sys.argv[2], sys.argv[3], progress=False, callbacks=[Kill()])
-"""
-SPREAD = """
-import json, os, sys
-if sys.argv[4] == "machines":
-    task = {"type": "worker", "index": int(sys.argv[5])}
-    cluster = {"worker": sys.argv[6:8]}
-    os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
-else:
-    import tensorflow as tf
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    parts = [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[5])
-    tf.config.set_logical_device_configuration(cpu, parts)
-from hmr_nb.training.run import fit
-fit(sys.argv[1], sys.argv[2], sys.argv[3], progress=False)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -80,32 +54,12 @@ def data(tmp_path_factory):
     return folder
 
 
-def start(experiment, data, out, *more, script=RUN):
-    recipe = out.with_suffix(".json")
-    recipe.write_text(experiment.to_json())
-    env = {
-        **os.environ,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "TF_NUM_INTRAOP_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        str(recipe),
-        str(data),
-        str(out),
-        *(more or ["-1"]),
-    ]
-    return subprocess.Popen(
-        [str(c) for c in command], env=env, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process):
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors[-2000:]
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    "A process that trains in children of its own."
+    jobs = Jobs(tmp_path_factory.mktemp("jobs"))
+    yield jobs
+    jobs.close()
 
 
 def weights(path):
@@ -121,22 +75,21 @@ def weights(path):
     return found
 
 
-def test_killed_run_equals_uninterrupted(tmp_path, data):
-    """Dropout, critic, averages, learning rate, order and augmentation all go on where
-    they stood; killed at five random steps of twelve."""
-    long, whole, cut = replace(TINY, epochs=6), tmp_path / "whole", tmp_path / "cut"
-    straight = start(long, data, whole)
+def test_killed_run_equals_uninterrupted(tmp_path, data, jobs):
+    """Dropout, discriminator, averages, learning rate, order and augmentation all go on
+    where they stood; killed at five random steps of twelve."""
+    job = {"experiment": replace(TINY, epochs=6), "data": data}
+    job |= {"eager": True, "tiny": True}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
     kills = sorted(
         np.random.default_rng(5).choice(np.arange(1, 13), 5, replace=False).tolist()
     )
     for step in kills:
-        process = start(long, data, cut, step)
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == -signal.SIGKILL, (
-            f"not killed at step {step}: {errors[-2000:]}"
-        )
-    finish(start(long, data, cut))
-    finish(straight)
+        ((code, said),) = jobs.run({**job, "out": cut, "kill": step})
+        assert code == -signal.SIGKILL, f"not killed at step {step}: {said[-2000:]}"
+    for out in (cut, whole):
+        ((code, said),) = jobs.run({**job, "out": out})
+        assert code == 0, said[-2000:]
     a, b = weights(whole / "last.h5"), weights(cut / "last.h5")
     assert set(a) == set(b)
     for name in a:
@@ -150,26 +103,33 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def test_two_devices_and_two_machines_do_what_one_does(tmp_path, data):
-    """The same losses at equal global batch: normalisation synchronised, critic,
-    gradient clipping, partly known labels."""
+def test_two_devices_and_two_machines_do_what_one_does(tmp_path, data, jobs):
+    """The same losses at equal global batch: normalisation synchronised, discriminator,
+    gradient clipping, partly known labels. Compiled, as users run it."""
     e = replace(
         TINY, batch_size=4, epochs=2, steps_per_epoch=1, dropout=0.0, optimizer="adamw"
     )
+    job = {"experiment": e, "data": data, "tiny": True}
     outs = {name: tmp_path / name for name in ("one", "two", "machines")}
     workers = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-    runs = [
-        start(e, data, outs["one"], "devices", 1, script=SPREAD),
-        start(e, data, outs["two"], "devices", 2, script=SPREAD),
-    ]
-    for run in runs:
-        finish(run)
-    runs = [
-        start(e, data, outs["machines"], "machines", i, *workers, script=SPREAD)
+    parts = [
+        {"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}
         for i in range(2)
     ]
-    for run in runs:
-        finish(run)
+    for side_by_side in (
+        [{**job, "out": outs["one"], "devices": 1}],
+        [{**job, "out": outs["two"], "devices": 2}],
+        [
+            {
+                **job,
+                "out": outs["machines"],
+                "environment": {"TF_CONFIG": json.dumps(part)},
+            }
+            for part in parts
+        ],
+    ):
+        for code, said in jobs.run(*side_by_side):
+            assert code == 0, said[-2000:]
     logs = {name: pd.read_csv(out / "log.csv").to_numpy() for name, out in outs.items()}
     assert np.isfinite(logs["one"]).all() and logs["one"].shape[0] == 2
     for name in ("two", "machines"):
@@ -177,8 +137,8 @@ def test_two_devices_and_two_machines_do_what_one_does(tmp_path, data):
 
 
 def test_goes_on_from_a_published_run(tmp_path, data):
-    """Critic, both optimizers' memory and the epochs behind it come from the file; too
-    few epochs asked for is an error."""
+    """Discriminator, the state of both optimizers and the epochs behind it come from
+    the file; too few epochs asked for is an error."""
     import tensorflow as tf
 
     from hmr_nb.model.discriminator import discriminator_weights
@@ -192,13 +152,9 @@ def test_goes_on_from_a_published_run(tmp_path, data):
         f"discriminator/{k}": rng.random(w.shape, "float32")
         for k, w in discriminator_weights(trainer.discriminator).items()
     }
-    for player, named, _optimizer in (
-        ("model", named_weights(trainer.model), trainer.optimizer),
-        (
-            "discriminator",
-            discriminator_weights(trainer.discriminator),
-            trainer.discriminator_optimizer,
-        ),
+    for player, named in (
+        ("model", named_weights(trainer.model)),
+        ("discriminator", discriminator_weights(trainer.discriminator)),
     ):
         known = [k for k, w in named.items() if w.trainable]
         arrays |= {
@@ -247,36 +203,30 @@ def test_goes_on_from_a_published_run(tmp_path, data):
     assert [r["epoch"] for r in run.log] == [4]
 
 
-def test_not_a_number_stops_and_keeps_the_batch(tmp_path, data):
+def test_not_a_number_stops_and_keeps_the_batch(tmp_path, data, jobs):
     """A learning rate that destroys the weights: no weights of the broken epoch are
     written."""
     out = tmp_path / "broken"
-    process = start(
-        replace(
-            TINY,
-            learning_rate=1e30,
-            optimizer="adamw",
-            clip_norm=0.0,
-            warmup=0,
-            schedule="constant",
-            steps_per_epoch=4,
-        ),
-        data,
-        out,
+    e = replace(
+        TINY,
+        learning_rate=1e30,
+        optimizer="adamw",
+        clip_norm=0.0,
+        warmup=0,
+        schedule="constant",
+        steps_per_epoch=4,
     )
-    _, errors = process.communicate(timeout=600)
-    assert (
-        process.returncode != 0
-        and "NotANumber" in errors
-        and "lower learning_rate" in errors
-    )
+    job = {"experiment": e, "data": data, "out": out, "eager": True, "tiny": True}
+    ((code, said),) = jobs.run(job)
+    assert code != 0 and "NotANumber" in said and "lower learning_rate" in said
     (kept,) = out.glob("batch_*.npz")
-    assert np.load(kept)["image"].shape == (2, 96, 96, 3)
+    with np.load(kept) as batch:
+        assert batch["image"].shape == (2, 96, 96, 3)
     assert not list(out.glob("*.h5")) and not (out / "state.npz").exists()
 
 
 def test_published_encoder_trains(tmp_path, data):
-    "ResNet50V2 with the discriminator: losses and statistics move, all stays finite."
+    "ResNet50V2 with the discriminator: all weights move, everything stays finite."
     import tensorflow as tf
 
     from hmr_nb.training.batches import training_batches
@@ -325,12 +275,12 @@ def test_recipe_that_ships(name):
 
 
 @pytest.mark.parametrize("name, known", [("toe_l", True), ("knuckle_l", False)])
-def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(
+def test_a_keypoint_of_ones_own_counts_where_the_records_have_it(
     tmp_path, data, name, known
 ):
-    """Its row changes the cost if the data know the point, and nothing if they do not;
+    """Its regressor changes the loss if the data know it, and nothing if they do not;
     a step with it is made, and the file is read back with it."""
-    recipe, rows, paid = (
+    recipe, rows, lost = (
         replace(TINY, epochs=1, steps_per_epoch=1, dropout=0.0),
         np.eye(len(open_body().v_template))[[0, -1]],
         [],
@@ -338,7 +288,7 @@ def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(
     for row in rows:
         points = keypoint_set("cocoplus19").add(name, row, mirror=name)
         batch = next(iter(training_batches(recipe, data, points)))
-        paid.append(
+        lost.append(
             {
                 k: float(v)
                 for k, v in Trainer(recipe, keypoints=points)
@@ -346,7 +296,7 @@ def test_a_keypoint_of_ones_own_costs_where_the_records_have_it(
                 .items()
             }
         )
-    changed = {k for k in paid[0] if abs(paid[0][k] - paid[1][k]) > 1e-3}
+    changed = {k for k in lost[0] if abs(lost[0][k] - lost[1][k]) > 1e-3}
     assert (
         bool(np.asarray(batch["kp2d"])[:, len(points) - 1, 2].any()) == known
         and ("keypoints" in changed) == known

@@ -187,7 +187,7 @@ def step(tmp_path_factory):
 
 
 def test_costs(step):
-    "Each is the weighted one: 60 for keypoints and joints, 1 for the critic."
+    "Each is the weighted one: 60 for keypoints and joints, 1 for the rest."
     ours = step["costs"]
     ours = {
         "generator_loss_log": ours["loss"],
@@ -217,8 +217,8 @@ def test_lengths_of_gradients(step):
     The step has kinks (ReLU, largest of nine, |x|), so rounding decides which side a
     few numbers fall on: the reference's own two runs differ by up to 6e-3 in the
     encoder, ours by as much if the pictures change by 1e-7. So what must come within
-    2e-3 of each other are the ranges of the two. Regressor and discriminator lie
-    behind the last kink that matters: 2e-3 at once.
+    2e-3 of each other are the ranges of the two. Regressor and discriminator lie behind
+    the last kink that matters: 2e-3 at once.
     """
     assert set(step["lengths"]) == set(RUNS[0]) and len(RUNS[0]) == 241
     apart, at_once, spread = {}, {}, {}

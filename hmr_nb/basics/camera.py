@@ -26,7 +26,16 @@ def perspective(
     focal: float | Array,  # focal length, px; (2,): one for each axis
     center: Array,  # (2,) principal point, px
 ) -> Array:  # (..., k, 2) px
-    "Where a pinhole camera sees points: divide by depth, scale, move."
+    """Where a pinhole camera sees points: divide by depth, scale, move.
+
+    Args:
+        points: (..., k, 3) camera frame, m
+        focal: focal length, px; (2,): one for each axis
+        center: (2,) principal point, px
+
+    Returns:
+        (..., k, 2) px
+    """
     check_shape(points, "... k 3", "points")
     return focal * points[..., :2] / points[..., 2:] + center
 
@@ -36,7 +45,15 @@ def default_focal(
     width: int,  # of the image, px
 ) -> float:  # px
     """A focal length for a photograph that says nothing: its diagonal, a view of about
-    53 degrees (Kissos et al. 2020)."""
+    53 degrees (Kissos et al. 2020).
+
+    Args:
+        height: of the image, px
+        width: of the image, px
+
+    Returns:
+        px
+    """
     return math.hypot(height, width)
 
 # %% ../../nbs/1_basics/05_camera.ipynb #381db379
@@ -53,7 +70,16 @@ def _frozen(x: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
 @dataclass(frozen=True, eq=False)
 class Camera:
     """A pinhole camera with a lens: from the world to pixels (Hartley and Zisserman
-    2004, chapter 6; OpenCV's order of the lens' coefficients)."""
+    2004, chapter 6; OpenCV's order of the lens' coefficients).
+
+    Args:
+        R: None: the camera is the world
+    Attributes:
+        K: (3, 3) focal lengths and principal point, px
+        distortion: (5,) k1, k2, p1, p2, k3; None: no lens
+        R: (3, 3) world to camera
+        t: (3,) m
+    """
 
     K: np.ndarray  # (3, 3) focal lengths and principal point, px
     distortion: np.ndarray | None  # (5,) k1, k2, p1, p2, k3; None: no lens
@@ -84,32 +110,59 @@ class Camera:
         focal: float,  # px
         center: npt.ArrayLike,  # (2,) principal point, px
     ) -> "Camera":
-        "A camera of one focal length and no lens, at the origin."
+        """A camera of one focal length and no lens, at the origin.
+
+        Args:
+            focal: px
+            center: (2,) principal point, px
+        """
         cx, cy = np.asarray(center, float).tolist()
         return cls(np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1.0]]))
 
     @property
     def focal(self) -> float:  # px
-        "One focal length: the geometric mean of both axes'."
+        """One focal length: the geometric mean of both axes'.
+
+        Returns:
+            px
+        """
         return float(math.sqrt(self.K[0, 0] * self.K[1, 1]))
 
     @property
     def center(self) -> np.ndarray:  # (2,) px
-        "The principal point."
+        """The principal point.
+
+        Returns:
+            (2,) px
+        """
         return self.K[:2, 2]
 
     def see(
         self,
         points: Array,  # (..., 3) world, m
     ) -> np.ndarray:  # (..., 3) camera frame, m
-        "From the world to the camera frame."
+        """From the world to the camera frame.
+
+        Args:
+            points: (..., 3) world, m
+
+        Returns:
+            (..., 3) camera frame, m
+        """
         return np.asarray(points, float) @ self.R.T + self.t
 
     def project(
         self,
         points: Array,  # (..., 3) camera frame, m
     ) -> np.ndarray:  # (..., 2) px, NaN behind the camera
-        "Where the picture shows points, lens included."
+        """Where the picture shows points, lens included.
+
+        Args:
+            points: (..., 3) camera frame, m
+
+        Returns:
+            (..., 2) px, NaN behind the camera
+        """
         X, zero = np.asarray(points, float), np.zeros(3)
         flat = X.reshape(-1, 3)
         seen = cv2.projectPoints(flat, zero, zero, self.K, self.distortion)[0]
@@ -127,7 +180,15 @@ def project(
     cam: Array,  # (b, 3) scale s, tx, ty
 ) -> Array:  # (b, k, 2) ndc: -1..1 over the crop, y down
     """Weak perspective: ndc = s * (xy + t). Plain arithmetic, so arrays of NumPy and of
-    every Keras backend do."""
+    every Keras backend do.
+
+    Args:
+        points: (b, k, 3) camera frame, m
+        cam: (b, 3) scale s, tx, ty
+
+    Returns:
+        (b, k, 2) ndc: -1..1 over the crop, y down
+    """
     size = check_shape(points, "b k 3", "points")
     check_shape(cam, "b 3", "cam", **({"b": size["b"]} if "b" in size else {}))
     return cam[:, None, :1] * (points[..., :2] + cam[:, None, 1:])
@@ -137,7 +198,15 @@ def px_to_ndc(
     kp_px: Array,  # (..., 2) px of a square crop
     size: int,  # side of the crop, px
 ) -> Array:  # (..., 2) -1..1
-    "Pixels of a crop to -1..1; edges of the crop are at -1 and 1."
+    """Pixels of a crop to -1..1; edges of the crop are at -1 and 1.
+
+    Args:
+        kp_px: (..., 2) px of a square crop
+        size: side of the crop, px
+
+    Returns:
+        (..., 2) -1..1
+    """
     return (kp_px + 0.5) * (2.0 / size) - 1.0
 
 
@@ -145,7 +214,15 @@ def ndc_to_px(
     kp_ndc: Array,  # (..., 2) -1..1
     size: int,  # side of the crop, px
 ) -> Array:  # (..., 2) px
-    "The way back: -1..1 to pixels of a crop."
+    """The way back: -1..1 to pixels of a crop.
+
+    Args:
+        kp_ndc: (..., 2) -1..1
+        size: side of the crop, px
+
+    Returns:
+        (..., 2) px
+    """
     return (kp_ndc + 1.0) * (size / 2.0) - 0.5
 
 # %% ../../nbs/1_basics/05_camera.ipynb #36be2728
@@ -153,7 +230,15 @@ def apply_affine(
     A: Array,  # (2, 3) or (..., 2, 3)
     kp_px: Array,  # (..., k, 2) px
 ) -> Array:  # (..., k, 2) px
-    "Points through an affine map; plain arithmetic, for arrays and tensors."
+    """Points through an affine map; plain arithmetic, for arrays and tensors.
+
+    Args:
+        A: (2, 3) or (..., 2, 3)
+        kp_px: (..., k, 2) px
+
+    Returns:
+        (..., k, 2) px
+    """
     check_shape(A, "... 2 3", "A")
     check_shape(kp_px, "... k 2", "kp_px")
     return (
@@ -167,7 +252,15 @@ def compose(
     A: np.ndarray,  # (2, 3) applied second
     B: np.ndarray,  # (2, 3) applied first
 ) -> np.ndarray:  # (2, 3)
-    "One map for two: B first, then A, like the matrix product A B."
+    """One map for two: B first, then A, like the matrix product A B.
+
+    Args:
+        A: (2, 3) applied second
+        B: (2, 3) applied first
+
+    Returns:
+        (2, 3)
+    """
     A, B = np.asarray(A, float), np.asarray(B, float)
     return np.concatenate(
         [A[..., :2] @ B[..., :2], A[..., :2] @ B[..., 2:] + A[..., 2:]], -1
@@ -177,7 +270,14 @@ def compose(
 def invert(
     A: np.ndarray,  # (2, 3)
 ) -> np.ndarray:  # (2, 3)
-    "The map that undoes A."
+    """The map that undoes A.
+
+    Args:
+        A: (2, 3)
+
+    Returns:
+        (2, 3)
+    """
     A = np.asarray(A, float)
     inverse = np.linalg.inv(A[..., :2])
     return np.concatenate([inverse, -inverse @ A[..., 2:]], -1)
@@ -186,13 +286,25 @@ def invert(
 def flip_affine(
     size: int,  # width of the image, px
 ) -> np.ndarray:  # (2, 3)
-    "The map of a left-right mirror image: x -> size - 1 - x."
+    """The map of a left-right mirror image: x -> size - 1 - x.
+
+    Args:
+        size: width of the image, px
+
+    Returns:
+        (2, 3)
+    """
     return np.array([[-1.0, 0, size - 1], [0, 1, 0]])
 
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    "A window onto a picture: where its pixels come from, and how many there are."
+    """A window onto a picture: where its pixels come from, and how many there are.
+
+    Attributes:
+        affine: (2, 3) source px -> crop px
+        size: height and width, px
+    """
 
     affine: np.ndarray  # (2, 3) source px -> crop px
     size: tuple[int, int]  # height and width, px
@@ -213,7 +325,13 @@ class Crop:
         side: float,  # of the square in the source, px
         size: int,  # side of the crop, px
     ) -> "Crop":
-        "The crop that shows a square of the source."
+        """The crop that shows a square of the source.
+
+        Args:
+            center: (2,) middle of the square in the source, px
+            side: of the square in the source, px
+            size: side of the crop, px
+        """
         if not side > 0:
             raise ValueError(
                 f"side: expected a length above 0 px, got {side}; is the box empty?"
@@ -231,21 +349,42 @@ class Crop:
         self,
         kp_px: Array,  # (..., k, 2) px of the source
     ) -> Array:  # (..., k, 2) px of the crop
-        "Points of the source, in the crop."
+        """Points of the source, in the crop.
+
+        Args:
+            kp_px: (..., k, 2) px of the source
+
+        Returns:
+            (..., k, 2) px of the crop
+        """
         return apply_affine(self.affine, kp_px)
 
     def undo(
         self,
         kp_px: Array,  # (..., k, 2) px of the crop
     ) -> Array:  # (..., k, 2) px of the source
-        "Points of the crop, in the source."
+        """Points of the crop, in the source.
+
+        Args:
+            kp_px: (..., k, 2) px of the crop
+
+        Returns:
+            (..., k, 2) px of the source
+        """
         return apply_affine(invert(self.affine), kp_px)
 
     def camera(
         self,
         camera: Camera,  # of the source
     ) -> Camera:  # the same camera, in the crop's pixels
-        "The camera whose picture the crop is."
+        """The camera whose picture the crop is.
+
+        Args:
+            camera: of the source
+
+        Returns:
+            the same camera, in the crop's pixels
+        """
         K = np.concatenate([compose(self.affine, camera.K[:2]), camera.K[2:]])
         return Camera(K, camera.distortion, camera.R, camera.t)
 
@@ -258,7 +397,15 @@ def box_from_keypoints(
     kp_px: Array,  # (k, 2) px, NaN where missing
     state: Array | None = None,  # (k,) 0 missing, 1 occluded, 2 visible
 ) -> tuple[float, float, float, float]:  # x, y, width, height, px
-    "The smallest upright box around all labelled points, visible or occluded."
+    """The smallest upright box around all labelled points, visible or occluded.
+
+    Args:
+        kp_px: (k, 2) px, NaN where missing
+        state: (k,) 0 missing, 1 occluded, 2 visible
+
+    Returns:
+        x, y, width, height, px
+    """
     kp = np.asarray(kp_px, float)
     check_shape(kp, "k 2", "kp_px")
     kp = kp[np.isfinite(kp).all(1) & (True if state is None else np.asarray(state) > 0)]
@@ -276,7 +423,16 @@ def warp_image(
     A: np.ndarray,  # (2, 3) source px -> output px
     size: int | Sequence[int],  # side of the output, or (height, width), px
 ) -> np.ndarray:  # (h, w, 3) uint8
-    "The image as A says: edges repeated, areas averaged when it shrinks."
+    """The image as A says: edges repeated, areas averaged when it shrinks.
+
+    Args:
+        image: (h, w, 3) uint8
+        A: (2, 3) source px -> output px
+        size: side of the output, or (height, width), px
+
+    Returns:
+        (h, w, 3) uint8
+    """
     check_shape(A, "2 3", "A")
     h, w = (size, size) if isinstance(size, int) else size
     scale = math.sqrt(abs(np.linalg.det(A[:, :2])))
@@ -299,7 +455,16 @@ def cam_to_translation(
     camera: Camera,  # of the photograph
 ) -> np.ndarray:  # (3,) add this to body points: camera frame of the photograph, m
     """From the weak-perspective camera of a crop to a translation before the
-    photograph's camera."""
+    photograph's camera.
+
+    Args:
+        cam: (3,) scale, tx, ty of the crop
+        crop: what the network saw of the photograph
+        camera: of the photograph
+
+    Returns:
+        (3,) add this to body points: camera frame of the photograph, m
+    """
     s, t = float(cam[0]), np.asarray(cam, float)[1:]
     if not s > 0:
         raise ValueError(
@@ -317,7 +482,16 @@ def translation_to_cam(
     crop: Crop,  # what the network sees of the photograph
     camera: Camera,  # of the photograph
 ) -> np.ndarray:  # (3,) scale, tx, ty
-    "The way back: the weak-perspective camera that fits best at the body's origin."
+    """The way back: the weak-perspective camera that fits best at the body's origin.
+
+    Args:
+        translation: (3,) of the body's origin, camera frame of the photograph, m
+        crop: what the network sees of the photograph
+        camera: of the photograph
+
+    Returns:
+        (3,) scale, tx, ty
+    """
     translation = np.asarray(translation, float)
     metre_px = camera.focal / translation[2]
     s = 2 * metre_px * crop.scale / crop.size[1]
@@ -330,7 +504,14 @@ def viewpoint(
     # azimuth (n,) in -180..180 and elevation (n,) in -90..90, degrees
 ) -> tuple[np.ndarray, np.ndarray]:
     """The direction in which the camera lies, seen from the person: 0, 0 is straight
-    from the front."""
+    from the front.
+
+    Args:
+        root: (n, 3) axis-angle of the root joint in the camera frame, rad
+
+    Returns:
+        azimuth (n,) in -180..180 and elevation (n,) in -90..90, degrees
+    """
     root = np.asarray(root, float)
     check_shape(root, "n 3", "root")
     towards = Rotation.from_rotvec(root).inv().apply([0.0, 0.0, -1.0])

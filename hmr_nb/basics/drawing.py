@@ -46,7 +46,16 @@ def view_matrix(
     # True: body frame (y up, facing +z); False: camera frame (y down, z away from us)
     y_up: bool = True,
 ) -> np.ndarray:  # (3, 3): rows right, up, towards the viewer
-    "The rotation from world axes to page axes."
+    """The rotation from world axes to page axes.
+
+    Args:
+        view: a name in VIEWS, or (azimuth, elevation) in degrees
+        y_up: True: body frame (y up, facing +z); False: camera frame (y down, z
+            away from us)
+
+    Returns:
+        (3, 3): rows right, up, towards the viewer
+    """
     if isinstance(view, str) and view not in VIEWS:
         raise ValueError(
             f"view: expected one of {', '.join(VIEWS)} or (azimuth, elevation) in"
@@ -67,7 +76,15 @@ def _shade_faces(
     # (f, 3) shaded colours; (f,) True where the face looks at the viewer
 ) -> tuple[np.ndarray, np.ndarray]:
     """Colours of faces under a lamp at the viewer's left shoulder, with some light from
-    everywhere."""
+    everywhere.
+
+    Args:
+        tri: (f, 3, 3) corners of each face, in page axes
+        colors: (f, 3) or (3,) colour, 0..1
+
+    Returns:
+        (f, 3) shaded colours; (f,) True where the face looks at the viewer
+    """
     N = np.cross(tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0])
     N = N / np.maximum(np.linalg.norm(N, axis=1, keepdims=True), 1e-12)
     lamp = np.array([-0.45, 0.55, 0.70])
@@ -91,7 +108,19 @@ def mesh(
     points: npt.ArrayLike | None = None,  # (k, 3) m, points to mark on top
     y_up: bool = True,  # False for meshes in the camera frame
 ) -> Axes:
-    "A shaded orthographic picture of a mesh: painter's algorithm, far faces first."
+    """A shaded orthographic picture of a mesh: painter's algorithm, far faces first.
+
+    Args:
+        vertices: (v, 3) m
+        faces: (f, 3) vertex numbers of each face, counter-clockwise seen from
+            outside
+        ax: where to draw; a new figure if None
+        view: see `view_matrix`
+        color: one colour for all faces
+        face_colors: (f, 3) a colour for each face, 0..1
+        points: (k, 3) m, points to mark on top
+        y_up: False for meshes in the camera frame
+    """
     V, F = np.asarray(vertices, float), np.asarray(faces)
     check_shape(V, "v 3", "vertices")
     check_shape(F, "f 3", "faces")
@@ -121,7 +150,11 @@ def mesh(
 def new_axes(
     size: float = 3.0,  # side of the figure, inch
 ) -> Axes:
-    "An empty square drawing without frame, both axes in one scale."
+    """An empty square drawing without frame, both axes in one scale.
+
+    Args:
+        size: side of the figure, inch
+    """
     _, ax = plt.subplots(figsize=(size, size), dpi=72)
     return bare(ax)
 
@@ -129,7 +162,11 @@ def new_axes(
 def bare(
     ax: Axes,  # to be stripped
 ) -> Axes:
-    "Take frame and ticks away; both axes in one scale."
+    """Take frame and ticks away; both axes in one scale.
+
+    Args:
+        ax: to be stripped
+    """
     ax.set_aspect("equal")
     ax.axis("off")
     return ax
@@ -143,7 +180,15 @@ def _edge_sides(
     edges: npt.ArrayLike,  # (e, 2) pairs of point numbers
     sides: Sequence[str] | None,  # (k,) "l", "r" or "c" of each point
 ) -> list[str]:  # (e,) side of each edge
-    "The side an edge belongs to: that of its ends, the middle only if both are there."
+    """The side an edge belongs to: that of its ends, the middle only if both are there.
+
+    Args:
+        edges: (e, 2) pairs of point numbers
+        sides: (k,) "l", "r" or "c" of each point
+
+    Returns:
+        (e,) side of each edge
+    """
     if sides is None:
         return ["c"] * len(np.asarray(edges))
     found = []
@@ -165,7 +210,18 @@ def skeleton(
     alpha: float = 1.0,  # below 1 to draw a second figure behind the first
 ) -> Axes:
     """A stick figure: blue left, orange right, grey middle; points that are NaN are
-    left out."""
+    left out.
+
+    Args:
+        points: (k, 3) in the world, or (k, 2) on the page with y down (pixels)
+        edges: (e, 2) pairs of point numbers
+        ax: where to draw; a new figure if None
+        sides: (k,) "l", "r" or "c"
+        view: see `view_matrix`; for 3D points only
+        y_up: False for points in the camera frame
+        linewidth: of the bones
+        alpha: below 1 to draw a second figure behind the first
+    """
     X, E = np.asarray(points, float), _pairs(edges)
     in_space = X.shape[-1] == 3
     flat = X @ view_matrix(view, y_up=y_up).T if in_space else X * [1, -1]
@@ -196,7 +252,15 @@ def axes3(
     origin: Sequence[float] = (0, 0, 0),  # where they start, m
     y_up: bool = True,  # False for the camera frame
 ) -> Axes:
-    "The world's axes as arrows: x red, y green, z blue."
+    """The world's axes as arrows: x red, y green, z blue.
+
+    Args:
+        ax: where to draw; a new figure if None
+        view: see `view_matrix`
+        length: of each arrow, m
+        origin: where they start, m
+        y_up: False for the camera frame
+    """
     ax = bare(ax or new_axes())
     M = view_matrix(view, y_up=y_up)
     start = M @ np.asarray(origin, float)
@@ -239,7 +303,17 @@ def keypoints(
     names: Sequence[str] | None = None,  # (k,) to write beside the points
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    "Keypoints over an image: filled where visible, rings where occluded."
+    """Keypoints over an image: filled where visible, rings where occluded.
+
+    Args:
+        image: (h, w, 3) uint8
+        kp_px: (k, 2) pixels, NaN where missing
+        edges: (e, 2) pairs of point numbers
+        sides: (k,) "l", "r" or "c"
+        state: (k,) 0 missing, 1 occluded, 2 visible
+        names: (k,) to write beside the points
+        ax: where to draw; a new figure if None
+    """
     kp = np.asarray(kp_px, float)
     check_shape(kp, "k 2", "kp_px")
     known = np.asarray(np.isfinite(kp).all(1) * 2 if state is None else state)
@@ -268,7 +342,14 @@ def keypoints(
 def _as_rgb(
     image: npt.ArrayLike,  # (h, w) or (h, w, 3) or (h, w, 4) uint8
 ) -> np.ndarray:  # (h, w, 3) uint8
-    "Three channels of bytes, or a clear error."
+    """Three channels of bytes, or a clear error.
+
+    Args:
+        image: (h, w) or (h, w, 3) or (h, w, 4) uint8
+
+    Returns:
+        (h, w, 3) uint8
+    """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
         raise ValueError(
@@ -290,7 +371,20 @@ def keypoints_image(
     # 0…255, one colour instead of the sides' colours
     color: tuple[int, int, int] | None = None,
 ) -> np.ndarray:  # (h * zoom, w * zoom, 3) uint8
-    "A copy of the image with the keypoints painted in."
+    """A copy of the image with the keypoints painted in.
+
+    Args:
+        image: (h, w, 3) uint8
+        kp_px: (k, 2) pixels of `image`, NaN where missing
+        edges: (e, 2) pairs of point numbers
+        sides: (k,) "l", "r" or "c"
+        state: (k,) 0 missing, 1 occluded, 2 visible
+        zoom: enlarge the image before drawing
+        color: 0…255, one colour instead of the sides' colours
+
+    Returns:
+        (h * zoom, w * zoom, 3) uint8
+    """
     out = np.ascontiguousarray(_as_rgb(image).repeat(zoom, 0).repeat(zoom, 1))
     kp = np.asarray(kp_px, float) * zoom + (zoom - 1) / 2
     known = np.full(len(kp), 2) if state is None else np.asarray(state)
@@ -322,7 +416,17 @@ def grid(
     pad: int = 2,  # white pixels between them
     labels: Sequence[str] | None = None,  # a short text for each
 ) -> np.ndarray:  # (H, W, 3) uint8
-    "One sheet from many images, row by row."
+    """One sheet from many images, row by row.
+
+    Args:
+        images: uint8 images, sizes may differ
+        columns: images in a row
+        pad: white pixels between them
+        labels: a short text for each
+
+    Returns:
+        (H, W, 3) uint8
+    """
     tiles = [_as_rgb(i) for i in images]
     if not tiles:
         raise ValueError("grid: expected at least one image, got none")
@@ -357,7 +461,13 @@ def picture(
     width: int | None = None,  # shown width, px; the array's own if None
     limit: int = 60_000,  # largest file, bytes
 ) -> DisplayImage:
-    "Show an array in a notebook as a small JPEG."
+    """Show an array in a notebook as a small JPEG.
+
+    Args:
+        image: (h, w, 3) uint8
+        width: shown width, px; the array's own if None
+        limit: largest file, bytes
+    """
     whole, buffer = Image.fromarray(_as_rgb(image)), io.BytesIO()
     for quality in (90, 80, 65, 50, 35, 20):
         buffer = io.BytesIO()
@@ -372,7 +482,11 @@ def still(
     *,
     limit: int = 13_000,  # largest file, bytes
 ) -> DisplayImage:
-    "A figure as a small JPEG; the figure is closed."
+    """A figure as a small JPEG; the figure is closed.
+
+    Args:
+        limit: largest file, bytes
+    """
     fig.tight_layout(pad=0.2)
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
@@ -392,7 +506,18 @@ def line_up(
     width: float = 9.0,  # of the figure, inch
     gap: float = 0.12,  # between neighbours, m
 ) -> DisplayImage:
-    "Meshes side by side in one scale, each from its own viewpoint."
+    """Meshes side by side in one scale, each from its own viewpoint.
+
+    Args:
+        meshes: (v, 3) each, m, y up
+        faces: (f, 3)
+        views: one for each, see `view_matrix`
+        titles: one under each mesh
+        points: (k, 3) m for each mesh, marked on it
+        colors: (f, 3)
+        width: of the figure, inch
+        gap: between neighbours, m
+    """
     fig, ax = plt.subplots(dpi=72)
     left, top, low = 0.0, -9.0, 9.0
     for i, (V, view) in enumerate(zip(meshes, views)):

@@ -18,7 +18,14 @@ from typing import Any
 def package_file(
     name: str,  # file inside the package, such as "keypoints/picker_strip.js"
 ) -> Path:  # where it lies
-    "A file of the package that is no module, such as a widget's JavaScript."
+    """A file of the package that is no module, such as a widget's JavaScript.
+
+    Args:
+        name: file inside the package, such as "keypoints/picker_strip.js"
+
+    Returns:
+        where it lies
+    """
     found = find_spec("hmr_nb")
     package = Path(found.origin).parent if found and found.origin else Path("hmr_nb")
     return package / name
@@ -27,7 +34,14 @@ def package_file(
 def shipped(
     name: str,  # file below data/, such as "open_body.npz"
 ) -> Path:  # where it lies
-    "Find a file that ships with the package."
+    """Find a file that ships with the package.
+
+    Args:
+        name: file below data/, such as "open_body.npz"
+
+    Returns:
+        where it lies
+    """
     package = package_file("")
     own = os.environ.get("HMR_NB_DATA")
     folders = [Path(own)] if own else []
@@ -47,7 +61,15 @@ def write_whole(
     # writes to the path it is given, which has the same suffix
     save: Callable[[Path], Any],
 ) -> Path:  # the file
-    "Write a file under a temporary name, then rename it: it is whole or not there."
+    """Write a file under a temporary name, then rename it: it is whole or not there.
+
+    Args:
+        path: the file wanted; its folders are made
+        save: writes to the path it is given, which has the same suffix
+
+    Returns:
+        the file
+    """
     path = Path(path)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:

@@ -17,7 +17,12 @@ from .shapes import Array, check_shape
 # %% ../../nbs/1_basics/04_keypoints.ipynb #e6cf7220
 @dataclass(frozen=True)
 class Skeleton:
-    "Named joints in a tree; a parent always stands before its children."
+    """Named joints in a tree; a parent always stands before its children.
+
+    Attributes:
+        names: one a joint
+        parents: index of the parent, -1 for the root
+    """
 
     names: tuple[str, ...]  # one a joint
     parents: tuple[int, ...]  # index of the parent, -1 for the root
@@ -33,7 +38,11 @@ class Skeleton:
 
     @property
     def levels(self) -> list[list[int]]:  # joints by distance from the root
-        "Joints that can be placed at the same time, root first."
+        """Joints that can be placed at the same time, root first.
+
+        Returns:
+            joints by distance from the root
+        """
         depth = []
         for p in self.parents:
             depth.append(0 if p < 0 else depth[p] + 1)
@@ -104,7 +113,16 @@ def _weights(regressor: Array, v: int, name: str) -> np.ndarray:
 # %% ../../nbs/1_basics/04_keypoints.ipynb #c6eab515
 @dataclass(frozen=True, eq=False)
 class KeypointSet:
-    "Named points of a body: a value, changed only by making a new one."
+    """Named points of a body: a value, changed only by making a new one.
+
+    Attributes:
+        name: what the set is called
+        names: (k,) one a point, all different
+        edges: lines for drawing, by name
+        regressors: {name: (v,) float weights that sum to one, or (n,) int vertex
+            numbers}
+        mirror_of: {name: partner}; by the naming rule where left out
+    """
 
     name: str  # what the set is called
     names: tuple[str, ...]  # (k,) one a point, all different
@@ -135,7 +153,11 @@ class KeypointSet:
         return f"KeypointSet({self.name!r}, {len(self)} points: {' '.join(self.names)})"
 
     def index(self, name: str) -> int:  # position in names
-        "Where a point stands; a clear error where it is not in the set."
+        """Where a point stands; a clear error where it is not in the set.
+
+        Returns:
+            position in names
+        """
         if name not in self.names:
             raise KeyError(
                 f"{self.name} has no point {name!r}; it has {', '.join(self.names)}"
@@ -183,7 +205,19 @@ class KeypointSet:
         mirror: str | None = None,
         edge: str | None = None,  # draw a line to this point
     ) -> "KeypointSet":  # a new set with one point more
-        "The same set with one more point at its end."
+        """The same set with one more point at its end.
+
+        Args:
+            name: the new point
+            regressor: (v,) weights that sum to one over a body's vertices, or (n,)
+                vertex numbers whose mean is the point; None: the body has a regressor
+                of this name
+            mirror: its mirror partner; by the naming rule (`_l`, `_r`) where left out
+            edge: draw a line to this point
+
+        Returns:
+            a new set with one point more
+        """
         new = {} if regressor is None else {name: np.asarray(regressor)}
         return replace(
             self,
@@ -198,7 +232,15 @@ class KeypointSet:
         names: Sequence[str],  # which points to keep, in this order
         name: str | None = None,  # what to call the new set
     ) -> "KeypointSet":  # a new set with these points only
-        "Some points of a set, in the order asked for."
+        """Some points of a set, in the order asked for.
+
+        Args:
+            names: which points to keep, in this order
+            name: what to call the new set
+
+        Returns:
+            a new set with these points only
+        """
         for n in names:
             self.index(n)
         return replace(
@@ -215,7 +257,15 @@ class KeypointSet:
         # a BodyData: its keypoint_regressors, joint_names and J_regressor are used
         body: Any,
     ) -> np.ndarray:  # (k, v) float32, one regressor a point
-        "The regressors of all points: the set's own first, then the body's."
+        """The regressors of all points: the set's own first, then the body's.
+
+        Args:
+            body: a BodyData: its keypoint_regressors, joint_names and J_regressor are
+                used
+
+        Returns:
+            (k, v) float32, one regressor a point
+        """
         joints = {"smpl_" + n: r for n, r in zip(body.joint_names, body.J_regressor)}
         known = {**joints, **body.keypoint_regressors, **self.regressors}
         missing = [n for n in self.names if n not in known]
@@ -327,7 +377,14 @@ _CHAINS = (
 def keypoint_set(
     name: str,  # such as "cocoplus19", "lsp14", "coco17", "mpii16", "h36m17", "smpl24"
 ) -> KeypointSet:  # names, edges and mirror pairs; regressors come from the body
-    "One of the sets that datasets use, by name."
+    """One of the sets that datasets use, by name.
+
+    Args:
+        name: such as "cocoplus19", "lsp14", "coco17", "mpii16", "h36m17", "smpl24"
+
+    Returns:
+        names, edges and mirror pairs; regressors come from the body
+    """
     if name not in _POINTS:
         raise ValueError(
             f"keypoint set {name!r} is not known; expected one of {', '.join(_POINTS)}"
@@ -443,7 +500,16 @@ def source_order(
     # {source name: target name} for names outside the common vocabulary
     rename: dict[str, str] | None = None,
 ) -> np.ndarray:  # (k,) position in the source of each target point, -1 where missing
-    "Where each point of `target` stands in `source`."
+    """Where each point of `target` stands in `source`.
+
+    Args:
+        source: where the points come from
+        target: where they go
+        rename: {source name: target name} for names outside the common vocabulary
+
+    Returns:
+        (k,) position in the source of each target point, -1 where missing
+    """
     rename = rename or {}
     for a, b in rename.items():
         source.index(a)
@@ -462,7 +528,17 @@ def map_points(
     rename: dict[str, str] | None = None,
     # (..., K, d) in the order of `target`, NaN where the source has no such point
 ) -> np.ndarray:
-    "Points of one set in the order of another, by name."
+    """Points of one set in the order of another, by name.
+
+    Args:
+        points: (..., k, d) in the order of `source`
+        source: what they are
+        target: what is wanted
+        rename: {source name: target name} for names outside the common vocabulary
+
+    Returns:
+        (..., K, d) in the order of `target`, NaN where the source has no such point
+    """
     given = np.asarray(points)
     check_shape(given, "... k d", "points", k=len(source))
     given = given.astype(np.result_type(given.dtype, np.float32))

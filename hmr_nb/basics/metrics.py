@@ -20,7 +20,15 @@ def _known_points(
     # pred and true as float64; (..., k) bool: known in both
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both arrays, and which points count; an infinite number is an error, not a
-    missing point."""
+    missing point.
+
+    Args:
+        pred: (..., k, 3) m
+        true: (..., k, 3) m
+
+    Returns:
+        pred and true as float64; (..., k) bool: known in both
+    """
     pred, true = np.asarray(pred, float), np.asarray(true, float)
     check_shape(pred, "... k 3", "pred")
     check_shape(true, "... k 3", "true")
@@ -40,7 +48,14 @@ def _known_points(
 def _mean(
     values: np.ndarray,  # (..., k), NaN where unknown
 ) -> np.ndarray:  # (...)
-    "Mean over the known points, NaN where there is none."
+    """Mean over the known points, NaN where there is none.
+
+    Args:
+        values: (..., k), NaN where unknown
+
+    Returns:
+        (...)
+    """
     known = np.isfinite(values)
     n = known.sum(-1)
     return np.where(
@@ -55,7 +70,14 @@ def _rooted(
     points: Array,  # (..., k, 3) m
     root: _Root,
 ) -> np.ndarray:  # (..., k, 3) m, root at the origin
-    "The same points seen from the root."
+    """The same points seen from the root.
+
+    Args:
+        points: (..., k, 3) m
+
+    Returns:
+        (..., k, 3) m, root at the origin
+    """
     points = np.asarray(points, float)
     return points - points[..., np.atleast_1d(root), :].mean(-2, keepdims=True)
 
@@ -69,7 +91,17 @@ def point_errors(
     root: _Root | None = None,
 ) -> np.ndarray:  # (..., k) mm, NaN where a point is missing
     """Distance of each point from the ground truth. A ValueError where the shapes
-    differ or a number is infinite."""
+    differ or a number is infinite.
+
+    Args:
+        pred: (..., k, 3) m, predicted
+        true: (..., k, 3) m, ground truth, NaN where missing
+        root: position of the root, or several whose mean it is, brought together
+            first; None: the points as they stand
+
+    Returns:
+        (..., k) mm, NaN where a point is missing
+    """
     pred, true, known = _known_points(pred, true)
     if root is not None:
         pred, true = _rooted(pred, root), _rooted(true, root)
@@ -86,7 +118,17 @@ def mpjpe(
 ) -> np.ndarray:  # (...) mm, NaN where no point is known
     """Mean per-joint position error of each pose over its known points (Ionescu et al.
     2014). The points are compared as they stand: not root-aligned unless `root` says
-    so. A ValueError where the shapes differ or a number is infinite."""
+    so. A ValueError where the shapes differ or a number is infinite.
+
+    Args:
+        pred: (..., k, 3) m, predicted
+        true: (..., k, 3) m, ground truth, NaN where missing
+        root: position of the root, or several whose mean it is, brought together
+            first; None: the points as they stand
+
+    Returns:
+        (...) mm, NaN where no point is known
+    """
     return _mean(point_errors(pred, true, root=root))
 
 # %% ../../nbs/1_basics/06_metrics.ipynb #f4c67d1f
@@ -96,7 +138,16 @@ def fit_rotation(
     weights: Array | None = None,  # (..., k) of each pair; all alike if None
 ) -> np.ndarray:  # (..., 3, 3) R, such that R @ source[i] is near target[i]
     """The rotation about the origin with the smallest sum of squares, by singular value
-    decomposition; never a reflection (Umeyama 1991, eq. 43)."""
+    decomposition; never a reflection (Umeyama 1991, eq. 43).
+
+    Args:
+        source: (..., k, 3) vectors from the centre of rotation
+        target: (..., k, 3) where they should go
+        weights: (..., k) of each pair; all alike if None
+
+    Returns:
+        (..., 3, 3) R, such that R @ source[i] is near target[i]
+    """
     a, b = np.asarray(source, float), np.asarray(target, float)
     check_shape(a, "... k 3", "source")
     check_shape(b, "... k 3", "target", k=a.shape[-2])
@@ -113,7 +164,15 @@ def _similarity(
     true: Array,  # (..., k, 3) m, NaN where missing
     # scale (...), rotation (..., 3, 3), translation (..., 3)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "The similarity that brings `pred` nearest to `true` (Umeyama 1991)."
+    """The similarity that brings `pred` nearest to `true` (Umeyama 1991).
+
+    Args:
+        pred: (..., k, 3) m
+        true: (..., k, 3) m, NaN where missing
+
+    Returns:
+        scale (...), rotation (..., 3, 3), translation (..., 3)
+    """
     pred, true, known = _known_points(pred, true)
     w = known[..., None]
     n = np.maximum(w.sum(-2), 1)
@@ -135,7 +194,17 @@ def procrustes(
     by: Sequence[int] | None = None,
 ) -> np.ndarray:  # (..., k, 3) m; NaN where fewer than three of them are known
     """The prediction, scaled, rotated and moved as near as possible to the ground truth
-    (Gower 1975)."""
+    (Gower 1975).
+
+    Args:
+        pred: (..., k, 3) m, predicted
+        true: (..., k, 3) m, ground truth, NaN where missing
+        by: positions of the points whose alignment is taken for all; None: all of
+            them
+
+    Returns:
+        (..., k, 3) m; NaN where fewer than three of them are known
+    """
     pred, true = np.asarray(pred, float), np.asarray(true, float)
     some = np.arange(pred.shape[-2]) if by is None else np.asarray(by)
     scale, R, shift = _similarity(pred[..., some, :], true[..., some, :])
@@ -153,7 +222,17 @@ def pa_point_errors(
     # positions of the points whose alignment is taken for all; None: all of them
     by: Sequence[int] | None = None,
 ) -> np.ndarray:  # (..., k) mm, NaN where missing or fewer than three are known
-    "Distance of each point after Procrustes alignment."
+    """Distance of each point after Procrustes alignment.
+
+    Args:
+        pred: (..., k, 3) m, predicted
+        true: (..., k, 3) m, ground truth, NaN where missing
+        by: positions of the points whose alignment is taken for all; None: all of
+            them
+
+    Returns:
+        (..., k) mm, NaN where missing or fewer than three are known
+    """
     return point_errors(procrustes(pred, true, by=by), true)
 
 
@@ -163,7 +242,15 @@ def pa_mpjpe(
 ) -> np.ndarray:  # (...) mm; NaN where fewer than three points are known
     """MPJPE after Procrustes alignment (scale, rotation, translation; no reflection),
     also called reconstruction error. A ValueError where the shapes differ or a number
-    is infinite."""
+    is infinite.
+
+    Args:
+        pred: (..., k, 3) m, predicted
+        true: (..., k, 3) m, ground truth, NaN where missing
+
+    Returns:
+        (...) mm; NaN where fewer than three points are known
+    """
     return _mean(pa_point_errors(pred, true))
 
 # %% ../../nbs/1_basics/06_metrics.ipynb #8789e980
@@ -177,7 +264,18 @@ def pck(
     root: _Root | None = None,
 ) -> np.ndarray:  # (...) share of correct points, 0..1; NaN where none is known
     """Share of correct keypoints of each pose, among the known ones (Mehta et al.
-    2017)."""
+    2017).
+
+    Args:
+        pred: (..., k, 3) m, predicted
+        true: (..., k, 3) m, ground truth, NaN where missing
+        threshold_mm: a point nearer than this, or just as far, is correct
+        root: position of the root, or several whose mean it is, brought together
+            first; None: the points as they stand
+
+    Returns:
+        (...) share of correct points, 0..1; NaN where none is known
+    """
     errors = point_errors(pred, true, root=root)
     return _mean(
         np.where(np.isfinite(errors), (errors <= threshold_mm).astype(float), np.nan)
@@ -193,7 +291,18 @@ def auc(
     # the points as they stand
     root: _Root | None = None,
 ) -> np.ndarray:  # (...) 0..1; NaN where no point is known
-    "Mean PCK over the thresholds (Mehta et al. 2017): the area under the PCK curve."
+    """Mean PCK over the thresholds (Mehta et al. 2017): the area under the PCK curve.
+
+    Args:
+        pred: (..., k, 3) m, predicted
+        true: (..., k, 3) m, ground truth, NaN where missing
+        thresholds_mm: (t,) mm; None: 0, 5, … 150
+        root: position of the root, or several whose mean it is, brought together
+            first; None: the points as they stand
+
+    Returns:
+        (...) 0..1; NaN where no point is known
+    """
     thresholds = (
         np.arange(0, 151, 5.0)
         if thresholds_mm is None
@@ -210,7 +319,17 @@ def joint_angle(
     b: int,  # of the joint, such as the elbow's
     c: int,  # of the other end, such as the wrist's
 ) -> np.ndarray:  # (...) degrees, 180 when stretched; NaN where a point is unknown
-    "The angle between the bones that meet at a joint."
+    """The angle between the bones that meet at a joint.
+
+    Args:
+        points: (..., k, 3) m
+        a: position of one end among the points, such as the shoulder's
+        b: of the joint, such as the elbow's
+        c: of the other end, such as the wrist's
+
+    Returns:
+        (...) degrees, 180 when stretched; NaN where a point is unknown
+    """
     points = np.asarray(points, float)
     u, v = points[..., a, :] - points[..., b, :], points[..., c, :] - points[..., b, :]
     length = np.linalg.norm(u, axis=-1) * np.linalg.norm(v, axis=-1)
@@ -223,7 +342,15 @@ def pve_t_sc(
     true: Array,  # (..., v, 3) m, of the true shape, vertex for vertex
 ) -> np.ndarray:  # (...) mm
     """Mean error of the vertices of two rest meshes, centred and brought to one size
-    (Sengupta et al. 2020, section 4)."""
+    (Sengupta et al. 2020, section 4).
+
+    Args:
+        pred: (..., v, 3) m, mesh of the predicted shape in the rest pose
+        true: (..., v, 3) m, of the true shape, vertex for vertex
+
+    Returns:
+        (...) mm
+    """
     pred, true, known = _known_points(pred, true)
     if not known.all():
         raise ValueError(

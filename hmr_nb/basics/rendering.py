@@ -45,7 +45,17 @@ def pixel_rays(
     # (rows, columns, 3) float32 directions with z = 1, so that the ray's parameter is
     # the depth in metres
 ) -> np.ndarray:
-    "The directions in which the pixels of a window look."
+    """The directions in which the pixels of a window look.
+
+    Args:
+        camera: without lens
+        window: x0, y0, x1, y1: the rectangle of pixels wanted, ends excluded
+        supersample: rays along each side of a pixel
+
+    Returns:
+        (rows, columns, 3) float32 directions with z = 1, so that the ray's
+            parameter is the depth in metres
+    """
     (fx, fy), center = _pinhole(camera)
     x0, y0, x1, y1 = window
     x = x0 - 0.5 + (np.arange((x1 - x0) * supersample) + 0.5) / supersample
@@ -57,7 +67,14 @@ def pixel_rays(
 
 # %% ../../nbs/1_basics/09_rendering.ipynb #8104c201
 class Hits(NamedTuple):
-    "What each ray meets first."
+    """What each ray meets first.
+
+    Attributes:
+        face: (…,) int, -1 where it meets nothing
+        depth: (…,) float32 m along z, NaN where it meets nothing
+        corners: (…, 3) float32 weights of the triangle's three corners at the place
+            it meets
+    """
 
     face: np.ndarray  # (…,) int, -1 where it meets nothing
     depth: np.ndarray  # (…,) float32 m along z, NaN where it meets nothing
@@ -69,7 +86,15 @@ def ray_scene(
     vertices: Array,  # (v, 3) m, camera frame
     faces: Array,  # (f, 3) int
 ) -> EmbreeScene:  # Embree's tree over the triangles
-    "A mesh made ready for rays."
+    """A mesh made ready for rays.
+
+    Args:
+        vertices: (v, 3) m, camera frame
+        faces: (f, 3) int
+
+    Returns:
+        Embree's tree over the triangles
+    """
     check_shape(vertices, "v 3", name="vertices")
     check_shape(faces, "f 3", name="faces")
     scene = EmbreeScene()
@@ -87,7 +112,16 @@ def cast_rays(
     directions: np.ndarray,
     origins: np.ndarray | None = None,  # (…, 3) m; None: the camera
 ) -> Hits:  # one entry for each ray
-    "Follow rays to the first triangle they meet."
+    """Follow rays to the first triangle they meet.
+
+    Args:
+        scene: from `ray_scene`
+        directions: (…, 3); with z = 1 the parameter along the ray is the depth
+        origins: (…, 3) m; None: the camera
+
+    Returns:
+        one entry for each ray
+    """
     D = np.ascontiguousarray(directions, np.float32).reshape(-1, 3)
     O = (
         np.zeros_like(D)
@@ -115,7 +149,17 @@ def is_lit(
     # m, a step away from the surface so that a point does not shade itself
     gap: float = 0.012,
 ) -> np.ndarray:  # (n,) bool
-    "Whether the light that comes from a direction reaches the points."
+    """Whether the light that comes from a direction reaches the points.
+
+    Args:
+        scene: from `ray_scene`
+        points: (n, 3) m, camera frame
+        direction: (3,) towards the light, or (n, 3): one for each point
+        gap: m, a step away from the surface so that a point does not shade itself
+
+    Returns:
+        (n,) bool
+    """
     if not len(points):
         return np.zeros(0, bool)
     to = np.asarray(direction)
@@ -142,7 +186,15 @@ def vertex_normals(
     vertices: Array,  # (v, 3) m
     faces: Array,  # (f, 3) int, counter-clockwise seen from outside
 ) -> np.ndarray:  # (v, 3) float32 unit vectors, outward
-    "The area-weighted mean normal of the triangles around each vertex."
+    """The area-weighted mean normal of the triangles around each vertex.
+
+    Args:
+        vertices: (v, 3) m
+        faces: (f, 3) int, counter-clockwise seen from outside
+
+    Returns:
+        (v, 3) float32 unit vectors, outward
+    """
     F = np.asarray(faces)
     tri = np.asarray(vertices, np.float32)[F]
     n = np.cross(tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0])
@@ -154,7 +206,12 @@ def vertex_normals(
 
 # %% ../../nbs/1_basics/09_rendering.ipynb #1e668f7e
 class Light(NamedTuple):
-    "A light so far away that it comes from one direction."
+    """A light so far away that it comes from one direction.
+
+    Attributes:
+        direction: towards the light, camera frame (y down: a lamp above has a
+            negative y)
+    """
 
     # towards the light, camera frame (y down: a lamp above has a negative y)
     direction: tuple[float, ...]
@@ -172,7 +229,16 @@ def _shade(
     # (n,) bool, whether the first light reaches the point; None: it does
     lit: np.ndarray | None = None,
 ) -> np.ndarray:  # (n, 3) how much of each colour the surface sends back
-    "Lambert shading."
+    """Lambert shading.
+
+    Args:
+        normals: (n, 3) unit vectors
+        ambient: light from everywhere
+        lit: (n,) bool, whether the first light reaches the point; None: it does
+
+    Returns:
+        (n, 3) how much of each colour the surface sends back
+    """
     out = np.full((len(normals), 3), ambient, np.float32)
     for i, light in enumerate(lights):
         to = np.asarray(light.direction, np.float32)
@@ -184,7 +250,14 @@ def _shade(
 
 # %% ../../nbs/1_basics/09_rendering.ipynb #1f9c8767
 class Rendering(NamedTuple):
-    "A picture of a mesh, and what each pixel shows."
+    """A picture of a mesh, and what each pixel shows.
+
+    Attributes:
+        image: (h, w, 3) uint8
+        mask: (h, w) bool
+        depth: (h, w) float32 m, NaN outside the mask
+        face: (h, w) int, -1 outside the mask
+    """
 
     image: np.ndarray  # (h, w, 3) uint8
     mask: np.ndarray  # (h, w) bool
@@ -210,7 +283,18 @@ def _gather_pixels(
     window: Sequence[int],  # x0, y0, x1, y1 px
     supersample: int = 1,
 ) -> Rendering:  # the whole image
-    "Rays to pixels, over a background."
+    """Rays to pixels, over a background.
+
+    Args:
+        hits: of the window's rays
+        rgb: (rows, columns, 3) colours of the hits, 0…1; anything where there is no
+            hit
+        background: (h, w, 3) uint8
+        window: x0, y0, x1, y1 px
+
+    Returns:
+        the whole image
+    """
     x0, y0, x1, y1 = window
     shape = background.shape[:2]
     out = Rendering(
@@ -243,7 +327,17 @@ def _seen_window(
     # x0, y0, x1, y1 px: the rectangle of the image that can show the mesh (may be
     # empty)
 ) -> tuple[int, int, int, int]:
-    "Where in the image a mesh can appear; only there rays are worth casting."
+    """Where in the image a mesh can appear; only there rays are worth casting.
+
+    Args:
+        V: (v, 3) m, camera frame
+        camera: without lens
+        size: h, w
+
+    Returns:
+        x0, y0, x1, y1 px: the rectangle of the image that can show the mesh (may be
+            empty)
+    """
     if not (V[:, 2] > 0).all():
         raise ValueError(
             "vertices: expected every vertex in front of the camera (z > 0, camera"
@@ -263,7 +357,16 @@ def _surface_colors(
     # (3,), (f, 3) or (v, 3), 0…1; a function of the hits; None: one skin colour
     colors: npt.ArrayLike | Callable[[Hits], np.ndarray] | None,
 ) -> np.ndarray:  # (rows, columns, 3) float32
-    "The mesh's own colour where each ray meets it."
+    """The mesh's own colour where each ray meets it.
+
+    Args:
+        F: (f, 3) int
+        colors: (3,), (f, 3) or (v, 3), 0…1; a function of the hits; None: one skin
+            colour
+
+    Returns:
+        (rows, columns, 3) float32
+    """
     if callable(colors):
         return colors(hits)
     c = np.asarray(_SKIN if colors is None else colors, np.float32)
@@ -289,7 +392,24 @@ def render(
     shadows: bool = False,  # whether the body casts a shadow on itself
     scene: EmbreeScene | None = None,  # from `ray_scene`, if it is made already
 ) -> Rendering:  # image, mask, depth, face
-    "A mesh as a camera sees it."
+    """A mesh as a camera sees it.
+
+    Args:
+        vertices: (v, 3) m, camera frame
+        faces: (f, 3) int
+        camera: without lens
+        size: h, w
+        colors: (3,), (f, 3) or (v, 3), 0…1; a function of the hits; None: one skin
+            colour
+        background: (h, w, 3) uint8; None: light grey
+        ambient: light from everywhere
+        supersample: rays along each side of a pixel: 2 makes soft edges
+        shadows: whether the body casts a shadow on itself
+        scene: from `ray_scene`, if it is made already
+
+    Returns:
+        image, mask, depth, face
+    """
     check_shape(vertices, "v 3", name="vertices")
     V, F = np.asarray(vertices), np.asarray(faces)
     if background is None:
@@ -314,7 +434,15 @@ def face_labels(
     part_labels: np.ndarray,  # (v,) int
     faces: np.ndarray,  # (f, 3) int
 ) -> np.ndarray:  # (f,) int: the label that two corners share, else that of the first
-    "Labels of triangles from labels of vertices."
+    """Labels of triangles from labels of vertices.
+
+    Args:
+        part_labels: (v,) int
+        faces: (f, 3) int
+
+    Returns:
+        (f,) int: the label that two corners share, else that of the first
+    """
     a, b, c = np.asarray(part_labels, int)[faces].T
     return np.where(b == c, b, a)
 
@@ -323,7 +451,14 @@ def part_map(
     rendering: Rendering,
     labels: np.ndarray,  # (f,) int, from `face_labels`
 ) -> np.ndarray:  # (h, w) int, -1 outside the mask
-    "Which part each pixel shows."
+    """Which part each pixel shows.
+
+    Args:
+        labels: (f,) int, from `face_labels`
+
+    Returns:
+        (h, w) int, -1 outside the mask
+    """
     return np.where(rendering.face >= 0, np.asarray(labels, int)[rendering.face], -1)
 
 # %% ../../nbs/1_basics/09_rendering.ipynb #b8f20a03
@@ -334,7 +469,17 @@ def pixel_flow(
     moved: np.ndarray,  # (v, 3) m, how far each vertex goes during the exposure
     camera: Camera,  # without lens
 ) -> np.ndarray:  # (h, w, 2) float32 px, 0 outside the mask
-    "How far each pixel of a mesh travels during the exposure."
+    """How far each pixel of a mesh travels during the exposure.
+
+    Args:
+        vertices: (v, 3) m, camera frame, in the middle of the exposure
+        faces: (f, 3) int
+        moved: (v, 3) m, how far each vertex goes during the exposure
+        camera: without lens
+
+    Returns:
+        (h, w, 2) float32 px, 0 outside the mask
+    """
     focal, center = _pinhole(camera)
     start = perspective(vertices - 0.5 * moved, focal, center)
     end = perspective(vertices + 0.5 * moved, focal, center)
@@ -350,7 +495,16 @@ def motion_blur(
     *,
     steps: int = 9,  # pictures that are averaged
 ) -> np.ndarray:  # (h, w, 3) float32
-    "Each pixel is the mean of what passed it: half the way before, half the way after."
+    """Each pixel is the mean of what passed it: half the way before, half the way after.
+
+    Args:
+        image: (h, w, 3) float32
+        flow: (h, w, 2) px, 0 where nothing moves
+        steps: pictures that are averaged
+
+    Returns:
+        (h, w, 3) float32
+    """
     reach = int(np.ceil(np.abs(flow).max())) | 1
     if reach < 2:
         return image
@@ -382,7 +536,17 @@ def silhouette(
     camera: Camera,  # without lens
     size: Sequence[int],  # h, w
 ) -> np.ndarray:  # (h, w) bool
-    "The pixels that a mesh covers."
+    """The pixels that a mesh covers.
+
+    Args:
+        vertices: (v, 3) m, camera frame
+        faces: (f, 3) int
+        camera: without lens
+        size: h, w
+
+    Returns:
+        (h, w) bool
+    """
     window = x0, y0, x1, y1 = _seen_window(np.asarray(vertices), camera, size)
     hits = cast_rays(ray_scene(vertices, faces), pixel_rays(camera, window))
     mask = np.zeros(tuple(size), bool)
@@ -399,7 +563,19 @@ def overlay(
     color: npt.ArrayLike = (0.55, 0.70, 0.95),  # (3,), (f, 3) or (v, 3), 0…1
     alpha: float = 0.85,  # 1 hides the photograph under the mesh
 ) -> np.ndarray:  # (h, w, 3) uint8
-    "A shaded mesh over an image."
+    """A shaded mesh over an image.
+
+    Args:
+        image: (h, w, 3) uint8
+        vertices: (v, 3) m, camera frame
+        faces: (f, 3) int
+        camera: without lens, of the image
+        color: (3,), (f, 3) or (v, 3), 0…1
+        alpha: 1 hides the photograph under the mesh
+
+    Returns:
+        (h, w, 3) uint8
+    """
     h, w = check_shape(image, "h w 3", name="image").values()
     top = render(
         vertices, faces, camera, (h, w), colors=color, background=image, supersample=2
@@ -417,7 +593,18 @@ def render_views(
     size: int = 200,  # px, of a square picture
     colors: npt.ArrayLike | None = None,  # (3,), (f, 3) or (v, 3), 0…1
 ) -> list[np.ndarray]:  # (size, size, 3) uint8 each
-    "Stills of a mesh that stands y up, all at one scale."
+    """Stills of a mesh that stands y up, all at one scale.
+
+    Args:
+        vertices: (v, 3) m, y up
+        faces: (f, 3) int
+        views: names in `drawing.VIEWS` or (azimuth, elevation) in degrees
+        size: px, of a square picture
+        colors: (3,), (f, 3) or (v, 3), 0…1
+
+    Returns:
+        (size, size, 3) uint8 each
+    """
     X = np.asarray(vertices, np.float64)
     X = X - (X.max(0) + X.min(0)) / 2
     reach = np.linalg.norm(X, axis=1).max()

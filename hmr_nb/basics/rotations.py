@@ -15,7 +15,14 @@ from .shapes import Array, check_shape
 def _sinc_terms(
     squared: Array,  # (...) θ², the squared angle
 ) -> tuple[Array, Array]:  # A = sin θ / θ and B = (1 − cos θ) / θ², each (...)
-    "Rodrigues' two coefficients, with values and gradients that stay right at zero."
+    """Rodrigues' two coefficients, with values and gradients that stay right at zero.
+
+    Args:
+        squared: (...) θ², the squared angle
+
+    Returns:
+        A = sin θ / θ and B = (1 − cos θ) / θ², each (...)
+    """
     near = squared < 1e-4
     # keeps the branch not taken finite, for its gradient
     safe = ops.where(near, ops.ones_like(squared), squared)
@@ -29,7 +36,14 @@ def _sinc_terms(
 def axis_angle_to_matrix(
     axis_angle: Array,  # (..., 3) axis times angle, rad
 ) -> Array:  # (..., 3, 3) rotation matrices
-    "Rodrigues' formula, exact, with a finite gradient at zero."
+    """Rodrigues' formula, exact, with a finite gradient at zero.
+
+    Args:
+        axis_angle: (..., 3) axis times angle, rad
+
+    Returns:
+        (..., 3, 3) rotation matrices
+    """
     axis_angle = ops.convert_to_tensor(axis_angle)
     check_shape(axis_angle, "... 3", "axis_angle")
     squared = ops.sum(ops.square(axis_angle), axis=-1)
@@ -47,7 +61,14 @@ def axis_angle_to_matrix(
 def quaternion_to_matrix(
     quaternion: Array,  # (..., 4) w x y z; need not have unit length
 ) -> Array:  # (..., 3, 3)
-    "The rotation matrix of a quaternion."
+    """The rotation matrix of a quaternion.
+
+    Args:
+        quaternion: (..., 4) w x y z; need not have unit length
+
+    Returns:
+        (..., 3, 3)
+    """
     q = ops.convert_to_tensor(quaternion)
     check_shape(q, "... 4", "quaternion")
     w, x, y, z = (q[..., i] for i in range(4))
@@ -63,7 +84,14 @@ def quaternion_to_matrix(
 def matrix_to_quaternion(
     R: Array,  # (..., 3, 3) rotation matrices
 ) -> Array:  # (..., 4) w x y z, unit length, w ≥ 0
-    "Shepperd's method: divide by the largest of the four components."
+    """Shepperd's method: divide by the largest of the four components.
+
+    Args:
+        R: (..., 3, 3) rotation matrices
+
+    Returns:
+        (..., 4) w x y z, unit length, w ≥ 0
+    """
     R = ops.convert_to_tensor(R)
     check_shape(R, "... 3 3", "R")
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (
@@ -86,7 +114,14 @@ def matrix_to_quaternion(
 def matrix_to_axis_angle(
     R: Array,  # (..., 3, 3) rotation matrices
 ) -> Array:  # (..., 3) rad, length at most π
-    "The logarithm of a rotation, through the quaternion."
+    """The logarithm of a rotation, through the quaternion.
+
+    Args:
+        R: (..., 3, 3) rotation matrices
+
+    Returns:
+        (..., 3) rad, length at most π
+    """
     q = matrix_to_quaternion(R)
     w, xyz = q[..., 0], q[..., 1:]
     squared = ops.sum(ops.square(xyz), axis=-1)
@@ -103,7 +138,14 @@ def matrix_to_axis_angle(
 def matrix_to_6d(
     R: Array,  # (..., 3, 3) rotation matrices
 ) -> Array:  # (..., 6) first column, then second column
-    "The first two columns of a rotation (Zhou et al. 2019)."
+    """The first two columns of a rotation (Zhou et al. 2019).
+
+    Args:
+        R: (..., 3, 3) rotation matrices
+
+    Returns:
+        (..., 6) first column, then second column
+    """
     R = ops.convert_to_tensor(R)
     check_shape(R, "... 3 3", "R")
     return ops.concatenate([R[..., :, 0], R[..., :, 1]], axis=-1)
@@ -112,7 +154,14 @@ def matrix_to_6d(
 def six_d_to_matrix(
     six: Array,  # (..., 6) any two directions that are not parallel
 ) -> Array:  # (..., 3, 3) rotation matrices
-    "Gram–Schmidt on two columns, the third is their cross product (Zhou et al. 2019)."
+    """Gram–Schmidt on two columns, the third is their cross product (Zhou et al. 2019).
+
+    Args:
+        six: (..., 6) any two directions that are not parallel
+
+    Returns:
+        (..., 3, 3) rotation matrices
+    """
     six = ops.convert_to_tensor(six)
     check_shape(six, "... 6", "six")
     x = _unit(six[..., :3])
@@ -124,7 +173,14 @@ def six_d_to_matrix(
 def _unit(
     x: Array,  # (..., 3) vectors
 ) -> Array:  # (..., 3) of length 1; a zero vector stays zero
-    "Divide vectors by their length."
+    """Divide vectors by their length.
+
+    Args:
+        x: (..., 3) vectors
+
+    Returns:
+        (..., 3) of length 1; a zero vector stays zero
+    """
     return x * ops.rsqrt(
         ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-24)
     )
@@ -134,7 +190,15 @@ def geodesic(
     Ra: Array,  # (..., 3, 3) rotations
     Rb: Array,  # (..., 3, 3) rotations
 ) -> Array:  # (...,) angle between them, rad
-    "Angle of the rotation from `Ra` to `Rb`."
+    """Angle of the rotation from `Ra` to `Rb`.
+
+    Args:
+        Ra: (..., 3, 3) rotations
+        Rb: (..., 3, 3) rotations
+
+    Returns:
+        (...,) angle between them, rad
+    """
     Ra, Rb = ops.convert_to_tensor(Ra), ops.convert_to_tensor(Rb)
     check_shape(Ra, "... 3 3", "Ra")
     check_shape(Rb, "... 3 3", "Rb")
@@ -157,7 +221,14 @@ def geodesic(
 def project_to_so3(
     M: Array,  # (..., 3, 3) any matrices
 ) -> Array:  # (..., 3, 3) the nearest rotation of each
-    "Nearest rotation by singular value decomposition; never a reflection."
+    """Nearest rotation by singular value decomposition; never a reflection.
+
+    Args:
+        M: (..., 3, 3) any matrices
+
+    Returns:
+        (..., 3, 3) the nearest rotation of each
+    """
     M = ops.convert_to_tensor(M)
     check_shape(M, "... 3 3", "M")
     U, _, Vt = ops.svd(M)
@@ -176,7 +247,17 @@ def rotation_mean(
     # of the geodesic mean; each gains several digits within 90° of it
     steps: int = 10,
 ) -> Array:  # (..., 3, 3)
-    "Mean of rotations (Hartley et al. 2013), unweighted."
+    """Mean of rotations (Hartley et al. 2013), unweighted.
+
+    Args:
+        R: (..., n, 3, 3) rotations
+        kind: "chordal": nearest to the mean matrix; "geodesic": least squared
+            angles
+        steps: of the geodesic mean; each gains several digits within 90° of it
+
+    Returns:
+        (..., 3, 3)
+    """
     if kind not in ("chordal", "geodesic"):
         raise ValueError(f"kind: expected chordal or geodesic, got {kind!r}")
     R = ops.convert_to_tensor(R)
@@ -195,7 +276,15 @@ def swing_twist(
     axis: Array,  # (3,) or (..., 3) direction, such as the bone's in the rest pose
 ) -> tuple[Array, Array]:  # swing and twist, each (..., 3, 3), R = swing @ twist
     """Split a rotation into a twist about an axis and a swing across it; no twist where
-    the swing is a half turn."""
+    the swing is a half turn.
+
+    Args:
+        R: (..., 3, 3) rotations
+        axis: (3,) or (..., 3) direction, such as the bone's in the rest pose
+
+    Returns:
+        swing and twist, each (..., 3, 3), R = swing @ twist
+    """
     q = matrix_to_quaternion(R)
     axis = _unit(ops.convert_to_tensor(axis, q.dtype))
     check_shape(axis, "... 3", "axis")

@@ -89,7 +89,17 @@ def _corner_of_click(
     face: int,  # the face that was hit
     point: Array,  # (3,) where
 ) -> int:  # vertex number
-    "The corner of the clicked face that is nearest to the clicked point."
+    """The corner of the clicked face that is nearest to the clicked point.
+
+    Args:
+        vertices: (v, 3) the mesh as shown, m
+        faces: (f, 3)
+        face: the face that was hit
+        point: (3,) where
+
+    Returns:
+        vertex number
+    """
     corners = np.asarray(faces)[int(face)]
     away = np.asarray(vertices)[corners] - np.asarray(point, float)
     return int(corners[np.linalg.norm(away, axis=1).argmin()])
@@ -100,7 +110,12 @@ def _camera_moved(
     after: tuple[Array, Array],
     degrees: float = 3.0,  # what a hand may tremble
 ) -> bool:
-    "Whether a camera was rotated or shifted, rather than held still."
+    """Whether a camera was rotated or shifted, rather than held still.
+
+    Args:
+        before: camera position and the point it looks at, m
+        degrees: what a hand may tremble
+    """
     a, at_a = (np.asarray(x, float) for x in before)
     b, at_b = (np.asarray(x, float) for x in after)
     u, w = a - at_a, b - at_b
@@ -115,7 +130,13 @@ def _stage(
     extent: Array,  # (3,) their size, m
     size: tuple[int, int],  # width, height in px
 ) -> tuple[three.PerspectiveCamera, three.OrbitControls, three.Scene]:
-    "Camera, orbit and lights around a body."
+    """Camera, orbit and lights around a body.
+
+    Args:
+        objects: what stands on it, around the origin
+        extent: (3,) their size, m
+        size: width, height in px
+    """
     seen = 1.1 * max(extent[1], extent[0] * size[1] / size[0])
     away = seen / (2 * np.tan(np.radians(15))) + extent[2] / 2
     lamp = three.DirectionalLight("white", intensity=0.6, position=[-1, 1.5, 2])
@@ -172,7 +193,14 @@ _SKIN = (185, 196, 207)  # the colour of a body that is not painted
 
 class MeshView:
     """A mesh in a cell: moved, painted, and clicked. Another library could take this
-    class's place."""
+    class's place.
+
+    Args:
+        vertices: (v, 3) m
+        faces: (f, 3)
+        on_click: hears vertex, face, and which of shift, ctrl, alt, meta are held
+        size: width, height in px
+    """
 
     def __init__(
         self,
@@ -246,7 +274,11 @@ class MeshView:
         self,
         vertices: Array,  # (v, 3) m
     ) -> None:
-        "The same body in another pose."
+        """The same body in another pose.
+
+        Args:
+            vertices: (v, 3) m
+        """
         check_shape(vertices, "v 3", "vertices", v=len(self.V))
         self.V = np.asarray(vertices, float)
         self.position.array = self.local(self.V)
@@ -256,7 +288,11 @@ class MeshView:
         self,
         colors: Array | None = None,  # (v, 3) 0…1, or uint8; bare skin if None
     ) -> None:
-        "Colour the vertices."
+        """Colour the vertices.
+
+        Args:
+            colors: (v, 3) 0…1, or uint8; bare skin if None
+        """
         bare = np.tile(np.array(_SKIN, np.uint8), (len(self.V), 1))
         paint = bare if colors is None else np.asarray(colors)
         check_shape(paint, "v 3", "colors", v=len(self.V))
@@ -268,13 +304,21 @@ class MeshView:
         self,
         **points: Array,  # name of the dots = (n, 3) places, m
     ) -> None:
-        "Put dots on the body."
+        """Put dots on the body.
+
+        Args:
+            points: name of the dots = (n, 3) places, m
+        """
         for name, places in points.items():
             self.dots[name].show(self.local(places))
 
     @property
     def eye(self) -> np.ndarray:  # (3,) m, in the body's frame
-        "Where the camera stands."
+        """Where the camera stands.
+
+        Returns:
+            (3,) m, in the body's frame
+        """
         return np.asarray(self.camera.position, float) + self.centre
 
     def on_screen(
@@ -282,7 +326,14 @@ class MeshView:
         points: Array,  # (n, 3) m, in the body's frame
         # (n, 2) shares of the canvas' width and height, from its top left corner
     ) -> np.ndarray:
-        "Where points of the body are on the canvas."
+        """Where points of the body are on the canvas.
+
+        Args:
+            points: (n, 3) m, in the body's frame
+
+        Returns:
+            (n, 2) shares of the canvas' width and height, from its top left corner
+        """
         ahead = np.asarray(self.orbit.target, float) + self.centre - self.eye
         ahead /= np.linalg.norm(ahead)
         right = np.cross(ahead, [0, 1, 0])
@@ -298,7 +349,12 @@ class MeshView:
         *,
         extent: float = 0.35,  # how much around it shall be seen, m
     ) -> None:
-        "Move the camera, without rotating it."
+        """Move the camera, without rotating it.
+
+        Args:
+            point: (3,) m, what to look at; the whole body if None
+            extent: how much around it shall be seen, m
+        """
         target, distance = np.zeros(3), self.distance
         if point is not None:
             target = np.asarray(point, float) - self.centre

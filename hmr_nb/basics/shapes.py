@@ -51,7 +51,18 @@ def check_shape(
     **sizes: int,  # sizes that are known already, such as j=24
 ) -> dict[str, int]:  # size of each letter
     """Bind the letters of `spec` to the sizes of `x`; a clear `ValueError` where they
-    do not fit."""
+    do not fit.
+
+    Args:
+        x: anything with a .shape
+        spec: axes, such as "b j 3": letters are bound, numbers must match, "..."
+            stands for any axes
+        name: what to call it in the error
+        sizes: sizes that are known already, such as j=24
+
+    Returns:
+        size of each letter
+    """
     shape, want = list(x.shape), spec.split()
     if "..." in want:
         i = want.index("...")
@@ -76,7 +87,12 @@ def expect_error(
     kind: type[BaseException] = ValueError,  # the exception that must come
     match: str = "",  # a regular expression that its message must contain
 ) -> Iterator[None]:
-    "Run a block that must fail with `kind`, and print its message."
+    """Run a block that must fail with `kind`, and print its message.
+
+    Args:
+        kind: the exception that must come
+        match: a regular expression that its message must contain
+    """
     try:
         yield
     except kind as error:
@@ -99,7 +115,14 @@ def test_array(
     atol: float = 1e-6,  # largest absolute difference
     rtol: float = 0.0,  # and relative to |b|
 ) -> None:
-    "Assert that two arrays are equal in shape and kind, finite, and close."
+    """Assert that two arrays are equal in shape and kind, finite, and close.
+
+    Args:
+        a: what was computed
+        b: what it should be; same shape and same kind (float, integer, bool)
+        atol: largest absolute difference
+        rtol: and relative to |b|
+    """
     a, b = np.asarray(a), np.asarray(b)
     assert a.shape == b.shape, f"shapes differ: {a.shape} and {b.shape}"
     assert a.dtype.kind == b.dtype.kind, f"kinds differ: {a.dtype} and {b.dtype}"

@@ -22,7 +22,14 @@ from .files import write_whole
 # %% ../../nbs/1_basics/07_values.ipynb #f7b3f3d7
 @dataclass(frozen=True, order=True)
 class Identity:
-    "Which example of which dataset; empty where the dataset does not say."
+    """Which example of which dataset; empty where the dataset does not say.
+
+    Attributes:
+        subject: who
+        sequence: which video or series
+        camera: which of the cameras that saw it
+        frame: number of the frame or image
+    """
 
     dataset: str = ""
     split: str = "train"
@@ -48,7 +55,14 @@ EXPORTS = ("npz", "json", "obj", "glb")
 def check_exports(
     formats: Sequence[str],  # names of formats, such as ["npz", "glb"]
 ) -> tuple[str, ...]:  # the same
-    "A ValueError that lists the formats, where another one is asked for."
+    """A ValueError that lists the formats, where another one is asked for.
+
+    Args:
+        formats: names of formats, such as ["npz", "glb"]
+
+    Returns:
+        the same
+    """
     unknown = sorted(set(formats) - set(EXPORTS))
     if unknown:
         raise ValueError(
@@ -60,7 +74,24 @@ def check_exports(
 @dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """What a model says about one person, or about a batch of people (one axis more in
-    front). Camera frame: x right, y down, z forward, m; angles in rad."""
+    front). Camera frame: x right, y down, z forward, m; angles in rad.
+
+    Attributes:
+        names: (k,) of the keypoints
+        keypoints: (..., k, 3) m
+        pose: (..., j, 3) axis-angle, root in the camera frame, rad
+        betas: (..., s) body shape
+        vertices: (..., v, 3) m
+        joints: (..., j, 3) m
+        keypoints_px: (..., k, 2) px of the picture
+        cam: (..., 3) scale, tx, ty of the crop
+        crop: picture px -> view px; one a person
+        camera: of the picture
+        box: (..., 4) x, y, width, height, px
+        translation: (..., 3) of the body's origin, m; contained in vertices, joints
+            and keypoints
+        faces: (f, 3) int, of the mesh
+    """
 
     names: tuple[str, ...]  # (k,) of the keypoints
     keypoints: np.ndarray  # (..., k, 3) m
@@ -152,7 +183,11 @@ class Prediction:
         return f"Prediction({', '.join(has)})"
 
     def _stored(self) -> dict[str, Any]:  # arrays
-        "All numbers by name, as files have them."
+        """All numbers by name, as files have them.
+
+        Returns:
+            arrays
+        """
         found = {
             name: value
             for name in (*self._axes(), "names")
@@ -165,7 +200,11 @@ class Prediction:
         return {name: np.asarray(value) for name, value in found.items()}
 
     def _mesh(self) -> Any:  # trimesh.Trimesh
-        "The mesh around the body's own origin, y up, as viewers expect it."
+        """The mesh around the body's own origin, y up, as viewers expect it.
+
+        Returns:
+            trimesh.Trimesh
+        """
         import trimesh
 
         if self.vertices is None or self.faces is None:
@@ -180,7 +219,14 @@ class Prediction:
     ) -> Path:  # the file
         """Write one person: all numbers (npz), all but the mesh (json), or the mesh in
         metres, y up, around the body's own origin (obj, glb). A ValueError for another
-        ending."""
+        ending.
+
+        Args:
+            path: name that ends in .npz, .json, .obj or .glb
+
+        Returns:
+            the file
+        """
         path = Path(path)
         if path.suffix[1:] not in EXPORTS:
             raise ValueError(
@@ -215,7 +261,14 @@ def cluster_of(
     table: pd.DataFrame,  # rows with domain, subject and sequence, as far as known
 ) -> pd.Series:  # one text a row
     """Which rows are not independent: those of one domain, subject and sequence. Names
-    of sequences repeat from subject to subject."""
+    of sequences repeat from subject to subject.
+
+    Args:
+        table: rows with domain, subject and sequence, as far as known
+
+    Returns:
+        one text a row
+    """
     known = [table[c].astype(str) for c in Results.cluster if c in table]
     return known[0].str.cat(known[1:], sep="/")
 
@@ -248,7 +301,14 @@ def _mean_row(part: pd.DataFrame, over: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Results:
-    "Errors of one or more models on records, and the poses that were seen."
+    """Errors of one or more models on records, and the poses that were seen.
+
+    Attributes:
+        table: a row for each model, person and keypoint: model, domain, split,
+            subject, sequence, camera, frame, sample (number of the person),
+            keypoint, err_mm, err_pa_mm, …
+        poses: {domain: (n, j, 3)} ground truth of each person, axis-angle, rad
+    """
 
     # a row for each model, person and keypoint: model, domain, split, subject,
     # sequence, camera, frame, sample (number of the person), keypoint, err_mm,
@@ -282,7 +342,11 @@ class Results:
     @property
     def people(self) -> pd.DataFrame:  # a row a person
         """What the table says about each person as a whole; somebody whom several
-        models were asked about stands there once."""
+        models were asked about stands there once.
+
+        Returns:
+            a row a person
+        """
         of_point = ("keypoint", "state", "err_mm", "err_pa_mm", "err_2d_px")
         about = [c for c in self.table if c not in of_point]
         people = self.table.drop_duplicates("sample")[about]
@@ -294,7 +358,14 @@ class Results:
         # "frame": every person counts the same; "sequence": every cluster does
         over: str = "frame",
     ) -> pd.DataFrame:  # a row for each model and domain, and one for all domains
-        "Mean errors, saying over what they are means and what was left out."
+        """Mean errors, saying over what they are means and what was left out.
+
+        Args:
+            over: "frame": every person counts the same; "sequence": every cluster does
+
+        Returns:
+            a row for each model and domain, and one for all domains
+        """
         if over not in ("frame", "sequence"):
             raise ValueError(f"over: expected 'frame' or 'sequence', got {over!r}")
         rows = []
@@ -311,7 +382,14 @@ class Results:
         self,
         folder: str | os.PathLike,  # made if it does not exist
     ) -> Path:  # the table's file
-        "Write errors.csv.gz, summary.csv and poses.npz."
+        """Write errors.csv.gz, summary.csv and poses.npz.
+
+        Args:
+            folder: made if it does not exist
+
+        Returns:
+            the table's file
+        """
         out = Path(folder)
         poses: dict[str, Any] = {
             k: np.asarray(v, np.float32) for k, v in self.poses.items()
@@ -329,7 +407,11 @@ class Results:
         folders: str | os.PathLike | Sequence[str | os.PathLike],
     ) -> "Results":
         """Read results back; the people of several folders are numbered anew. A
-        FileNotFoundError for a folder that has none."""
+        FileNotFoundError for a folder that has none.
+
+        Args:
+            folders: written by `save`; several are read as one
+        """
         one = isinstance(folders, (str, os.PathLike))
         tables, found = [], {}
         for folder in [Path(f) for f in ([folders] if one else folders)]:

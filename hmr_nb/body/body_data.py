@@ -23,7 +23,15 @@ def _parents_of(
     kintree_table: np.ndarray,
 ) -> np.ndarray:  # (j,) column of the parent, root −1
     """The tree of a body file as plain parent indices; a `ValueError` where it is no
-    tree."""
+    tree.
+
+    Args:
+        kintree_table: (2, j) parent and own id of each joint, the root's parent −1
+            or 4294967295; or (j,) parents
+
+    Returns:
+        (j,) column of the parent, root −1
+    """
     table = np.atleast_2d(np.asarray(kintree_table)).astype(np.int64)
     check_shape(table, "r j", "kintree_table")
     ids = table[1] if len(table) > 1 else np.arange(table.shape[1])
@@ -52,7 +60,22 @@ def _parents_of(
 # %% ../../nbs/2_body/01_body_data.ipynb #93e867ef
 @dataclass(frozen=True, eq=False, repr=False)
 class BodyData:
-    "A body model as plain arrays (SMPL, Loper et al. 2015, table 1)."
+    """A body model as plain arrays (SMPL, Loper et al. 2015, table 1).
+
+    Attributes:
+        v_template: (V, 3) mean body in the rest pose, m
+        shapedirs: (V, 3, S) displacement for one unit of each shape coefficient, m
+        posedirs: (V, 3, 9(J-1)) displacement for each entry of R − 1, joint by
+            joint, row by row, m
+        J_regressor: (J, V) rest joints = J_regressor @ rest vertices
+        weights: (V, J) skinning weights, rows sum to 1
+        parents: (J,) parent of each joint, root −1
+        faces: (F, 3) vertex indices, counter-clockwise from outside
+        keypoint_regressors: name -> (V,)
+        mirror: (V,) index of the mirrored vertex, or None
+        joint_names: J names
+        extras: whatever else belongs to it, such as "part_labels"
+    """
 
     v_template: np.ndarray  # (V, 3) mean body in the rest pose, m
     # (V, 3, S) displacement for one unit of each shape coefficient, m
@@ -79,7 +102,14 @@ class BodyData:
         self,
         regressors: Mapping[str, np.ndarray],  # {name: (V,)} weights
     ) -> "BodyData":  # a new body
-        "A copy that has more (or other) keypoint regressors."
+        """A copy that has more (or other) keypoint regressors.
+
+        Args:
+            regressors: {name: (V,)} weights
+
+        Returns:
+            a new body
+        """
         return replace(
             self, keypoint_regressors={**self.keypoint_regressors, **regressors}
         )
@@ -88,7 +118,14 @@ class BodyData:
         self,
         betas: Array | None = None,  # (s,) shape coefficients; the mean body if None
     ) -> np.ndarray:  # (J, 3) m
-        "Joints of the rest pose (Loper et al. 2015, eq. 10)."
+        """Joints of the rest pose (Loper et al. 2015, eq. 10).
+
+        Args:
+            betas: (s,) shape coefficients; the mean body if None
+
+        Returns:
+            (J, 3) m
+        """
         betas = np.zeros(0) if betas is None else np.asarray(betas)
         shape = self.shapedirs[..., : len(betas)] @ betas
         return self.J_regressor @ (self.v_template + shape)
@@ -129,7 +166,14 @@ def _usual_joint_names(
     j: int,  # number of joints
 ) -> tuple[str, ...]:  # j names
     """The joint names of SMPL, SMPL-H, SMPL-X or MANO by the number of joints; plain
-    numbers for other trees."""
+    numbers for other trees.
+
+    Args:
+        j: number of joints
+
+    Returns:
+        j names
+    """
     hands = [f"{side}_{name}" for side in ("left", "right") for name in _FINGERS]
     arms = SMPL_JOINTS[:22]
     known = {
@@ -158,7 +202,16 @@ def _checked_names(
     v: int,  # number of vertices
     j: int,  # number of joints
 ) -> dict[str, Any]:  # the fields that carry names, and the mirror
-    "Check what carries names, and the mirror."
+    """Check what carries names, and the mirror.
+
+    Args:
+        fields: the fields of a `BodyData`
+        v: number of vertices
+        j: number of joints
+
+    Returns:
+        the fields that carry names, and the mirror
+    """
     regressors = {}
     for name, weights in fields["keypoint_regressors"].items():
         regressors[str(name)] = _locked(weights)
@@ -195,7 +248,14 @@ def _checked_fields(
     fields: dict[str, Any],  # the fields of a `BodyData`
 ) -> dict[str, Any]:  # the same, converted and locked
     """Check that the fields of a body fit each other; a `ValueError` that names the
-    field where they do not."""
+    field where they do not.
+
+    Args:
+        fields: the fields of a `BodyData`
+
+    Returns:
+        the same, converted and locked
+    """
     out, sizes = dict(fields), {}
     for key, spec in _SIZES.items():
         try:
@@ -224,7 +284,14 @@ def topology(
     body: BodyData,  # any body
 ) -> str:  # sixteen letters; the same for two bodies exactly if their faces are
     """A fingerprint of a mesh: vertex numbers mean the same on two bodies whose
-    fingerprints agree."""
+    fingerprints agree.
+
+    Args:
+        body: any body
+
+    Returns:
+        sixteen letters; the same for two bodies exactly if their faces are
+    """
     faces = np.ascontiguousarray(body.faces, dtype="<i8")
     return hashlib.sha256(
         f"{len(body.v_template)} ".encode() + faces.tobytes()
@@ -234,7 +301,14 @@ def topology(
 def check_body(
     body: BodyData,  # any body
 ) -> list[tuple[str, bool, str]]:  # (what should hold, does it, detail)
-    "List what a well-made human body should fulfil."
+    """List what a well-made human body should fulfil.
+
+    Args:
+        body: any body
+
+    Returns:
+        (what should hold, does it, detail)
+    """
     V, F = body.v_template, body.faces
     edges = np.sort(F[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
     open_edges = int((np.unique(edges, axis=0, return_counts=True)[1] != 2).sum())

@@ -34,7 +34,15 @@ def read_npz(
     keys: tuple[str, ...] = ("*",),  # arrays to read where present, by name or pattern
 ) -> dict[str, np.ndarray]:  # name -> array; arrays of objects are refused
     """Read arrays from an npz file: no objects, and no more bytes than a body can have.
-    A file that does not read is a `ValueError` that names it."""
+    A file that does not read is a `ValueError` that names it.
+
+    Args:
+        path: an npz file
+        keys: arrays to read where present, by name or pattern
+
+    Returns:
+        name -> array; arrays of objects are refused
+    """
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -93,7 +101,14 @@ def _array(data: bytearray | memoryview) -> np.ndarray:
 def read_npy(
     path: str | os.PathLike,  # an npy file
 ) -> np.ndarray:  # its array; one of objects is refused
-    "Read one array; a file that does not read is a `ValueError` that names it."
+    """Read one array; a file that does not read is a `ValueError` that names it.
+
+    Args:
+        path: an npy file
+
+    Returns:
+        its array; one of objects is refused
+    """
     path = Path(path)
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -122,7 +137,15 @@ def _body_from_arrays(
     arrays: dict[str, Any],  # what a body file holds, under SMPL's names
     name: str = "body",  # what to call it
 ) -> BodyData:  # checked
-    "Make a `BodyData` from the arrays of a file."
+    """Make a `BodyData` from the arrays of a file.
+
+    Args:
+        arrays: what a body file holds, under SMPL's names
+        name: what to call it
+
+    Returns:
+        checked
+    """
     missing = [k for k in FIELDS if k not in arrays]
     if missing:
         raise ValueError(
@@ -164,7 +187,14 @@ def load_body(
     # SMPL, SMPL-H or SMPL-X as .pkl or .npz, or a file by `save_body`
     path: str | os.PathLike,
 ) -> BodyData:  # checked
-    "Read a body file of any kind, without running its code."
+    """Read a body file of any kind, without running its code.
+
+    Args:
+        path: SMPL, SMPL-H or SMPL-X as .pkl or .npz, or a file by `save_body`
+
+    Returns:
+        checked
+    """
     path = Path(path)
     if path.is_dir():
         raise ValueError(
@@ -199,7 +229,16 @@ def hand_pose(
     side: str = "left",  # or "right"; "" for MANO, which has one hand
     # (b, 15, 3) axis-angle of the joints <side>_index1 … <side>_thumb3, rad
 ) -> np.ndarray:
-    "The mean hand plus a weighted sum of components (Romero et al. 2017)."
+    """The mean hand plus a weighted sum of components (Romero et al. 2017).
+
+    Args:
+        body: SMPL-H, SMPL-X or MANO, as `load_body` reads it
+        coefficients: (b, n) of the first n hand components; (b, 0) is the mean hand
+        side: or "right"; "" for MANO, which has one hand
+
+    Returns:
+        (b, 15, 3) axis-angle of the joints <side>_index1 … <side>_thumb3, rad
+    """
     names = [f"hands_{what}{side[:1]}" for what in ("mean", "components")]
     missing = [n for n in names if n not in body.extras]
     if missing:
@@ -221,7 +260,14 @@ def arrays_of(
     body: BodyData,  # any body
     # its arrays under SMPL's names; the inverse of `_body_from_arrays`
 ) -> dict[str, np.ndarray]:
-    "The arrays that a body file holds."
+    """The arrays that a body file holds.
+
+    Args:
+        body: any body
+
+    Returns:
+        its arrays under SMPL's names; the inverse of `_body_from_arrays`
+    """
     out = {k: getattr(body, k) for k in FIELDS[:5]}
     ids = np.arange(len(body.parents))
     out["kintree_table"] = np.stack(
@@ -242,7 +288,15 @@ def save_body(
     path: str | os.PathLike,  # ends in .npz or .pkl
 ) -> Path:  # the file
     """Write a body as npz (ours, complete) or as an SMPL-style pickle that other tools
-    read."""
+    read.
+
+    Args:
+        body: any body
+        path: ends in .npz or .pkl
+
+    Returns:
+        the file
+    """
     path = Path(path)
     arrays: dict[str, Any] = arrays_of(body)
     if path.suffix not in (".npz", ".pkl"):
@@ -277,7 +331,14 @@ def _smpl_pickle(body: BodyData, arrays: dict[str, np.ndarray]) -> bytes:
 def file_contents(
     path: str | os.PathLike,  # a body file, .pkl or .npz
 ) -> dict[str, str]:  # name -> type and size
-    "What a file holds, whether it makes a body or not."
+    """What a file holds, whether it makes a body or not.
+
+    Args:
+        path: a body file, .pkl or .npz
+
+    Returns:
+        name -> type and size
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file. {_HOW_TO_GET_SMPL}")

@@ -88,7 +88,15 @@ def preset_poses(
     # (j) names of a body's joints; joints that it does not have are left out
     joints: tuple[str, ...],
 ) -> dict[str, np.ndarray]:  # {name: (j, 3) axis-angle, rad}
-    "A few poses that show what the joints do."
+    """A few poses that show what the joints do.
+
+    Args:
+        joints: (j) names of a body's joints; joints that it does not have are left
+            out
+
+    Returns:
+        {name: (j, 3) axis-angle, rad}
+    """
     return {
         name: np.radians([parts.get(j, (0, 0, 0)) for j in joints]).astype("float32")
         for name, parts in _PRESETS.items()
@@ -98,12 +106,22 @@ def preset_poses(
 def _joint_of_vertex(
     body: BodyData,
 ) -> np.ndarray:  # (v,) joint that moves each vertex most
-    "What a click on the skin takes hold of."
+    """What a click on the skin takes hold of.
+
+    Returns:
+        (v,) joint that moves each vertex most
+    """
     return body.weights.argmax(axis=1)
 
 # %% ../../nbs/2_body/07_explorer.ipynb #ad3ef803
 class BodyExplorer:
-    "Sliders for the body shape and for the joint that was clicked; the mesh follows."
+    """Sliders for the body shape and for the joint that was clicked; the mesh follows.
+
+    Args:
+        body: the open body if None
+        poses: {name: (j, 3)} axis-angle, rad; `preset_poses` if None
+        betas: how many coefficients get a slider
+    """
 
     def __init__(
         self,
@@ -159,7 +177,12 @@ class BodyExplorer:
         # (n,) the first coefficients; the others become zero
         betas: Sequence[float] | Array | None = None,
     ) -> None:
-        "Another pose or body shape; the sliders follow."
+        """Another pose or body shape; the sliders follow.
+
+        Args:
+            pose: (j, 3) axis-angle, rad
+            betas: (n,) the first coefficients; the others become zero
+        """
         if pose is not None:
             check_shape(np.asarray(pose), "j 3", "pose", j=len(self.pose))
             self.pose = np.array(pose, "float32")
@@ -172,7 +195,11 @@ class BodyExplorer:
         self,
         joint: str,  # its name
     ) -> None:
-        "Take hold of a joint: its sliders show its angles."
+        """Take hold of a joint: its sliders show its angles.
+
+        Args:
+            joint: its name
+        """
         if joint not in self.body.joint_names:
             raise ValueError(
                 f"joint: expected one of {', '.join(self.body.joint_names)}, got"
@@ -191,7 +218,11 @@ class BodyExplorer:
         self.redraw()
 
     def vertices(self) -> np.ndarray:  # (v, 3) m
-        "The mesh as it is now."
+        """The mesh as it is now.
+
+        Returns:
+            (v, 3) m
+        """
         posed: Any = self.smpl(self.pose[None], self.betas[None]).vertices
         return ops.convert_to_numpy(posed[0])
 
@@ -219,7 +250,11 @@ class BodyExplorer:
     def still(
         self, views: tuple[str, ...] = ("front", "three_quarter", "side")
     ) -> Any:  # a figure
-        "The same body without a browser."
+        """The same body without a browser.
+
+        Returns:
+            a figure
+        """
         import matplotlib.pyplot as plt
 
         size = (2 * len(views), 2.8)

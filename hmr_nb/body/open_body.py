@@ -12,5 +12,9 @@ from .body_files import load_body
 
 # %% ../../nbs/2_body/05_open_body.ipynb #5ddf2ab0
 def open_body() -> BodyData:  # 6,890 vertices, 24 joints, 10 shapes
-    "The open body, from the file that ships."
+    """The open body, from the file that ships.
+
+    Returns:
+        6,890 vertices, 24 joints, 10 shapes
+    """
     return load_body(shipped("open_body.npz"))

@@ -233,7 +233,17 @@ def load_pickle(
     # the same as plain Python and NumPy: sparse matrices and chumpy values become
     # arrays
 ) -> Any:
-    "Read a data pickle without running anything that it names."
+    """Read a data pickle without running anything that it names.
+
+    Args:
+        path: a pickle of Python 2 or 3 that holds numbers, arrays, lists and dicts
+        data: the pickle itself, where it lies inside another file; `path` is then
+            its name in errors
+
+    Returns:
+        the same as plain Python and NumPy: sparse matrices and chumpy values become
+            arrays
+    """
     path = Path(path)
     reader = _InertUnpickler(path.read_bytes() if data is None else data)
     try:

@@ -27,7 +27,17 @@ def _cleaned(
     # what to do with a sum that is a little off one: "normalise", "keep" or "refuse"
     sums: str = "normalise",
 ) -> np.ndarray:  # (v,) float64
-    "A regressor that can be used, or a reason why not."
+    """A regressor that can be used, or a reason why not.
+
+    Args:
+        weights: (v,) or (v, 1) numbers
+        where: the file and the name, for messages
+        sums: what to do with a sum that is a little off one: "normalise", "keep" or
+            "refuse"
+
+    Returns:
+        (v,) float64
+    """
     if sums not in ("normalise", "keep", "refuse"):
         raise ValueError(
             f'sums: expected "normalise", "keep" or "refuse", got {sums!r}'
@@ -79,7 +89,17 @@ def save_rows(
     # as `load_marks` gives them, to be kept with the regressors in json
     marks: Mapping[str, Any] | None = None,
 ) -> Path:  # the file
-    "Write keypoint regressors, whole or not at all."
+    """Write keypoint regressors, whole or not at all.
+
+    Args:
+        rows: {name: (v,) weights, or a fit that has .weights}
+        path: .json, .npz or .npy
+        body: whose vertices they are; json and npz say so
+        marks: as `load_marks` gives them, to be kept with the regressors in json
+
+    Returns:
+        the file
+    """
     path = Path(path)
     plain: dict[str, Any] = {
         n: np.asarray(getattr(r, "weights", r), float) for n, r in rows.items()
@@ -115,7 +135,14 @@ def _document(
     plain: Mapping[str, np.ndarray],  # the same as (v,) arrays
     marks: Mapping[str, Any],
 ) -> dict[str, Any]:  # ready for json
-    "Everything that is known about some regressors."
+    """Everything that is known about some regressors.
+
+    Args:
+        plain: the same as (v,) arrays
+
+    Returns:
+        ready for json
+    """
     entries = {}
     for name, weights in plain.items():
         used = np.flatnonzero(weights)
@@ -158,7 +185,16 @@ def _from_array(
     v: int | None = None,  # vertices of the body, if known
     names: Sequence[str] | None = None,  # of the points
 ) -> dict[str, np.ndarray]:  # {name: (V,)}
-    "Regressors of an array of unknown direction."
+    """Regressors of an array of unknown direction.
+
+    Args:
+        array: (V,), (V, 1), (K, V) or (V, K)
+        v: vertices of the body, if known
+        names: of the points
+
+    Returns:
+        {name: (V,)}
+    """
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or not array.size:
         raise ValueError(
             f"{path}: expected an array of weights, (V,), (V, 1) or (K, V), got"
@@ -188,7 +224,14 @@ def _from_document(
     document: Any,  # what a json file holds
     # regressors, name of the body, its fingerprint
 ) -> tuple[dict[str, np.ndarray], str | None, str | None]:
-    "Regressors of a json document."
+    """Regressors of a json document.
+
+    Args:
+        document: what a json file holds
+
+    Returns:
+        regressors, name of the body, its fingerprint
+    """
     try:
         size, rows = int(document["size"]), {}
         for name, entry in document["keypoints"].items():
@@ -211,7 +254,11 @@ def _held_against(
     rows: Mapping[str, np.ndarray],  # {name: (v,)}
     path: Path,
 ) -> None:
-    "Refuse regressors that lie where their names do not."
+    """Refuse regressors that lie where their names do not.
+
+    Args:
+        rows: {name: (v,)}
+    """
     joints = dict(zip(body.joint_names, body.joints_rest()))
     hips = [joints.get(f"{side}_hip", np.zeros(3))[0] for side in ("left", "right")]
     for name, weights in rows.items():
@@ -243,7 +290,18 @@ def load_rows(
     # of weights that are a little off one: "normalise", "keep" or "refuse"
     sums: str = "normalise",
 ) -> dict[str, np.ndarray]:  # {name: (v,)} that sum to one
-    "Read keypoint regressors: our files, hmr2.0's and SPIN's arrays, plain npz."
+    """Read keypoint regressors: our files, hmr2.0's and SPIN's arrays, plain npz.
+
+    Args:
+        path: .json, .npz or .npy
+        body: whose vertices they should be; refused if they are another's, or if a
+            point lies where its name does not
+        names: of the points of an .npy, which has none
+        sums: of weights that are a little off one: "normalise", "keep" or "refuse"
+
+    Returns:
+        {name: (v,)} that sum to one
+    """
     path = Path(path)
     rows, made_on, stamp = _read(path, body, names)
     if body is not None and stamp and stamp != topology(body):

@@ -27,7 +27,17 @@ def shape_blend(
     directions: Array,
     coefficients: Array,  # (b, n) how much of each
 ) -> Array:  # (b, v, 3) vertices, m
-    "Add a weighted sum of displacements (Loper et al. 2015, eq. 8)."
+    """Add a weighted sum of displacements (Loper et al. 2015, eq. 8).
+
+    Args:
+        template: (v, 3) or (b, v, 3) vertices to start from, m
+        directions: (v, 3, n) how each vertex moves for one unit of each
+            coefficient, m
+        coefficients: (b, n) how much of each
+
+    Returns:
+        (b, v, 3) vertices, m
+    """
     check_shape(directions, "v 3 n", "directions")
     check_shape(coefficients, "b n", "coefficients", n=directions.shape[-1])
     return ops.add(template, ops.einsum("vcn,bn->bvc", directions, coefficients))
@@ -37,7 +47,15 @@ def rest_joints(
     J_regressor: Array,  # (j, v) of which vertices each joint is the mean
     vertices: Array,  # (b, v, 3) shaped vertices in the rest pose, m
 ) -> Array:  # (b, j, 3) joints, m
-    "Joints of the rest pose (Loper et al. 2015, eq. 10)."
+    """Joints of the rest pose (Loper et al. 2015, eq. 10).
+
+    Args:
+        J_regressor: (j, v) of which vertices each joint is the mean
+        vertices: (b, v, 3) shaped vertices in the rest pose, m
+
+    Returns:
+        (b, j, 3) joints, m
+    """
     check_shape(vertices, "b v 3", "vertices", v=J_regressor.shape[-1])
     return ops.einsum("jv,bvc->bjc", J_regressor, vertices)
 
@@ -45,7 +63,14 @@ def rest_joints(
 def pose_features(
     R: Array,  # (b, j, 3, 3) rotation of each joint against its parent, root first
 ) -> Array:  # (b, 9(j−1)) entries of R − 1, joint by joint, row by row
-    "What the pose correctives depend on (Loper et al. 2015, eq. 9)."
+    """What the pose correctives depend on (Loper et al. 2015, eq. 9).
+
+    Args:
+        R: (b, j, 3, 3) rotation of each joint against its parent, root first
+
+    Returns:
+        (b, 9(j−1)) entries of R − 1, joint by joint, row by row
+    """
     check_shape(R, "b j 3 3", "R")
     R = ops.convert_to_tensor(R)
     rest = R[:, 1:] - ops.eye(3, dtype=R.dtype)
@@ -55,7 +80,14 @@ def pose_features(
 def tree_levels(
     parents: np.ndarray,  # (j,) parent of each joint, root −1
 ) -> list[np.ndarray]:  # joints at distance 0, 1, 2 … from the root
-    "Group the joints of a tree by their distance from the root."
+    """Group the joints of a tree by their distance from the root.
+
+    Args:
+        parents: (j,) parent of each joint, root −1
+
+    Returns:
+        joints at distance 0, 1, 2 … from the root
+    """
     levels = [np.flatnonzero(np.asarray(parents) < 0)]
     while len(levels[-1]):
         levels.append(np.flatnonzero(np.isin(parents, levels[-1])))
@@ -67,7 +99,16 @@ def forward_kinematics(
     joints: Array,  # (b, j, 3) joints of the rest pose, m
     parents: np.ndarray,  # (j,) parent of each joint, root −1
 ) -> tuple[Array, Array]:  # world rotations (b, j, 3, 3), posed joints (b, j, 3) in m
-    "Walk down the tree, one level at a time (Loper et al. 2015, eq. 4)."
+    """Walk down the tree, one level at a time (Loper et al. 2015, eq. 4).
+
+    Args:
+        R: (b, j, 3, 3) rotation of each joint against its parent
+        joints: (b, j, 3) joints of the rest pose, m
+        parents: (j,) parent of each joint, root −1
+
+    Returns:
+        world rotations (b, j, 3, 3), posed joints (b, j, 3) in m
+    """
     check_shape(joints, "b j 3", "joints", j=len(parents))
     R, joints = ops.convert_to_tensor(R), ops.convert_to_tensor(joints)
     levels = tree_levels(parents)
@@ -96,7 +137,18 @@ def skin(
     weights: Array,  # (v, j) skinning weights, rows sum to 1
 ) -> Array:  # (b, v, 3) posed vertices, m
     """Linear blend skinning: the weighted mean of what each joint would do alone (Loper
-    et al. 2015, eq. 7)."""
+    et al. 2015, eq. 7).
+
+    Args:
+        vertices: (b, v, 3) of the rest pose, m
+        G: (b, j, 3, 3) world rotation of each joint
+        P: (b, j, 3) posed joints, m
+        joints: (b, j, 3) joints of the rest pose, m
+        weights: (v, j) skinning weights, rows sum to 1
+
+    Returns:
+        (b, v, 3) posed vertices, m
+    """
     check_shape(vertices, "b v 3", "vertices", v=weights.shape[0])
     shift = P - ops.einsum("bjcd,bjd->bjc", G, joints)
     rotated = ops.einsum("vj,bjcd,bvd->bvc", weights, G, vertices)
@@ -104,7 +156,14 @@ def skin(
 
 # %% ../../nbs/2_body/06_smpl.ipynb #1bd372e4
 class SMPLOutput(NamedTuple):
-    "What a body layer returns."
+    """What a body layer returns.
+
+    Attributes:
+        vertices: (b, V, 3) m
+        joints: (b, J, 3) posed joints, m
+        rotations: (b, J, 3, 3) of each joint against its parent
+        keypoints: (b, K, 3) m, where a keypoint set was given
+    """
 
     vertices: Array | None  # (b, V, 3) m
     joints: Array  # (b, J, 3) posed joints, m
@@ -116,7 +175,15 @@ def _fused_tables(
     body: BodyData,  # any body
     columns: np.ndarray | slice = slice(None),  # vertices to keep
 ) -> dict[str, np.ndarray]:  # template (3v,), basis (9(J−1)+S, 3v), weights (J, v)
-    "The tables of a body, arranged for two matrix products; x, y, z as planes."
+    """The tables of a body, arranged for two matrix products; x, y, z as planes.
+
+    Args:
+        body: any body
+        columns: vertices to keep
+
+    Returns:
+        template (3v,), basis (9(J−1)+S, 3v), weights (J, v)
+    """
     tables = body.posedirs[columns], body.shapedirs[columns]
     directions = np.concatenate(tables, axis=-1).transpose(2, 1, 0)
     n, _, v = directions.shape
@@ -131,7 +198,15 @@ def _rotations_of(
     pose: Array,  # (b, j, 3) axis-angle in rad, or (b, j, 3, 3) matrices
     j: int,  # number of joints
 ) -> Array:  # (b, j, 3, 3)
-    "Rotation matrices of a pose in either form."
+    """Rotation matrices of a pose in either form.
+
+    Args:
+        pose: (b, j, 3) axis-angle in rad, or (b, j, 3, 3) matrices
+        j: number of joints
+
+    Returns:
+        (b, j, 3, 3)
+    """
     if len(pose.shape) == 4:
         check_shape(pose, "b j 3 3", "pose", j=j)
         return pose
@@ -145,7 +220,17 @@ def _posed_planes(
     betas: Array,  # (b, s) shape coefficients
     transforms: Array,  # (b, 3, 4, j) what each joint does to a point of the rest pose
 ) -> Array:  # (b, 3, v) x, y and z of the posed vertices, m
-    "Blend shapes and skinning as two matrix products."
+    """Blend shapes and skinning as two matrix products.
+
+    Args:
+        tables: from `_fused_tables`
+        R: (b, j, 3, 3) rotation of each joint against its parent
+        betas: (b, s) shape coefficients
+        transforms: (b, 3, 4, j) what each joint does to a point of the rest pose
+
+    Returns:
+        (b, 3, v) x, y and z of the posed vertices, m
+    """
     j = transforms.shape[-1]
     coefficients = ops.concatenate([pose_features(R), betas], axis=-1)
     basis = tables["basis"][: coefficients.shape[-1]]
@@ -164,7 +249,11 @@ def _posed_planes(
 
 # %% ../../nbs/2_body/06_smpl.ipynb #8f93d362
 class _KeypointTables:
-    "Where the points of a keypoint set come from: a few vertices, or a joint."
+    """Where the points of a keypoint set come from: a few vertices, or a joint.
+
+    Args:
+        body: any body
+    """
 
     def __init__(
         self,
@@ -196,7 +285,17 @@ def _held(
     # name of a body that must not be exported; None where that does no harm
     owner: str | None,
 ) -> dict[str, Array]:  # the same as tensors
-    "Tables as constants, or as variables that cannot be exported."
+    """Tables as constants, or as variables that cannot be exported.
+
+    Args:
+        tables: from `_fused_tables` and the like
+        dtype: of all sums
+        owner: name of a body that must not be exported; None where that does no
+            harm
+
+    Returns:
+        the same as tensors
+    """
     backend = keras.config.backend()
     if dtype == "float64" and backend != "tensorflow":
         raise ValueError(
@@ -225,7 +324,13 @@ def _held(
 
 # %% ../../nbs/2_body/06_smpl.ipynb #6f9f6968
 class _BodyFunction:
-    "A body as a function of pose, shape and place; what is not wanted is not computed."
+    """A body as a function of pose, shape and place; what is not wanted is not computed.
+
+    Args:
+        body: whose tables are used
+        keypoints: to compute as well
+        dtype: of all sums
+    """
 
     def __init__(
         self,
@@ -264,7 +369,14 @@ class _BodyFunction:
         betas: Array,  # (b, s) shape coefficients
         trans: Array | None = None,  # (b, 3) where to put the body, m
     ) -> SMPLOutput:
-        "Vertices for `mesh`, keypoints for `mesh` and `keypoints`, joints always."
+        """Vertices for `mesh`, keypoints for `mesh` and `keypoints`, joints always.
+
+        Args:
+            want: "mesh", "keypoints" or "joints"
+            pose: (b, J, 3) axis-angle in rad, or (b, J, 3, 3) matrices
+            betas: (b, s) shape coefficients
+            trans: (b, 3) where to put the body, m
+        """
         R = _rotations_of(pose, len(self.parents))
         directions = self.joints["shapedirs"][: betas.shape[-1]]
         shape = ops.einsum("bs,sjc->bjc", betas, directions)
@@ -318,7 +430,14 @@ class _BodyFunction:
 def body_named(
     body: BodyData | str | None,  # a body, or the name of the one that ships, or None
 ) -> BodyData:  # the body; the open body for None
-    "The body itself; a name is enough for the open body alone."
+    """The body itself; a name is enough for the open body alone.
+
+    Args:
+        body: a body, or the name of the one that ships, or None
+
+    Returns:
+        the body; the open body for None
+    """
     if isinstance(body, BodyData):
         return body
     if body is not None and body != open_body().name:
@@ -334,7 +453,14 @@ def points_to_config(
     keypoints: KeypointSet | None,  # any keypoint set
 ) -> dict | None:  # plain lists, for json
     """A keypoint set as plain data; regressors as the vertices and weights that are not
-    zero, or as vertex numbers."""
+    zero, or as vertex numbers.
+
+    Args:
+        keypoints: any keypoint set
+
+    Returns:
+        plain lists, for json
+    """
     if keypoints is None:
         return None
     rows, size = {}, 0
@@ -358,7 +484,14 @@ def points_from_config(
     # from `points_to_config`; a set is left as it is
     config: dict | KeypointSet | None,
 ) -> KeypointSet | None:  # the set
-    "The inverse of `points_to_config`."
+    """The inverse of `points_to_config`.
+
+    Args:
+        config: from `points_to_config`; a set is left as it is
+
+    Returns:
+        the set
+    """
     if not isinstance(config, dict):
         return config
     regressors = {}
@@ -384,7 +517,18 @@ def _checked_inputs(
     body: BodyData,  # whose sizes must fit
     dtype: str,  # to convert to
 ) -> tuple[Array, Array, Array | None]:  # the same as tensors
-    "Check the arguments of a body layer, once."
+    """Check the arguments of a body layer, once.
+
+    Args:
+        pose: (b, J, 3) axis-angle in rad, or (b, J, 3, 3) matrices
+        betas: (b, s) shape coefficients; zeros if None
+        trans: (b, 3) where to put the body, m
+        body: whose sizes must fit
+        dtype: to convert to
+
+    Returns:
+        the same as tensors
+    """
     pose = ops.convert_to_tensor(pose, dtype)
     J, S = len(body.parents), body.shapedirs.shape[-1]
     if len(pose.shape) not in (3, 4):
@@ -421,6 +565,12 @@ class SMPL(keras.layers.Layer):
     Called with pose (b, J, 3) axis-angle in rad or (b, J, 3, 3) matrices, betas (b, s)
     and trans (b, 3) in m. Missing betas and trans are zeros; `transl`, as smplx calls
     it, is another word for trans.
+
+    Args:
+        body: whose tables are used; the open body
+        keypoints: points to return as well
+        jit: compile with XLA on the TensorFlow backend
+        dtype: or "float64"
     """
 
     def __init__(
@@ -462,7 +612,16 @@ class SMPL(keras.layers.Layer):
         betas: Array | None = None,  # (b, s) shape coefficients; zeros if None
         trans: Array | None = None,  # (b, 3) where to put the body, m
     ) -> SMPLOutput:  # everything
-        "Vertices, joints, rotations, and the keypoints if there are any."
+        """Vertices, joints, rotations, and the keypoints if there are any.
+
+        Args:
+            pose: (b, J, 3) axis-angle in rad, or (b, J, 3, 3) matrices
+            betas: (b, s) shape coefficients; zeros if None
+            trans: (b, 3) where to put the body, m
+
+        Returns:
+            everything
+        """
         return self.function("mesh", *self._tensors(pose, betas, trans))
 
     def compute_output_spec(self, pose, betas=None, trans=None):
@@ -479,7 +638,16 @@ class SMPL(keras.layers.Layer):
         betas: Array | None = None,  # (b, s) shape coefficients; zeros if None
         trans: Array | None = None,  # (b, 3) where to put the body, m
     ) -> SMPLOutput:  # vertices are None
-        "Joints, rotations and the keypoints, if there are any, in one walk."
+        """Joints, rotations and the keypoints, if there are any, in one walk.
+
+        Args:
+            pose: (b, J, 3) axis-angle in rad, or (b, J, 3, 3) matrices
+            betas: (b, s) shape coefficients; zeros if None
+            trans: (b, 3) where to put the body, m
+
+        Returns:
+            vertices are None
+        """
         want = "joints" if self.keypoints is None else "keypoints"
         return self.function(want, *self._tensors(pose, betas, trans))
 
@@ -489,7 +657,16 @@ class SMPL(keras.layers.Layer):
         betas: Array | None = None,  # (b, s) shape coefficients; zeros if None
         trans: Array | None = None,  # (b, 3) where to put the body, m
     ) -> Array:  # (b, K, 3) m
-        "The keypoints, without making the mesh."
+        """The keypoints, without making the mesh.
+
+        Args:
+            pose: (b, J, 3) axis-angle in rad, or (b, J, 3, 3) matrices
+            betas: (b, s) shape coefficients; zeros if None
+            trans: (b, 3) where to put the body, m
+
+        Returns:
+            (b, K, 3) m
+        """
         found = self.without_mesh(pose, betas, trans).keypoints
         if found is None:
             raise ValueError(
@@ -504,7 +681,16 @@ class SMPL(keras.layers.Layer):
         betas: Array | None = None,  # (b, s) shape coefficients; zeros if None
         trans: Array | None = None,  # (b, 3) where to put the body, m
     ) -> tuple[Array, Array]:  # joints (b, J, 3) in m, rotations (b, J, 3, 3)
-        "Posed joints and rotation matrices, without making the mesh."
+        """Posed joints and rotation matrices, without making the mesh.
+
+        Args:
+            pose: (b, J, 3) axis-angle in rad, or (b, J, 3, 3) matrices
+            betas: (b, s) shape coefficients; zeros if None
+            trans: (b, 3) where to put the body, m
+
+        Returns:
+            joints (b, J, 3) in m, rotations (b, J, 3, 3)
+        """
         out = self.function("joints", *self._tensors(pose, betas, trans))
         return out.joints, out.rotations
 

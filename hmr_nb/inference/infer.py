@@ -43,7 +43,11 @@ from ..records.datasets.openpose import read_openpose
 
 # %% ../../nbs/8_inference/01_infer.ipynb #dcfb8d12
 def _pixels(raw: Image.Image) -> np.ndarray:  # (h, w, 3) uint8
-    "A picture of Pillow: rotated upright, three channels, transparency on white."
+    """A picture of Pillow: rotated upright, three channels, transparency on white.
+
+    Returns:
+        (h, w, 3) uint8
+    """
     image = ImageOps.exif_transpose(raw)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
@@ -58,7 +62,14 @@ def load_photo(
     path: str | os.PathLike | Any,  # a JPEG, PNG, … file, or such a file opened
 ) -> np.ndarray:  # (h, w, 3) uint8, upright
     """Read a picture: rotated upright as its file says (EXIF), three channels,
-    transparency on white. A FileNotFoundError or ValueError names the file."""
+    transparency on white. A FileNotFoundError or ValueError names the file.
+
+    Args:
+        path: a JPEG, PNG, … file, or such a file opened
+
+    Returns:
+        (h, w, 3) uint8, upright
+    """
     try:
         with Image.open(path) as raw:
             return _pixels(raw)
@@ -82,7 +93,15 @@ def _whole_box(
     image: np.ndarray,  # (h, w, 3)
     view: View,  # of the model
 ) -> tuple[float, float, float, float]:  # x, y, width, height, px
-    "A box such that the crop is the smallest square around the whole picture."
+    """A box such that the crop is the smallest square around the whole picture.
+
+    Args:
+        image: (h, w, 3)
+        view: of the model
+
+    Returns:
+        x, y, width, height, px
+    """
     h, w = image.shape[:2]
     side = max(h, w) / view.side((0, 0, 1, 1))
     return ((w - 1 - side) / 2, (h - 1 - side) / 2, side, side)
@@ -94,7 +113,15 @@ def boxes_from_openpose(
     least_points: int = 4,  # people with fewer points are left out
 ) -> list[tuple[float, float, float, float]]:  # x, y, width, height of each, px
     """Bounding boxes of the people that OpenPose found. A ValueError names a file of
-    another kind."""
+    another kind.
+
+    Args:
+        path: OpenPose's json, 18 or 25 points
+        least_points: people with fewer points are left out
+
+    Returns:
+        x, y, width, height of each, px
+    """
     seen = [found[np.isfinite(found).all(1), :2] for _, found in read_openpose(path)]
     return [
         box_from_keypoints(kp)
@@ -111,7 +138,15 @@ def _encoder_precision(
     encoder: keras.Model,  # of an HMR
     precision: str = "auto",  # one of PRECISIONS
 ) -> str:  # "float32" or "mixed_bfloat16"
-    "In which precision to run this encoder here."
+    """In which precision to run this encoder here.
+
+    Args:
+        encoder: of an HMR
+        precision: one of PRECISIONS
+
+    Returns:
+        "float32" or "mixed_bfloat16"
+    """
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}"
@@ -123,7 +158,11 @@ def _encoder_precision(
 
 class Forward:
     """A model compiled for use: from pixels to its last iteration. Takes the model's
-    place in `infer`."""
+    place in `infer`.
+
+    Args:
+        model: its weights as they are now
+    """
 
     def __init__(
         self,
@@ -156,7 +195,11 @@ class Forward:
         self,
         images: Array,  # (b, h, w, 3) in -1..1
     ) -> HMROutput:
-        "The last iteration."
+        """The last iteration.
+
+        Args:
+            images: (b, h, w, 3) in -1..1
+        """
         return self.run(ops.convert_to_tensor(images, "float32"))
 
 # %% ../../nbs/8_inference/01_infer.ipynb #33b00004
@@ -169,7 +212,18 @@ def place_body(
     rounds: int = 100,  # at most
 ) -> np.ndarray:  # (3,) add this to body points: camera frame of the photograph, m
     """The place from which the photograph's camera shows the joints with the same
-    middle and size as the camera of the crop."""
+    middle and size as the camera of the crop.
+
+    Args:
+        joints: (j, 3) around the body's own origin, m
+        cam: (3,) scale, tx, ty of the crop
+        crop: photograph px -> crop px
+        camera: of the photograph
+        rounds: at most
+
+    Returns:
+        (3,) add this to body points: camera frame of the photograph, m
+    """
     start = cam_to_translation(cam, crop, camera)
     t, focal, center = start.copy(), camera.focal, camera.center
     ndc = project(joints[None], np.asarray(cam, float)[None])[0]
@@ -198,7 +252,16 @@ def _assumed_focal(
     sides: Sequence[float] = (),  # of its people's crops, px of the photograph
 ) -> float:  # px
     """A focal length where none is known: the diagonal, but longer where a person fills
-    the picture."""
+    the picture.
+
+    Args:
+        height: of the photograph, px
+        width: of the photograph, px
+        sides: of its people's crops, px of the photograph
+
+    Returns:
+        px
+    """
     largest = max(sides, default=0)
     return max(default_focal(height, width), _NEAREST_FOCAL * largest)
 
@@ -207,7 +270,14 @@ def photo_focal(
     path: str | os.PathLike | Any,  # a JPEG, PNG, … file, or a picture of Pillow
 ) -> float | None:  # px; None where the file does not say
     """The focal length that the camera noted in the file (EXIF, FocalLengthIn35mmFilm);
-    right if the picture was not cut afterwards."""
+    right if the picture was not cut afterwards.
+
+    Args:
+        path: a JPEG, PNG, … file, or a picture of Pillow
+
+    Returns:
+        px; None where the file does not say
+    """
     try:
         raw = path if isinstance(path, Image.Image) else Image.open(path)
         millimetres = float(raw.getexif().get_ifd(0x8769).get(0xA405, 0))
@@ -243,7 +313,15 @@ def _side_by_side(
     images: Sequence[np.ndarray],  # (h, w, 3) uint8, each of a size of its own
     pad: int = 2,  # white pixels between them
 ) -> np.ndarray:  # (H, W, 3) uint8
-    "Pictures in a line, as high as the highest."
+    """Pictures in a line, as high as the highest.
+
+    Args:
+        images: (h, w, 3) uint8, each of a size of its own
+        pad: white pixels between them
+
+    Returns:
+        (H, W, 3) uint8
+    """
     H = max(i.shape[0] for i in images)
     parts = [
         np.pad(i, ((0, H - i.shape[0]), (0, pad), (0, 0)), constant_values=255)
@@ -259,7 +337,16 @@ def draw_people(
     side_views: bool = True,  # whether to add views from the side and from behind
 ) -> np.ndarray:  # (h, W, 3) uint8
     """The photograph with the meshes over it, and the first three people from other
-    sides. A ValueError where a prediction has no mesh or no camera."""
+    sides. A ValueError where a prediction has no mesh or no camera.
+
+    Args:
+        photo: (h, w, 3) uint8
+        people: of this photograph
+        side_views: whether to add views from the side and from behind
+
+    Returns:
+        (h, W, 3) uint8
+    """
     drawn = [(*_mesh_of(p), _COLORS[i % len(_COLORS)]) for i, p in enumerate(people)]
     top = photo
     for V, F, camera, _, color in sorted(drawn, key=lambda one: -one[3][2]):
@@ -281,7 +368,15 @@ def _group_views(
     size: int = 256,  # height, px
 ) -> list[np.ndarray]:  # two of (size, w, 3) uint8
     """All people of a photograph together, from the side and from behind: who stands
-    before whom."""
+    before whom.
+
+    Args:
+        people: one or more
+        size: height, px
+
+    Returns:
+        two of (size, w, 3) uint8
+    """
     meshes = [_mesh_of(p)[:2] for p in people]
     starts = np.cumsum([0, *(len(V) for V, _ in meshes)])
     V = np.concatenate([V for V, _ in meshes]) * [1, -1, -1]
@@ -310,7 +405,15 @@ def show(
     *,
     height: int = 320,  # of the sheet, px
 ) -> Any:  # a picture for a notebook
-    "The photograph, the bodies over it, and two views from other sides."
+    """The photograph, the bodies over it, and two views from other sides.
+
+    Args:
+        people: of `infer`
+        height: of the sheet, px
+
+    Returns:
+        a picture for a notebook
+    """
     if people.photo is None:
         raise ValueError("show: these people have no photograph; `infer` gives one")
 
@@ -351,7 +454,16 @@ def person_views(
     # (n, size, size, 3) in -1..1; the maps photograph px -> view px
 ) -> tuple[np.ndarray, list[Crop]]:
     """What the model sees of each person: the same scale as in training, because it is
-    the same rule. A ValueError for a box without size or outside the photograph."""
+    the same rule. A ValueError for a box without size or outside the photograph.
+
+    Args:
+        photo: (h, w, 3) uint8
+        boxes: (n, 4) x, y, width, height, px
+        view: the model's rule of scale
+
+    Returns:
+        (n, size, size, 3) in -1..1; the maps photograph px -> view px
+    """
     h, w = photo.shape[:2]
     crops = [view.crop(box) for box in boxes]
     for x, y, bw, bh in boxes:
@@ -371,7 +483,11 @@ def _person(
     crop: Crop,
     **known: Any,  # names, box, camera, faces
 ) -> Prediction:
-    "Person i of the model's output, before the photograph's camera."
+    """Person i of the model's output, before the photograph's camera.
+
+    Args:
+        known: names, box, camera, faces
+    """
 
     def of(x):
         return np.asarray(ops.convert_to_numpy(x[i]), np.float64)
@@ -398,7 +514,15 @@ def _boxes(
     photo: np.ndarray,  # (h, w, 3)
     view: View,
 ) -> np.ndarray:  # (n, 4)
-    "The boxes as an array: one or many, or the whole picture."
+    """The boxes as an array: one or many, or the whole picture.
+
+    Args:
+        boxes: None, (4,) or (n, 4)
+        photo: (h, w, 3)
+
+    Returns:
+        (n, 4)
+    """
     if boxes is None:
         boxes = [_whole_box(photo, view)]
     found = np.asarray(boxes, float)
@@ -427,7 +551,22 @@ def infer(
     batch_size: int = 16,  # people at a time
 ) -> Predictions:  # a Prediction for each box, in their order
     """Recover the body of each person in a photograph (Kanazawa et al. 2018). A
-    ValueError names a file that is no picture, or a box outside it."""
+    ValueError names a file that is no picture, or a box outside it.
+
+    Args:
+        model: such as `small_hmr()`; `Forward(model)` where there are many
+            photographs
+        image: a file, a picture of Pillow, or (h, w, 3) uint8
+        boxes: x, y, width, height of the person, or of each, px; the whole picture
+            if None
+        focal: of the photograph, px; if None what its file says (EXIF), else a long
+            one
+        center: (2,) principal point, px; the middle of the picture if None
+        batch_size: people at a time
+
+    Returns:
+        a Prediction for each box, in their order
+    """
     if isinstance(image, (str, os.PathLike, Image.Image)):
         focal = focal or photo_focal(image)
         opened = isinstance(image, Image.Image)
@@ -454,7 +593,14 @@ def _result_names(
     paths: Sequence[str | os.PathLike],  # pictures
 ) -> list[str]:  # a different one for each
     """What the results of each picture are called: its name, with as much of its ending
-    and folder as it takes to tell it from the others."""
+    and folder as it takes to tell it from the others.
+
+    Args:
+        paths: pictures
+
+    Returns:
+        a different one for each
+    """
     paths = [Path(p) for p in paths]
 
     def short(p):
@@ -495,7 +641,21 @@ def infer_files(
     progress: bool = True,  # show a bar
     focal: float | None = None,  # of every picture, px; as for `infer` if None
 ) -> tuple[list[Path], dict[str, str]]:  # overlays, {path: what was wrong}
-    "Overlay, parameters and mesh for each picture; bad files are reported, not fatal."
+    """Overlay, parameters and mesh for each picture; bad files are reported, not fatal.
+
+    Args:
+        model: such as `Forward(small_hmr())`
+        paths: pictures
+        out: folder for results
+        boxes: {path: boxes}; whole picture where left out
+        formats: of `Prediction.export`
+        resume: leave out pictures whose results all lie there already
+        progress: show a bar
+        focal: of every picture, px; as for `infer` if None
+
+    Returns:
+        overlays, {path: what was wrong}
+    """
     out, boxes, formats = Path(out), boxes or {}, check_exports(formats)
     out.mkdir(parents=True, exist_ok=True)
     done, failed = [], {}

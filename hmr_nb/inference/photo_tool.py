@@ -36,7 +36,14 @@ from ..model.weights import small_hmr
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00008
 @dataclass(frozen=True)
 class PhotoState:
-    "What the tool knows."
+    """What the tool knows.
+
+    Attributes:
+        photo: (h, w, 3) uint8
+        box: x, y, width, height, px of the photograph; the whole picture if None
+        people: one person, once recovered
+        focal: px, as the camera noted it; None: assumed
+    """
 
     photo: np.ndarray | None = None  # (h, w, 3) uint8
     # x, y, width, height, px of the photograph; the whole picture if None
@@ -51,7 +58,12 @@ def take_photo(
     data: bytes | memoryview,  # a file's content: JPEG, PNG, …
     name: str = "the pasted picture",  # what to call it if it cannot be read
 ) -> PhotoState:
-    "Another photograph; what was known of the last one goes."
+    """Another photograph; what was known of the last one goes.
+
+    Args:
+        data: a file's content: JPEG, PNG, …
+        name: what to call it if it cannot be read
+    """
     try:
         photo = load_photo(io.BytesIO(bytes(data)))
     except ValueError:
@@ -77,7 +89,13 @@ def take_box(
     *,
     least_px: float = 8,  # a smaller box is a slip of the hand
 ) -> PhotoState:
-    "A bounding box around a person, cut to the photograph."
+    """A bounding box around a person, cut to the photograph.
+
+    Args:
+        corners: x, y, x, y of two opposite corners, as shares of the photograph's
+            width and height
+        least_px: a smaller box is a slip of the hand
+    """
     if state.photo is None:
         return replace(state, said="First a picture, then a box.")
     h, w = state.photo.shape[:2]
@@ -102,7 +120,11 @@ def take_box(
 def _box_corners(
     state: PhotoState,
 ) -> list[float]:  # x, y, x, y as shares; empty without a box
-    "The way back, for drawing the box."
+    """The way back, for drawing the box.
+
+    Returns:
+        x, y, x, y as shares; empty without a box
+    """
     if state.box is None or state.photo is None:
         return []
     x, y, bw, bh = state.box
@@ -113,7 +135,11 @@ def _box_corners(
 def _about_weights(
     model: HMR | Forward,
 ) -> str:  # empty for a model that may know photographs
-    "What to expect on photographs."
+    """What to expect on photographs.
+
+    Returns:
+        empty for a model that may know photographs
+    """
     plain = model.model if isinstance(model, Forward) else model
     if plain.settings["encoder"] != "small":
         return ""
@@ -128,7 +154,11 @@ def recover_body(
     state: PhotoState,
     model: HMR | Forward,  # such as `small_hmr()`
 ) -> PhotoState:
-    "The body of the person in the box, or in the whole picture."
+    """The body of the person in the box, or in the whole picture.
+
+    Args:
+        model: such as `small_hmr()`
+    """
     if state.photo is None:
         return replace(state, said="First a picture.")
     try:
@@ -163,7 +193,15 @@ def _data_address(
     *,
     side: int = 1024,  # longest side, px
 ) -> str:  # a JPEG as text, for the browser
-    "A picture on its way to the browser."
+    """A picture on its way to the browser.
+
+    Args:
+        image: (h, w, 3) uint8
+        side: longest side, px
+
+    Returns:
+        a JPEG as text, for the browser
+    """
     small, buffer = Image.fromarray(image), io.BytesIO()
     small.thumbnail((side, side))
     small.save(buffer, "JPEG", quality=88)
@@ -183,7 +221,11 @@ class _PhotoFrame(anywidget.AnyWidget):
 
 # %% ../../nbs/8_inference/02_photo_tool.ipynb #33a00019
 class PhotoTool:
-    "A picture in, a box drawn, a body to look at from all sides."
+    """A picture in, a box drawn, a body to look at from all sides.
+
+    Args:
+        model: the small weights if None
+    """
 
     def __init__(
         self,

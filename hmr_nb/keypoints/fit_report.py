@@ -25,7 +25,14 @@ from hmr_nb.keypoints.simplex import (
 # %% ../../nbs/3_keypoints/02_fit_report.ipynb #938d9a87
 @dataclass(frozen=True, eq=False)
 class RegressorFit:
-    "One fitted regressor row and what is known about it."
+    """One fitted regressor row and what is known about it.
+
+    Attributes:
+        weights: (v,) >= 0, sum exactly one
+        report: residual_mm, held_out_mm, pose_out_mm, bootstrap_mm, support, bones,
+            warnings, …
+        mirrored: (v,) the row of the mirrored keypoint, if a mirror was given
+    """
 
     weights: np.ndarray  # (v,) >= 0, sum exactly one
     # residual_mm, held_out_mm, pose_out_mm, bootstrap_mm, support, bones, warnings, …
@@ -58,7 +65,14 @@ class RegressorFit:
 def warn_of(
     report: Mapping[str, Any],  # of `describe_fit`
 ) -> list[str]:  # sentences; empty if all is well
-    "What in a report should make you look again, and what to do."
+    """What in a report should make you look again, and what to do.
+
+    Args:
+        report: of `describe_fit`
+
+    Returns:
+        sentences; empty if all is well
+    """
     few, residual, unseen = (
         report["meshes"],
         report["residual_max_mm"],
@@ -89,7 +103,11 @@ def _stiff_words(
     # one entry of `stiff_joints`: joint, bent_degrees, worth_mm
     stiff: Mapping[str, Any],
 ) -> str:
-    "A joint that never bends, said in words."
+    """A joint that never bends, said in words.
+
+    Args:
+        stiff: one entry of `stiff_joints`: joint, bent_degrees, worth_mm
+    """
     side, _, joint = stiff["joint"].rpartition("_")
     near, far = _SEGMENTS.get(joint, ("one segment", "the other"))
     return (
@@ -123,7 +141,16 @@ def describe_fit(
     w: np.ndarray,  # (n,) their weights
     held_out: np.ndarray | None,  # (m,) held-out errors, m; None where there are none
 ) -> dict[str, Any]:  # lengths in mm
-    "What a fit can say about itself at once."
+    """What a fit can say about itself at once.
+
+    Args:
+        P: (3m, n) offsets of the candidates
+        w: (n,) their weights
+        held_out: (m,) held-out errors, m; None where there are none
+
+    Returns:
+        lengths in mm
+    """
 
     def length_mm(error):
         return [round(1e3 * float(e), 6) for e in error]
@@ -154,7 +181,19 @@ def judge_fit(
     bootstrap: int,  # how often the meshes are drawn again; 0: not at all
     **wishes: Any,  # most, share, smooth of `solve_mix`
 ) -> dict[str, Any]:  # held_out_mm (m,), pose_out_mm, shape_out_mm, bootstrap_mm
-    "Errors on what was left out, and the spread of the place."
+    """Errors on what was left out, and the spread of the place.
+
+    Args:
+        P: (3m, n) offsets of the candidates
+        w: (n,) their weights
+        poses: (m,) equal names are left out together
+        shapes: (m,) builds, likewise
+        bootstrap: how often the meshes are drawn again; 0: not at all
+        wishes: most, share, smooth of `solve_mix`
+
+    Returns:
+        held_out_mm (m,), pose_out_mm, shape_out_mm, bootstrap_mm
+    """
     m, nothing = (
         len(P) // 3,
         {
@@ -190,7 +229,15 @@ def _part_rotations(
     # (m, j, 3, 3) how each part is turned against the template; NaN for a part of fewer
     # than four vertices
 ) -> np.ndarray:
-    "Rotations of the parts of a body, from its vertices."
+    """Rotations of the parts of a body, from its vertices.
+
+    Args:
+        vertices: (m, v, 3)
+
+    Returns:
+        (m, j, 3, 3) how each part is turned against the template; NaN for a part of
+            fewer than four vertices
+    """
     part, T = np.asarray(body.weights).argmax(1), np.asarray(body.v_template, float)
     R = np.full((len(vertices), len(body.parents), 3, 3), np.nan)
     for j in range(len(body.parents)):
@@ -208,7 +255,15 @@ def _joint_bends(
     # (j,) degrees between the two meshes in which the joint differs most; NaN for the
     # root
 ) -> np.ndarray:
-    "How much each joint bends over some meshes."
+    """How much each joint bends over some meshes.
+
+    Args:
+        vertices: (m, v, 3)
+
+    Returns:
+        (j,) degrees between the two meshes in which the joint differs most; NaN for
+            the root
+    """
     R, parents = _part_rotations(body, vertices), np.asarray(body.parents)
     against = np.swapaxes(R[:, np.maximum(parents, 0)], -1, -2) @ R
     cosine = (np.einsum("ajcd,bjcd->jab", against, against) - 1) / 2
@@ -219,7 +274,11 @@ def _joint_bends(
 def _beyond(
     body: BodyData, joint: int
 ) -> np.ndarray:  # (v,) True for the vertices that move when it bends
-    "The vertices on the far side of a joint."
+    """The vertices on the far side of a joint.
+
+    Returns:
+        (v,) True for the vertices that move when it bends
+    """
     below = np.zeros(len(body.parents), bool)
     below[joint] = True
     for j, parent in enumerate(body.parents):
@@ -233,7 +292,17 @@ def _leeway_mm(
     arms: np.ndarray,  # (n, 3) from the joint to the vertex; zero on the near side
     tol: float,  # rows that agree to this in every coordinate are as good, m
 ) -> float:  # how far rows that are as good part when the joint bends by 30°
-    "What a joint that never bends leaves open."
+    """What a joint that never bends leaves open.
+
+    Args:
+        P: (3m, n) offsets
+        w: (n,) the fit
+        arms: (n, 3) from the joint to the vertex; zero on the near side
+        tol: rows that agree to this in every coordinate are as good, m
+
+    Returns:
+        how far rows that are as good part when the joint bends by 30°
+    """
     far: Any = arms.any(1)
     order = np.argsort(np.linalg.norm(P, axis=0), kind="stable")
     some = np.union1d(
@@ -264,7 +333,17 @@ def stiff_joints(
     columns: np.ndarray,  # (n,) candidates
     w: np.ndarray,  # (n,) their weights
 ) -> list[dict[str, Any]]:  # joint, bent_degrees, worth_mm; the nearest two at most
-    "Joints near the point that never bend in these meshes, and what that leaves open."
+    """Joints near the point that never bend in these meshes, and what that leaves open.
+
+    Args:
+        vertices: (m, v, 3)
+        targets: (m, 3)
+        columns: (n,) candidates
+        w: (n,) their weights
+
+    Returns:
+        joint, bent_degrees, worth_mm; the nearest two at most
+    """
     if len(vertices) < 2:
         return []
     rest, P, found = (
@@ -305,7 +384,16 @@ def bone_lengths(
     row: np.ndarray,  # (v,)
     shapes: Sequence[str] | None = None,  # (m,) lengths may differ between builds
 ) -> list[dict[str, Any]]:  # joint, mean_mm, spread_mm; nearest first
-    "How constant the distances to the nearest two joints are over poses."
+    """How constant the distances to the nearest two joints are over poses.
+
+    Args:
+        vertices: (m, v, 3)
+        row: (v,)
+        shapes: (m,) lengths may differ between builds
+
+    Returns:
+        joint, mean_mm, spread_mm; nearest first
+    """
     joints = np.einsum("jv,mvc->mjc", body.J_regressor, vertices)
     length = 1e3 * np.linalg.norm(
         joints - np.einsum("v,mvc->mc", row, vertices)[:, None], axis=2

@@ -38,7 +38,17 @@ def _check_fit_input(
     mirror: Array | None,  # (v,)
     max_vertices: int | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:  # candidates as sorted numbers; the mirror
-    "Refuse what cannot be fitted, and say why."
+    """Refuse what cannot be fitted, and say why.
+
+    Args:
+        vertices: (m, v, 3)
+        targets: (m, 3), NaN where there is no mark
+        candidates: numbers or (v,) booleans
+        mirror: (v,)
+
+    Returns:
+        candidates as sorted numbers; the mirror
+    """
     sizes = check_shape(vertices, "m v 3", "vertices")
     check_shape(targets, "m 3", "targets", m=sizes["m"])
     if not sizes["m"] or not np.isfinite(vertices).all() or np.isinf(targets).any():
@@ -80,7 +90,15 @@ def mirror_row(
     row: Array,  # (v,) weights
     mirror: Array,  # (v,) number of the mirrored vertex, `body.mirror`
 ) -> np.ndarray:  # (v,) weights of the mirrored keypoint
-    "The row of the same keypoint on the other side."
+    """The row of the same keypoint on the other side.
+
+    Args:
+        row: (v,) weights
+        mirror: (v,) number of the mirrored vertex, `body.mirror`
+
+    Returns:
+        (v,) weights of the mirrored keypoint
+    """
     row, mirror = np.asarray(row), np.asarray(mirror)
     check_shape(mirror, "v", "mirror", v=check_shape(row, "v", "row")["v"])
     return row[mirror]
@@ -93,7 +111,17 @@ def _spread_row(
     # mirror, if a column stands for a vertex and its mirror image
     pairs: np.ndarray | None,
 ) -> np.ndarray:  # (v,) row whose sum is one to the last bit that floats allow
-    "Weights of columns as a row over all vertices."
+    """Weights of columns as a row over all vertices.
+
+    Args:
+        w: (n,) weights of the columns
+        columns: (n,) their vertex numbers
+        v: vertices of the body
+        pairs: mirror, if a column stands for a vertex and its mirror image
+
+    Returns:
+        (v,) row whose sum is one to the last bit that floats allow
+    """
     row = np.zeros(v)
     row[columns] = w / w.sum()
     row = row if pairs is None else (row + row[pairs]) / 2
@@ -106,7 +134,15 @@ def _spread_row(
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #04cad02c
 @dataclass(frozen=True)
 class _Marked:
-    "The meshes that take part in a fit."
+    """The meshes that take part in a fit.
+
+    Attributes:
+        vertices: (m, v, 3)
+        targets: (m, 3)
+        poses: (m,) names
+        shapes: (m,) names of builds
+        other: (m,) True where the marks are of the other side
+    """
 
     vertices: np.ndarray  # (m, v, 3)
     targets: np.ndarray  # (m, 3)
@@ -129,7 +165,14 @@ def _gather(
     poses: Sequence[str] | None,
     shapes: Sequence[str] | None,
 ) -> _Marked:
-    "Leave out what has no mark, read the other side through the mirror."
+    """Leave out what has no mark, read the other side through the mirror.
+
+    Args:
+        vertices: (m, v, 3)
+        targets: (m, 3), NaN where there is no mark
+        mirrored_targets: (m, 3) marks of the other side, likewise
+        mirror: (v,)
+    """
     own: Any = np.isfinite(targets).all(1)
     names = [f"mesh {i}" for i in range(len(own))] if poses is None else list(poses)
     far: Any = np.zeros(len(own), bool)
@@ -157,7 +200,15 @@ def _columns_of(
     pairs: np.ndarray | None,  # the mirror, for a point on the middle line
     # (3m, n) offsets; (n,) the candidates that have a column
 ) -> tuple[np.ndarray, np.ndarray]:
-    "The problem that is solved."
+    """The problem that is solved.
+
+    Args:
+        columns: (n,) candidates
+        pairs: the mirror, for a point on the middle line
+
+    Returns:
+        (3m, n) offsets; (n,) the candidates that have a column
+    """
     P = stack_meshes(marked.vertices, marked.targets)
     if pairs is not None:
         columns = np.unique(np.minimum(columns, pairs[columns]))
@@ -176,7 +227,13 @@ def _full_report(
     held_out: bool,
     wishes: dict[str, Any],
 ) -> dict[str, Any]:
-    "Everything that a fit says about itself."
+    """Everything that a fit says about itself.
+
+    Args:
+        P: the problem and its solution
+        w: the problem and its solution
+        row: (v,)
+    """
     names = [
         p + " (other side)" if other else p
         for p, other in zip(marked.poses, marked.other)
@@ -273,7 +330,33 @@ def fit_regressor(
     bootstrap: int = 20,  # how often to draw the meshes again for the spread; 0: not
 ) -> RegressorFit:  # .weights (v,) >= 0 with sum one, .report, .mirrored
     """The weights whose keypoint comes closest to the targets: exact least squares on
-    the simplex."""
+    the simplex.
+
+    Args:
+        vertices: (m, v, 3) one body in m poses and shapes, m
+        targets: (m, 3) where the keypoint is in each mesh, m; NaN where it was not
+            marked
+        candidates: vertex numbers or (v,) booleans that may get weight; all if None
+        mirror: (v,) body.mirror, or True to take the body's: the fit then holds the
+            other side's regressor too
+        midline: the point lies on the body's middle line: a regressor that is its
+            own mirror
+        max_vertices: at most so many weights above zero
+        held_out: also hold meshes, poses and shapes out in turn, and report the
+            errors there
+        mirrored_targets: (m, 3) marks of the other side in the same meshes: both
+            sides are fitted as one
+        local: how far a vertex strays, as a share of its distance; "auto": what the
+            held-out error allows; 0: exact least squares
+        smooth: loss of a step in weight between neighbours, m; needs body
+        body: for joints that never bend, bone lengths, mirror=True and smooth
+        poses: (m,) names of poses
+        shapes: (m,) names of body shapes
+        bootstrap: how often to draw the meshes again for the spread; 0: not
+
+    Returns:
+        .weights (v,) >= 0 with sum one, .report, .mirrored
+    """
     vertices, targets = np.asarray(vertices, float), np.asarray(targets, float)
     mirror = (
         (body.mirror if body is not None else None)
@@ -340,7 +423,15 @@ def check_marks(
     marks: Any,  # what a marks file holds
     where: str = "marks",  # what to call it in errors
 ) -> dict[str, Any]:  # the same
-    "Refuse what is not a set of marks, naming the place."
+    """Refuse what is not a set of marks, naming the place.
+
+    Args:
+        marks: what a marks file holds
+        where: what to call it in errors
+
+    Returns:
+        the same
+    """
     if (
         not isinstance(marks, dict)
         or not isinstance(marks.get("keypoints"), dict)
@@ -382,7 +473,11 @@ def _check_numbers(
     shape: tuple[str | int, ...],  # letters for sizes that may be any
     where: str,
 ) -> None:
-    "Refuse what is not an array of finite numbers of this shape."
+    """Refuse what is not an array of finite numbers of this shape.
+
+    Args:
+        shape: letters for sizes that may be any
+    """
     try:
         array = np.array(numbers, float)
     except (TypeError, ValueError):
@@ -407,7 +502,12 @@ def _check_mark(
     marks: Mapping[str, Any],  # the file it stands in
     where: str,
 ) -> None:
-    "Refuse what is not a mark."
+    """Refuse what is not a mark.
+
+    Args:
+        mark: one mark of a keypoint
+        marks: the file it stands in
+    """
     if not isinstance(mark, dict):
         raise ValueError(
             f'{where}: expected marks such as {{"pose": …, "vertices": […]}}, got'
@@ -460,7 +560,15 @@ def load_marks(
     # {"body", "topology", "poses": {name: (24, 3)}, "shapes": {name: (s,)},
     # "keypoints": {name: {"mirror", "marks"}}}
 ) -> dict[str, Any]:
-    "Read a marks file."
+    """Read a marks file.
+
+    Args:
+        path: json file
+
+    Returns:
+        {"body", "topology", "poses": {name: (24, 3)}, "shapes": {name: (s,)},
+            "keypoints": {name: {"mirror", "marks"}}}
+    """
     try:
         return check_marks(
             json.loads(Path(path).read_text(encoding="utf-8")), str(path)
@@ -475,7 +583,15 @@ def save_marks(
     marks: Mapping[str, Any],  # as `load_marks` gives them
     path: str | Path,  # json file
 ) -> Path:  # the file
-    "Write a marks file, whole or not at all."
+    """Write a marks file, whole or not at all.
+
+    Args:
+        marks: as `load_marks` gives them
+        path: json file
+
+    Returns:
+        the file
+    """
     text = json.dumps(check_marks(dict(marks), str(path)), ensure_ascii=False)
     return write_whole(
         path, lambda part: part.write_text(text + "\n", encoding="utf-8")
@@ -484,7 +600,11 @@ def save_marks(
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #849e18e5
 def marking_poses() -> dict[str, np.ndarray]:  # {name: (24, 3) axis-angle, rad}
     """A few poses that bend most joints, to mark keypoints in: angles of SMPL's joints
-    by name."""
+    by name.
+
+    Returns:
+        {name: (24, 3) axis-angle, rad}
+    """
     turns = {
         "rest": {},
         "arms down": {
@@ -551,7 +671,16 @@ def pose_meshes(
     betas: Array | None = None,  # (s,) a build; the mean one if None
 ) -> dict[str, np.ndarray]:  # {name: (v, 3)} m
     """One build in each pose. The rest pose is the template itself and needs no body
-    layer."""
+    layer.
+
+    Args:
+        body: any body with 24 joints
+        poses: {name: (24, 3) axis-angle, rad}
+        betas: (s,) a build; the mean one if None
+
+    Returns:
+        {name: (v, 3)} m
+    """
     arrays = {name: np.asarray(pose, "float32") for name, pose in poses.items()}
     for name, pose in arrays.items():
         check_shape(pose, "j 3", f"pose {name!r}", j=len(body.parents))
@@ -577,7 +706,11 @@ def pose_meshes(
 
 # %% ../../nbs/3_keypoints/04_joint_regressor.ipynb #62c801b1
 def _mesh_of(mark: Mapping[str, Any]) -> str:  # name of its mesh
-    "The mesh that was marked: a pose, or a pose of a body shape."
+    """The mesh that was marked: a pose, or a pose of a body shape.
+
+    Returns:
+        name of its mesh
+    """
     return f"{mark['pose']}, {mark['shape']}" if mark.get("shape") else mark["pose"]
 
 
@@ -588,7 +721,18 @@ def _marked_meshes(
     where: str = "marks",  # what to call it in errors
     # for each mark: vertices (v, 3), target (3,), ids of touched vertices, pose, shape
 ) -> list[dict[str, Any]]:
-    "The meshes in which a keypoint is marked, and where."
+    """The meshes in which a keypoint is marked, and where.
+
+    Args:
+        entry: one keypoint of a marks file
+        meshes: {pose: (v, 3)} or {"pose, shape": (v, 3)}
+        body: with the faces that may be marked
+        where: what to call it in errors
+
+    Returns:
+        for each mark: vertices (v, 3), target (3,), ids of touched vertices, pose,
+            shape
+    """
     found, F = [], np.asarray(body.faces)
     for mark in entry.get("marks", []):
         ids = np.unique(mark.get("vertices") or []).astype(int)
@@ -631,7 +775,17 @@ def _fit_marked(
     # midline, max_vertices, held_out, local, smooth, bootstrap of `fit_regressor`
     **options: Any,
 ) -> RegressorFit:
-    "One keypoint from its marks."
+    """One keypoint from its marks.
+
+    Args:
+        own: as `_marked_meshes` gives them
+        other: marks of the other side
+        mirror: the fit then holds the other side's row too
+        radius: candidates: how much further away than the nearest vertex, m
+        candidates: (v,) booleans: only these, such as `part_vertices`
+        options: midline, max_vertices, held_out, local, smooth, bootstrap of
+            `fit_regressor`
+    """
     both = [*own, *other]
     image: Any = None if not mirror else np.asarray(body.mirror)
     targets, far = np.full((2, len(both), 3), np.nan)
@@ -670,7 +824,12 @@ def _mean_fit(
     mirror: np.ndarray | None,  # (v,)
     midline: bool = False,
 ) -> RegressorFit:
-    "A keypoint that is marked by the same vertices everywhere: their mean."
+    """A keypoint that is marked by the same vertices everywhere: their mean.
+
+    Args:
+        ids: (n,) vertices, the same in all meshes
+        mirror: (v,)
+    """
     P = stack_meshes(marked.vertices, marked.targets)[:, ids]
     w = np.full(len(ids), 1 / len(ids))
     row = _spread_row(w, ids, len(body.v_template), mirror if midline else None)
@@ -689,7 +848,14 @@ def _mean_fit(
 def name_poses(
     marks: dict[str, Any],  # a mark's pose is a name, or written out as (24, 3) numbers
 ) -> dict[str, Any]:  # the same, every pose by name
-    "Give poses that are written out in a mark a name of their own."
+    """Give poses that are written out in a mark a name of their own.
+
+    Args:
+        marks: a mark's pose is a name, or written out as (24, 3) numbers
+
+    Returns:
+        the same, every pose by name
+    """
     poses, keypoints = dict(marks.get("poses", {})), {}
     for name, entry in marks["keypoints"].items():
         named = []
@@ -711,7 +877,18 @@ def fit_marks(
     **options: Any,
 ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
     """Regressors for all keypoints of a marks file; a keypoint and its mirror partner
-    are fitted as one."""
+    are fitted as one.
+
+    Args:
+        marks: as `load_marks` gives them
+        body: the body they were made on, or one with the same faces
+        meshes: {pose: (v, 3)} if you have them; posed here if None
+        options: radius, candidates, max_vertices, held_out, local, smooth,
+            bootstrap
+
+    Returns:
+        {name: fit}, mirror partners included
+    """
     marks = name_poses(check_marks(dict(marks)))
     if marks.get("topology", topology(body)) != topology(body):
         raise ValueError(
@@ -749,7 +926,14 @@ def _meshes_of(
     marks: Mapping[str, Any],  # with all poses by name
     body: BodyData,
 ) -> dict[str, np.ndarray]:  # {pose: (v, 3)} and {"pose, build": (v, 3)}
-    "The meshes that a marks file speaks of."
+    """The meshes that a marks file speaks of.
+
+    Args:
+        marks: with all poses by name
+
+    Returns:
+        {pose: (v, 3)} and {"pose, build": (v, 3)}
+    """
     meshes = pose_meshes(body, marks.get("poses", {}))
     used = {
         (m["shape"], m["pose"])

@@ -30,7 +30,18 @@ def brush_area(
     # (v,) booleans, as `seen_from` gives them; all if None
     allowed: Array | None = None,
 ) -> np.ndarray:  # vertex numbers, sorted
-    "The vertices within a distance along the surface."
+    """The vertices within a distance along the surface.
+
+    Args:
+        vertices: (v, 3) the mesh as shown, m
+        faces: (f, 3)
+        centre: vertex in the middle of the brush
+        radius: on the surface, m
+        allowed: (v,) booleans, as `seen_from` gives them; all if None
+
+    Returns:
+        vertex numbers, sorted
+    """
     V, F = np.asarray(vertices, float), np.asarray(faces)
     check_shape(V, "v 3", "vertices")
     check_shape(F, "f 3", "faces")
@@ -45,7 +56,16 @@ def seen_from(
     faces: Array,  # (f, 3)
     eye: Array,  # (3,) where the camera stands, m
 ) -> np.ndarray:  # (v,) booleans
-    "The vertices that a camera sees."
+    """The vertices that a camera sees.
+
+    Args:
+        vertices: (v, 3) m
+        faces: (f, 3)
+        eye: (3,) where the camera stands, m
+
+    Returns:
+        (v,) booleans
+    """
     V, F = np.asarray(vertices, float), np.asarray(faces)
     check_shape(V, "v 3", "vertices")
     check_shape(F, "f 3", "faces")
@@ -63,7 +83,16 @@ def lasso_area(
     # (v,) booleans, as `seen_from` gives them; all if None
     allowed: Array | None = None,
 ) -> np.ndarray:  # vertex numbers, sorted
-    "The vertices inside a line on the screen."
+    """The vertices inside a line on the screen.
+
+    Args:
+        xy: (v, 2) where each vertex is on the screen
+        outline: (n, 2) the line that was drawn
+        allowed: (v,) booleans, as `seen_from` gives them; all if None
+
+    Returns:
+        vertex numbers, sorted
+    """
     xy, outline = np.asarray(xy, float), np.asarray(outline, float)
     check_shape(xy, "v 2", "xy")
     check_shape(outline, "n 2", "outline")
@@ -78,7 +107,15 @@ MEAN = "mean"  # the build that every body has
 
 @dataclass(frozen=True)
 class _Flip:
-    "One thing that was done. Done a second time, it is undone."
+    """One thing that was done. Done a second time, it is undone.
+
+    Attributes:
+        keypoint: whose marks
+        pose: on the mesh in this pose
+        shape: and of this build
+        items: these changed between marked and unmarked
+        mirror: the keypoint's mirror switch changed
+    """
 
     keypoint: str  # whose marks
     pose: str  # on the mesh in this pose
@@ -89,7 +126,18 @@ class _Flip:
 # %% ../../nbs/3_keypoints/06_marks.ipynb #63594103
 @dataclass(frozen=True)
 class PickerState:
-    "All that a marking session knows: a value; every move gives a new one."
+    """All that a marking session knows: a value; every move gives a new one.
+
+    Attributes:
+        n_vertices: of the mesh
+        n_faces: of the mesh; 0 where no triangles are to be marked
+        keypoint: which one is being marked
+        pose: on the mesh in this pose
+        shape: and of this build
+        marks: {keypoint: {(pose, shape): items}}
+        mirrored: keypoints that have a mirror image
+        partners: mirror names that do not follow the naming rule
+    """
 
     n_vertices: int  # of the mesh
     n_faces: int = 0  # of the mesh; 0 where no triangles are to be marked
@@ -123,7 +171,11 @@ class PickerState:
 def _flip(
     state: PickerState, change: _Flip
 ) -> PickerState:  # marks changed, history untouched
-    "Carry one flip out; twice gives the same state back."
+    """Carry one flip out; twice gives the same state back.
+
+    Returns:
+        marks changed, history untouched
+    """
     spots, here = (
         dict(state.marks.get(change.keypoint, {})),
         (change.pose, change.shape),
@@ -146,7 +198,12 @@ def _do(
     items: Iterable[int] = (),  # to flip
     mirror: bool = False,  # flip the mirror switch
 ) -> PickerState:
-    "Flip items of the current keypoint on the current mesh, and remember it."
+    """Flip items of the current keypoint on the current mesh, and remember it.
+
+    Args:
+        items: to flip
+        mirror: flip the mirror switch
+    """
     ids = tuple(sorted({int(i) for i in items}))
     if ids and not 0 <= ids[0] <= ids[-1] < state.n_vertices + state.n_faces:
         raise ValueError(
@@ -160,7 +217,11 @@ def _do(
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #29adb540
 def marked(state: PickerState) -> frozenset[int]:  # items
-    "What is marked for the current keypoint on the current mesh."
+    """What is marked for the current keypoint on the current mesh.
+
+    Returns:
+        items
+    """
     return state.marks.get(state.keypoint, {}).get(
         (state.pose, state.shape), frozenset()
     )
@@ -169,14 +230,22 @@ def marked(state: PickerState) -> frozenset[int]:  # items
 def vertices_of(
     state: PickerState, items: Iterable[int]
 ) -> list[int]:  # vertex numbers, sorted
-    "Those of the items that are vertices."
+    """Those of the items that are vertices.
+
+    Returns:
+        vertex numbers, sorted
+    """
     return sorted(i for i in items if i < state.n_vertices)
 
 
 def triangles_of(
     state: PickerState, items: Iterable[int]
 ) -> list[int]:  # face numbers, sorted
-    "Those of the items that are triangles, by face number."
+    """Those of the items that are triangles, by face number.
+
+    Returns:
+        face numbers, sorted
+    """
     return sorted(i - state.n_vertices for i in items if i >= state.n_vertices)
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #798f9436
@@ -184,7 +253,11 @@ def toggle(
     state: PickerState,
     items: Iterable[int],  # a click: usually one
 ) -> PickerState:
-    "Mark what is not marked, unmark what is."
+    """Mark what is not marked, unmark what is.
+
+    Args:
+        items: a click: usually one
+    """
     return _do(state, items)
 
 
@@ -192,7 +265,11 @@ def brush(
     state: PickerState,
     items: Iterable[int],  # what the brush or the lasso touches
 ) -> PickerState:
-    "Mark them all; what is marked stays."
+    """Mark them all; what is marked stays.
+
+    Args:
+        items: what the brush or the lasso touches
+    """
     return _do(state, set(map(int, items)) - marked(state))
 
 # %% ../../nbs/3_keypoints/06_marks.ipynb #e920aafd
@@ -200,7 +277,11 @@ def remove(
     state: PickerState,
     items: Iterable[int],  # what the eraser touches
 ) -> PickerState:
-    "Unmark them; the others stay."
+    """Unmark them; the others stay.
+
+    Args:
+        items: what the eraser touches
+    """
     return _do(state, set(map(int, items)) & marked(state))
 
 
@@ -214,7 +295,14 @@ def neighbours(
     n_vertices: int,
 ) -> csr_array:  # (v + f, v + f) one where two items are neighbours
     """Which items touch: vertices at the two ends of an edge, triangles at its two
-    sides."""
+    sides.
+
+    Args:
+        F: (f, 3)
+
+    Returns:
+        (v + f, v + f) one where two items are neighbours
+    """
     F = np.asarray(F)
     ends = np.concatenate([F[:, [0, 1]], F[:, [1, 2]], F[:, [2, 0]]])
     edge = np.unique(np.sort(ends, axis=1), axis=0, return_inverse=True)[1].ravel()
@@ -232,7 +320,11 @@ def grow(
     state: PickerState,
     links: csr_array,  # of `neighbours`
 ) -> PickerState:
-    "Mark the neighbours of what is marked, too."
+    """Mark the neighbours of what is marked, too.
+
+    Args:
+        links: of `neighbours`
+    """
     here = np.fromiter(marked(state), int)
     return brush(state, np.unique(links[here].indices)) if len(here) else state
 
@@ -241,7 +333,11 @@ def shrink(
     state: PickerState,
     links: csr_array,  # of `neighbours`
 ) -> PickerState:
-    "Unmark what has an unmarked neighbour."
+    """Unmark what has an unmarked neighbour.
+
+    Args:
+        links: of `neighbours`
+    """
     here = np.zeros(links.shape[0])
     here[list(marked(state))] = 1
     return remove(
@@ -259,7 +355,15 @@ def mirror_items(
     F: Array,  # (f, 3)
     # (v + f,) number of the mirrored item, -1 for a triangle that has none
 ) -> np.ndarray:
-    "The mirror image of each vertex and each triangle."
+    """The mirror image of each vertex and each triangle.
+
+    Args:
+        mirror: (v,) number of the mirrored vertex, body.mirror
+        F: (f, 3)
+
+    Returns:
+        (v + f,) number of the mirrored item, -1 for a triangle that has none
+    """
     mirror, F = np.asarray(mirror), np.asarray(F)
     number = {
         tuple(corners): i for i, corners in enumerate(np.sort(F, axis=1).tolist())
@@ -276,7 +380,11 @@ def reflect(
     state: PickerState,
     mirror: Array,  # (v,) body.mirror, or (v + f,) of `mirror_items`
 ) -> PickerState:
-    "Replace the marks by their mirror image."
+    """Replace the marks by their mirror image.
+
+    Args:
+        mirror: (v,) body.mirror, or (v + f,) of `mirror_items`
+    """
     here = marked(state)
     there = {int(np.asarray(mirror)[i]) for i in here}
     if -1 in there:
@@ -291,7 +399,11 @@ def partner_of(
     keypoint: str,
     # a name; its own for a point in the middle; None where the mirror is off
 ) -> str | None:
-    "The name of a keypoint's mirror image."
+    """The name of a keypoint's mirror image.
+
+    Returns:
+        a name; its own for a point in the middle; None where the mirror is off
+    """
     rule = KeypointSet("picker", (keypoint,)).mirror_of[keypoint]
     return (
         dict(state.partners).get(keypoint, rule) if keypoint in state.mirrored else None
@@ -305,7 +417,13 @@ def at(
     pose: str | None = None,  # go to the mesh in this pose; stay if None
     shape: str | None = None,  # go to the mesh of this build; stay if None
 ) -> PickerState:
-    "Turn to another keypoint or another mesh."
+    """Turn to another keypoint or another mesh.
+
+    Args:
+        keypoint: go to this keypoint; stay if None
+        pose: go to the mesh in this pose; stay if None
+        shape: go to the mesh of this build; stay if None
+    """
     keypoint = state.keypoint if keypoint is None else keypoint.strip()
     if not keypoint:
         raise ValueError("keypoint: expected a name such as 'toe_l', got an empty one")
@@ -350,7 +468,15 @@ def _spot_mark(
     items: Iterable[int],  # what is marked there
     # {"pose", "shape" unless mean, "vertices" and "triangles" where there are any}
 ) -> dict[str, Any]:
-    "The marks on one mesh in the form of a marks file."
+    """The marks on one mesh in the form of a marks file.
+
+    Args:
+        items: what is marked there
+
+    Returns:
+        {"pose", "shape" unless mean, "vertices" and "triangles" where there are
+            any}
+    """
     kinds = {
         "vertices": vertices_of(state, items),
         "triangles": triangles_of(state, items),
@@ -370,7 +496,17 @@ def to_marks(
     poses: Mapping[str, Array] | None = None,  # {name: (24, 3)} axis-angle, rad
     shapes: Mapping[str, Array] | None = None,  # {name: (s,)} shape coefficients
 ) -> dict[str, Any]:  # ready for json and for `save_marks`
-    "The session as a marks file, log included."
+    """The session as a marks file, log included.
+
+    Args:
+        body: name of the body
+        topology: its fingerprint, see `hmr_nb.joint_regressor.topology`
+        poses: {name: (24, 3)} axis-angle, rad
+        shapes: {name: (s,)} shape coefficients
+
+    Returns:
+        ready for json and for `save_marks`
+    """
     keypoints = {
         k: {
             "mirror": partner_of(state, k),
@@ -418,7 +554,12 @@ def _read_flip(
     keypoint: str,  # whose it is
     n_vertices: int,
 ) -> _Flip:
-    "An entry of a marks file as a flip."
+    """An entry of a marks file as a flip.
+
+    Args:
+        entry: of a log, or a mark of a keypoint
+        keypoint: whose it is
+    """
     other = {"through", "point", "regressor"} & set(entry)
     if other:
         raise ValueError(
@@ -444,7 +585,13 @@ def from_marks(
     n_vertices: int,  # of the mesh that will be shown
     n_faces: int = 0,  # of that mesh
 ) -> PickerState:
-    "The session of a marks file, ready to go on."
+    """The session of a marks file, ready to go on.
+
+    Args:
+        marks: as `load_marks` gives them
+        n_vertices: of the mesh that will be shown
+        n_faces: of that mesh
+    """
     if marks.get("vertices", n_vertices) != n_vertices:
         raise ValueError(
             f"these marks belong to a mesh of {marks['vertices']} vertices, this one"

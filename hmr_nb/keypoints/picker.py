@@ -81,7 +81,17 @@ def _still_camera(
     # (n, 3) in the frame of a camera that sees the whole body; x / z and y / z run from
     # -0.2 to 0.2
 ) -> np.ndarray:
-    "Points of a body as the camera of its still sees them."
+    """Points of a body as the camera of its still sees them.
+
+    Args:
+        V: (v, 3) m, y up
+        points: (n, 3) m, on or in the body
+        view: azimuth, elevation, degrees
+
+    Returns:
+        (n, 3) in the frame of a camera that sees the whole body; x / z and y / z
+            run from -0.2 to 0.2
+    """
     V, M = np.asarray(V, float), view_matrix(view) * [[1], [-1], [-1]]
     middle = (V.max(0) + V.min(0)) / 2
     reach = np.abs((V - middle) @ M.T).max()
@@ -93,7 +103,16 @@ def _still_of(
     F: Array,  # (f, 3)
     size: int = 156,  # px
 ) -> str:  # a JPEG as a data address
-    "A small picture of a body."
+    """A small picture of a body.
+
+    Args:
+        V: (v, 3) m, y up
+        F: (f, 3)
+        size: px
+
+    Returns:
+        a JPEG as a data address
+    """
     Y = _still_camera(V, V)
     image = render(
         Y,
@@ -114,7 +133,15 @@ def _still_spots(
     V: Array,  # (v, 3) m
     points: Array,  # (n, 3) m
 ) -> list[list[float]]:  # n times x, y as shares of the still's width and height
-    "Where points of a body are in its still."
+    """Where points of a body are in its still.
+
+    Args:
+        V: (v, 3) m
+        points: (n, 3) m
+
+    Returns:
+        n times x, y as shares of the still's width and height
+    """
     Y = _still_camera(V, points)
     return (0.5 + 2.5 * Y[:, :2] / Y[:, 2:]).round(4).tolist()
 
@@ -177,7 +204,15 @@ def _report_plot(
     report: Mapping[str, Any],  # of a RegressorFit
     width: int = 274,  # px
 ) -> str:  # html
-    "Residual and leave-one-out error of every mesh, as bars."
+    """Residual and leave-one-out error of every mesh, as bars.
+
+    Args:
+        report: of a RegressorFit
+        width: px
+
+    Returns:
+        html
+    """
     residual, unseen = (
         report["residual_mm"],
         report["held_out_mm"] or [None] * len(report["residual_mm"]),
@@ -340,7 +375,11 @@ def _arrange(
 def _autosave_of(
     path: str | Path,  # of the marks file
 ) -> Path:
-    "Where unsaved changes are kept: the same name with `.autosave` before its ending."
+    """Where unsaved changes are kept: the same name with `.autosave` before its ending.
+
+    Args:
+        path: of the marks file
+    """
     path = Path(path)
     return path.with_suffix(f".autosave{path.suffix}")
 
@@ -349,7 +388,14 @@ def read_session(
     path: str | Path,  # of the marks file; neither it nor its autosave need be there
     # a marks file, empty if there is none; what to say about it
 ) -> tuple[dict[str, Any], str]:
-    "The marks that were saved last, by hand or by themselves."
+    """The marks that were saved last, by hand or by themselves.
+
+    Args:
+        path: of the marks file; neither it nor its autosave need be there
+
+    Returns:
+        a marks file, empty if there is none; what to say about it
+    """
     for file, word in (
         (_autosave_of(path), "unsaved marks came back from {}"),
         (Path(path), "marks read from {}"),
@@ -363,7 +409,11 @@ def open_session(
     saved: Mapping[str, Any],  # as `load_marks` gives it
     body: BodyData,
 ) -> PickerState:
-    "Go on with a saved session; refuse one that was made on another mesh."
+    """Go on with a saved session; refuse one that was made on another mesh.
+
+    Args:
+        saved: as `load_marks` gives it
+    """
     if saved.get("topology", topology(body)) != topology(body):
         raise ValueError(
             f"these marks were made on body {saved['body']!r} with other faces than"
@@ -376,7 +426,14 @@ def _marking_shapes(
     body: BodyData,
     size: float = 2.0,  # how far, in standard deviations
 ) -> dict[str, np.ndarray]:  # {name: (s,)} shape coefficients
-    "A few shapes of a body, by name."
+    """A few shapes of a body, by name.
+
+    Args:
+        size: how far, in standard deviations
+
+    Returns:
+        {name: (s,)} shape coefficients
+    """
     count = body.shapedirs.shape[2]
     names = [str(n) for n in body.extras.get("shape_names", [])]
     names = names or [f"shape {i}" for i in range(count)]
@@ -394,7 +451,15 @@ def _advice(
     poses: int = 6,  # how many there are to mark
     suggested: str | None = None,  # the pose that would tell most, see `suggest_poses`
 ) -> str:  # html
-    "One line that says what to do next."
+    """One line that says what to do next.
+
+    Args:
+        poses: how many there are to mark
+        suggested: the pose that would tell most, see `suggest_poses`
+
+    Returns:
+        html
+    """
     spots = state.marks.get(state.keypoint, {})
     if not spots:
         return (
@@ -437,7 +502,14 @@ def _picker_dots() -> dict[str, Dots]:
 def _hull_of(
     points: Array,  # (n, 3)
 ) -> np.ndarray:  # (t, 3, 3) corners of triangles; none where the points span no volume
-    "The convex hull of points."
+    """The convex hull of points.
+
+    Args:
+        points: (n, 3)
+
+    Returns:
+        (t, 3, 3) corners of triangles; none where the points span no volume
+    """
     with suppress(QhullError, ValueError):
         return np.asarray(points)[ConvexHull(points).simplices]
     return np.zeros((0, 3, 3))
@@ -448,7 +520,15 @@ def _overlay_points(
     which: str | None,  # "none", "all keypoints", "all joints", or a name
     vertices: np.ndarray,  # (v, 3)
 ) -> np.ndarray:  # (n, 3)
-    "Where the regressors that a body has already put their points."
+    """Where the regressors that a body has already put their points.
+
+    Args:
+        which: "none", "all keypoints", "all joints", or a name
+        vertices: (v, 3)
+
+    Returns:
+        (n, 3)
+    """
     known = body.keypoint_regressors
     if which in (None, "none"):
         return np.zeros((0, 3))
@@ -460,7 +540,14 @@ def _overlay_points(
 # %% ../../nbs/3_keypoints/07_picker.ipynb #bc3637e8
 class KeypointPicker:
     """Mark vertices or triangles of a body with the mouse, in several poses and shapes
-    of the body, and fit regressors from the marks."""
+    of the body, and fit regressors from the marks.
+
+    Args:
+        body: that is marked; the open body if None
+        poses: {name: (24, 3)} axis-angle, rad; a handful that bend most joints if
+            None
+        path: where Save writes; read if it is there
+    """
 
     def __init__(
         self,
@@ -516,7 +603,11 @@ class KeypointPicker:
 
     @property
     def vertices(self) -> np.ndarray:  # (v, 3)
-        "The mesh that is shown."
+        """The mesh that is shown.
+
+        Returns:
+            (v, 3)
+        """
         return self.mesh_of(self.state.pose, self.state.shape)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
@@ -526,7 +617,11 @@ class KeypointPicker:
         }
 
     def mesh_of(self, pose: str, shape: str) -> np.ndarray:  # (v, 3)
-        "The body in a pose and a shape; made once."
+        """The body in a pose and a shape; made once.
+
+        Returns:
+            (v, 3)
+        """
         name = pose if shape == MEAN else f"{pose}, {shape}"
         if name not in self.meshes:
             poses = self.poses
@@ -544,7 +639,11 @@ class KeypointPicker:
         wait: float = 0.05,  # s
     ) -> None:
         """Do something when the clicks have been drawn; at once where there is no event
-        loop."""
+        loop.
+
+        Args:
+            wait: s
+        """
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -580,12 +679,20 @@ class KeypointPicker:
         )
 
     def fitted_here(self) -> list[np.ndarray]:  # (v,) each
-        "The regressors of the keypoint and of its mirror image, where they are fitted."
+        """The regressors of the keypoint and of its mirror image, where they are fitted.
+
+        Returns:
+            (v,) each
+        """
         pair = (self.state.keypoint, partner_of(self.state, self.state.keypoint))
         return [self.fits[n].weights for n in dict.fromkeys(pair) if n in self.fits]
 
     def posed(self) -> dict[str, np.ndarray | None]:  # {pose: (v, 3) or None}
-        "The meshes of the current body shape, as far as they are there."
+        """The meshes of the current body shape, as far as they are there.
+
+        Returns:
+            {pose: (v, 3) or None}
+        """
         shape = self.state.shape
         names = {p: p if shape == MEAN else f"{p}, {shape}" for p in self.poses}
         return {p: self.meshes.get(name) for p, name in names.items()}
@@ -594,7 +701,11 @@ class KeypointPicker:
         self,
         # None without a fit, before all poses are there, and when all are marked
     ) -> str | None:
-        "The pose that would tell most about the current keypoint."
+        """The pose that would tell most about the current keypoint.
+
+        Returns:
+            None without a fit, before all poses are there, and when all are marked
+        """
         state, poses = self.state, list(self.poses)
         known = [V for V in self.posed().values() if V is not None]
         if state.keypoint not in self.fits or len(known) < len(poses):
@@ -609,7 +720,11 @@ class KeypointPicker:
         self,
         said: str = "",  # a line for the status; what to do next if empty
     ) -> None:
-        "Draw the picker's state."
+        """Draw the picker's state.
+
+        Args:
+            said: a line for the status; what to do next if empty
+        """
         state, c = self.state, self.controls
         self.draw()
         spots = state.marks.get(state.keypoint, {})
@@ -698,7 +813,11 @@ class KeypointPicker:
         self,
         state: PickerState,  # the new one
     ) -> None:
-        "Take a new state over, draw it, keep it."
+        """Take a new state over, draw it, keep it.
+
+        Args:
+            state: the new one
+        """
         before, self.state = self.state, state
         if state == before:
             return
@@ -739,7 +858,14 @@ class KeypointPicker:
         self,
         vertices: np.ndarray,  # numbers
     ) -> np.ndarray:  # items: the vertices, or the triangles that lie wholly among them
-        "What a brush or a lasso touches, as vertices or as triangles."
+        """What a brush or a lasso touches, as vertices or as triangles.
+
+        Args:
+            vertices: numbers
+
+        Returns:
+            items: the vertices, or the triangles that lie wholly among them
+        """
         if not self.controls["kind"].value:
             return vertices
         return len(self.view.V) + np.flatnonzero(np.isin(self.view.F, vertices).all(1))
@@ -750,7 +876,11 @@ class KeypointPicker:
         face: int,
         keys: frozenset[str] = frozenset(),  # shift: brush; ctrl or meta: erase
     ) -> None:
-        "What a click means, with and without keys."
+        """What a click means, with and without keys.
+
+        Args:
+            keys: shift: brush; ctrl or meta: erase
+        """
         erase = bool(keys & {"ctrl", "meta"})
         whole = self.controls["kind"].value
         item = self.state.n_vertices + face if whole else vertex
@@ -761,7 +891,11 @@ class KeypointPicker:
         self.change((remove if erase else brush)(self.state, [item, *area]))
 
     def seen(self) -> np.ndarray | None:  # (v,) bool; None: also the far side
-        "The vertices that brush and lasso may touch."
+        """The vertices that brush and lasso may touch.
+
+        Returns:
+            (v,) bool; None: also the far side
+        """
         if self.controls["through"].value:
             return None
         return seen_from(self.view.V, self.view.F, self.view.eye)
@@ -772,7 +906,11 @@ class KeypointPicker:
         outline: Sequence[Sequence[float]] | Array = (),
         erase: bool = False,
     ) -> None:
-        "Mark, or with ctrl unmark, what a line on the screen goes around."
+        """Mark, or with ctrl unmark, what a line on the screen goes around.
+
+        Args:
+            outline: (n, 2) shares of the canvas; none to give up
+        """
         self.hands.lasso = False
         if len(outline):
             points, line = (
@@ -784,7 +922,11 @@ class KeypointPicker:
         self.show()
 
     def marks(self) -> dict[str, Any]:  # as in a marks file
-        "All that was marked, with the poses, the shapes and the log."
+        """All that was marked, with the poses, the shapes and the log.
+
+        Returns:
+            as in a marks file
+        """
         return to_marks(
             self.state,
             self.body.name,
@@ -798,7 +940,15 @@ class KeypointPicker:
         keypoints: Mapping[str, Any],  # of a marks file
         **options: Any,  # of `fit_marks`
     ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
-        "Fit some keypoints, on the meshes that they are marked on."
+        """Fit some keypoints, on the meshes that they are marked on.
+
+        Args:
+            keypoints: of a marks file
+            options: of `fit_marks`
+
+        Returns:
+            {name: fit}, mirror partners included
+        """
         for entry in keypoints.values():
             for mark in entry["marks"]:
                 self.mesh_of(mark["pose"], mark.get("shape", MEAN))
@@ -811,7 +961,14 @@ class KeypointPicker:
         # radius, max_vertices, local, held_out, bootstrap of `fit_marks`
         **options: Any,
     ) -> dict[str, RegressorFit]:  # {name: fit}, mirror partners included
-        "Fit all keypoints that have marks, and say what they are worth."
+        """Fit all keypoints that have marks, and say what they are worth.
+
+        Args:
+            options: radius, max_vertices, local, held_out, bootstrap of `fit_marks`
+
+        Returns:
+            {name: fit}, mirror partners included
+        """
         options = {"bootstrap": 50, **options}
         self.fits = self.fit_some(self.marks()["keypoints"], **options)
         told: dict[str, list[str]] = {}
@@ -827,7 +984,14 @@ class KeypointPicker:
         self,
         path: str | Path | None = None,  # the picker's own path if None
     ) -> Path:  # the file
-        "Write the session; the next picker with this path goes on with it."
+        """Write the session; the next picker with this path goes on with it.
+
+        Args:
+            path: the picker's own path if None
+
+        Returns:
+            the file
+        """
         written = save_marks(self.marks(), self.path if path is None else path)
         if Path(written) == self.path:
             _autosave_of(self.path).unlink(missing_ok=True)
@@ -838,7 +1002,11 @@ class KeypointPicker:
         self,
         path: str | Path | None = None,  # the picker's own path if None
     ) -> None:
-        "Go on with the marks of a file."
+        """Go on with the marks of a file.
+
+        Args:
+            path: the picker's own path if None
+        """
         path = Path(self.path if path is None else path)
         if not path.exists():
             raise FileNotFoundError(
@@ -855,7 +1023,14 @@ class KeypointPicker:
         # .json, .npz or .npy; beside the marks file if None
         path: str | Path | None = None,
     ) -> Path:  # the file
-        "Write the fitted regressors with their report, for `load_rows`."
+        """Write the fitted regressors with their report, for `load_rows`.
+
+        Args:
+            path: .json, .npz or .npy; beside the marks file if None
+
+        Returns:
+            the file
+        """
         fits = self.fit()
         path = path or self.path.with_name(f"{self.path.stem}_regressors.json")
         written = save_rows(fits, path, self.body, marks=self.marks())
@@ -866,7 +1041,11 @@ class KeypointPicker:
         self,
         name: str,  # "open body", or the path of a body file
     ) -> None:
-        "Show another body."
+        """Show another body.
+
+        Args:
+            name: "open body", or the path of a body file
+        """
         shipped = name.strip() in ("", "open body", "open_body")
         body, path = open_body() if shipped else load_body(name.strip()), self.path
         if topology(body) != topology(self.body):
@@ -1008,7 +1187,12 @@ class KeypointPicker:
         close: float | None = None,
     ) -> None:
         """A picture of the picker's state: marked vertices, or the fitted keypoint once
-        there is one."""
+        there is one.
+
+        Args:
+            views: see `drawing.mesh`
+            close: show only what is within this distance of the marks, m
+        """
         V, F = self.vertices, np.asarray(self.body.faces)
         ids = sorted(marked(self.state))
         fitted = [f.weights @ V for n, f in self.fits.items()]
@@ -1027,7 +1211,14 @@ class KeypointPicker:
         self,
         keypoints: KeypointSet,  # such as keypoint_set("cocoplus19")
     ) -> KeypointSet:  # with the fitted keypoints at its end
-        "The keypoint set with everything that was fitted here."
+        """The keypoint set with everything that was fitted here.
+
+        Args:
+            keypoints: such as keypoint_set("cocoplus19")
+
+        Returns:
+            with the fitted keypoints at its end
+        """
         fits = self.fit()
         for name, fit in fits.items():
             image_of = (k for k in fits if partner_of(self.state, k) == name)

@@ -28,7 +28,16 @@ def draw_support(
     view: str | tuple[float, float] = "three_quarter",  # see `draw.view_matrix`
     room: float = 0.15,  # how much of the skin around the weights is shown, m
 ) -> Axes:
-    "The weights of a regressor on the skin, and the point that they make."
+    """The weights of a regressor on the skin, and the point that they make.
+
+    Args:
+        regressor: (v,) weights
+        vertices: (v, 3) a mesh, m
+        faces: (f, 3)
+        ax: where to draw; a new figure if None
+        view: see `draw.view_matrix`
+        room: how much of the skin around the weights is shown, m
+    """
     row, V = np.asarray(regressor, float), np.asarray(vertices, float)
     F = np.asarray(faces)
     check_shape(row, "v", "regressor", v=len(V))
@@ -54,7 +63,16 @@ def _information_gain(
     sigma: float = 0.005,  # how much a mark trembles, m
 ) -> np.ndarray:  # (m,) what each mesh would add
     """How much a further mesh would say about the weights (D-optimal design, Fedorov
-    1972)."""
+    1972).
+
+    Args:
+        A: (m, 3, n) places of n vertices in m meshes, centred
+        taken: the meshes that are marked already
+        sigma: how much a mark trembles, m
+
+    Returns:
+        (m,) what each mesh would add
+    """
     M = (
         np.eye(A.shape[2])
         + sum((A[i].T @ A[i] for i in taken), np.zeros((A.shape[2],) * 2)) / sigma**2
@@ -75,7 +93,14 @@ def _aligned_distance(
     i: int,
     # (m,) root mean square distance from mesh i after the best rotation, m
 ) -> np.ndarray:
-    "How different the other meshes are from one, however they are rotated."
+    """How different the other meshes are from one, however they are rotated.
+
+    Args:
+        A: (m, 3, n) centred
+
+    Returns:
+        (m,) root mean square distance from mesh i after the best rotation, m
+    """
     points = A.transpose(0, 2, 1)
     R = fit_rotation(points[i], points)
     apart = points - points[i] @ np.swapaxes(R, -1, -2)
@@ -91,7 +116,18 @@ def suggest_poses(
     taken: Sequence[int] = (),  # meshes that are marked already
     how: str = "D-optimal",  # or "farthest"
 ) -> list[int]:  # meshes to mark, the most telling first; those taken are not repeated
-    "Which meshes determine a keypoint best."
+    """Which meshes determine a keypoint best.
+
+    Args:
+        vertices: (m, v, 3) the meshes to choose from
+        near: (v,) booleans: the vertices around the keypoint; all if None
+        count: how many meshes are wanted in the end
+        taken: meshes that are marked already
+        how: or "farthest"
+
+    Returns:
+        meshes to mark, the most telling first; those taken are not repeated
+    """
     if how not in ("D-optimal", "farthest"):
         raise ValueError(f'how: expected "D-optimal" or "farthest", got {how!r}')
     V = np.asarray(vertices, float)
@@ -122,7 +158,18 @@ def compare_regressors(
     poses: Sequence[str] | None = None,  # (m,) names
     shapes: Sequence[str] | None = None,  # (m,) names of body shapes
 ) -> pd.DataFrame:  # pose, shape, gap_mm, x_mm, y_mm, z_mm of b seen from a
-    "How far two definitions of a joint are apart, mesh by mesh."
+    """How far two definitions of a joint are apart, mesh by mesh.
+
+    Args:
+        a: (v,) one regressor
+        b: (v,) another, of the same body
+        vertices: (m, v, 3) a population of meshes
+        poses: (m,) names
+        shapes: (m,) names of body shapes
+
+    Returns:
+        pose, shape, gap_mm, x_mm, y_mm, z_mm of b seen from a
+    """
     V = np.asarray(vertices, float)
     sizes = check_shape(V, "m v 3", "vertices")
     for name, row in (("a", a), ("b", b)):
@@ -148,7 +195,14 @@ def gap_table(
     gaps: pd.DataFrame,  # of `compare_regressors`
     # mean gap in mm, a row a pose, a column a shape, with the means over both
 ) -> pd.DataFrame:
-    "The gap by pose and body shape."
+    """The gap by pose and body shape.
+
+    Args:
+        gaps: of `compare_regressors`
+
+    Returns:
+        mean gap in mm, a row a pose, a column a shape, with the means over both
+    """
     return gaps.pivot_table(
         "gap_mm", "pose", "shape", margins=True, margins_name="all", sort=False
     )
@@ -158,7 +212,12 @@ def plot_gap(
     gaps: pd.DataFrame,  # of `compare_regressors`
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    "The definition gap over poses, a line a body shape."
+    """The definition gap over poses, a line a body shape.
+
+    Args:
+        gaps: of `compare_regressors`
+        ax: where to draw; a new figure if None
+    """
     ax = plt.subplots(figsize=(5.5, 2.4), dpi=72)[1] if ax is None else ax
     table = gaps.pivot_table("gap_mm", "pose", "shape", sort=False)
     for build in table:

@@ -20,7 +20,15 @@ def stack_meshes(
     vertices: Array,  # (m, v, 3) the same body in m meshes, m
     targets: Array,  # (m, 3) where the keypoint is in each
 ) -> np.ndarray:  # (3m, v) offsets from the target, one column a vertex
-    "Each vertex as one long column: its offset from the target in every mesh."
+    """Each vertex as one long column: its offset from the target in every mesh.
+
+    Args:
+        vertices: (m, v, 3) the same body in m meshes, m
+        targets: (m, 3) where the keypoint is in each
+
+    Returns:
+        (3m, v) offsets from the target, one column a vertex
+    """
     offsets = np.asarray(vertices, float) - np.asarray(targets, float)[:, None]
     return offsets.transpose(0, 2, 1).reshape(-1, offsets.shape[1])
 
@@ -29,7 +37,14 @@ def _nearest_in_hull(
     P: np.ndarray,  # (r, n) points of a hull, one a column
 ) -> np.ndarray:  # (n,) weights >= 0 that sum to one
     """Weights of the point of a convex hull that is nearest to the origin, exactly, by
-    one NNLS (Lawson and Hanson 1974, ch. 23)."""
+    one NNLS (Lawson and Hanson 1974, ch. 23).
+
+    Args:
+        P: (r, n) points of a hull, one a column
+
+    Returns:
+        (n,) weights >= 0 that sum to one
+    """
     c = np.median(np.linalg.norm(P, axis=0)) or 1.0
     A = np.vstack([P, np.full(P.shape[1], c)])
     u, _ = nnls(A, np.r_[np.zeros(len(P)), c], maxiter=30 * sum(A.shape))
@@ -41,7 +56,15 @@ def hull_gap(
     w: np.ndarray,  # (n,) weights of one of its points
 ) -> float:  # no better point is further away than this, in the unit of P
     """Proof of optimality: how far the best point of the hull can be from this one
-    (Wolfe 1976)."""
+    (Wolfe 1976).
+
+    Args:
+        P: (r, n) points of a hull
+        w: (n,) weights of one of its points
+
+    Returns:
+        no better point is further away than this, in the unit of P
+    """
     x = P @ w
     return float(np.sqrt(max(0.0, x @ x - (x @ P).min())))
 
@@ -50,7 +73,15 @@ def _stray_rows(
     P: np.ndarray,  # (r, n) offsets, one column a candidate
     share: float,  # how far a vertex strays on its own, as a share of its distance
 ) -> sparse.csc_array:  # (n, n) rows to put below P
-    "The local prior: near vertices before far ones, many before few."
+    """The local prior: near vertices before far ones, many before few.
+
+    Args:
+        P: (r, n) offsets, one column a candidate
+        share: how far a vertex strays on its own, as a share of its distance
+
+    Returns:
+        (n, n) rows to put below P
+    """
     return sparse.diags_array(share * np.linalg.norm(P, axis=0)).tocsc()
 
 
@@ -59,7 +90,16 @@ def edge_rows(
     columns: Array,  # (n,) the vertex of each candidate
     strength: float,  # m for a step of one in weight
 ) -> sparse.csc_array:  # (e, n) rows to put below P
-    "The smooth prior: neighbours get similar weights."
+    """The smooth prior: neighbours get similar weights.
+
+    Args:
+        edges: (e, 2) vertex numbers
+        columns: (n,) the vertex of each candidate
+        strength: m for a step of one in weight
+
+    Returns:
+        (e, n) rows to put below P
+    """
     edges, columns = np.asarray(edges), np.asarray(columns)
     place = np.full(max(edges.max(), columns.max()) + 1, -1)
     place[columns] = np.arange(len(columns))
@@ -80,7 +120,16 @@ def _with_prior(
     columns: Array,  # which candidates
 ) -> np.ndarray:  # (r + …, len(columns)) the problem over these alone
     """Some columns of a problem with its prior; rows of the prior that are empty there
-    are dropped."""
+    are dropped.
+
+    Args:
+        P: (r, n) offsets
+        Q: (q, n) rows of a prior, if any
+        columns: which candidates
+
+    Returns:
+        (r + …, len(columns)) the problem over these alone
+    """
     if Q is None:
         return P[:, columns]
     part = Q[:, columns].tocsr()
@@ -98,7 +147,18 @@ def best_mix(
     Q: sparse.csc_array | None = None,  # (q, n) rows of a prior
 ) -> np.ndarray:  # (n,) weights >= 0, sum one
     """The nearest mix over many candidates: solve over a few, let in those that improve
-    it, until none does."""
+    it, until none does.
+
+    Args:
+        P: (r, n) offsets, one column a candidate
+        first: columns to begin with; the 2r nearest if None
+        step: how many columns to let in at a time
+        tol: stop at this distance from the target, m
+        Q: (q, n) rows of a prior
+
+    Returns:
+        (n,) weights >= 0, sum one
+    """
     size = np.linalg.norm(P, axis=0)
     inside = np.argsort(size, kind="stable")[: 2 * len(P)] if first is None else first
     w = np.zeros(P.shape[1])
@@ -126,7 +186,17 @@ def _thin_out(
     most: int | None,
     Q: sparse.csc_array | None = None,  # (q, n) rows of a prior
 ) -> np.ndarray:  # (n,) weights, at most `most` above zero, refitted
-    "Fewer vertices: drop the lightest quarter and refit, until few enough are left."
+    """Fewer vertices: drop the lightest quarter and refit, until few enough are left.
+
+    Args:
+        P: (r, n) offsets
+        w: (n,) weights to begin with
+        most: how many weights may stay above zero; None: as many as there are
+        Q: (q, n) rows of a prior
+
+    Returns:
+        (n,) weights, at most `most` above zero, refitted
+    """
     while most is not None and (n := np.count_nonzero(w)) > most:
         keep = np.argsort(-w, kind="stable")[: max(most, int(0.75 * n))]
         w = np.zeros_like(w)
@@ -141,7 +211,16 @@ def _break_ties(
     tol: float = 1e-8,
 ) -> np.ndarray:  # (n,) weights that fit as well, near and spread out
     """Among the mixes that reach the target, the one that suffers least from vertices
-    that stray."""
+    that stray.
+
+    Args:
+        P: (r, n) offsets
+        w: (n,) weights of a best mix
+        tol: off the target by more than this, m: the mix is unique, and stays
+
+    Returns:
+        (n,) weights that fit as well, near and spread out
+    """
     size = np.linalg.norm(P, axis=0)
     reached = np.linalg.norm(P @ w)
     if (
@@ -173,7 +252,19 @@ def solve_mix(
     first: np.ndarray | None = None,  # columns to begin with
     tol: float = 1e-9,  # stop at this distance from the target, m
 ) -> np.ndarray:  # (n,) weights >= 0, sum one
-    "The best mix under all the wishes that one may have."
+    """The best mix under all the wishes that one may have.
+
+    Args:
+        P: (r, n) offsets
+        most: at most so many weights above zero
+        share: local prior, see `_stray_rows`; 0: exact least squares
+        smooth: smooth prior, see `edge_rows`
+        first: columns to begin with
+        tol: stop at this distance from the target, m
+
+    Returns:
+        (n,) weights >= 0, sum one
+    """
     priors = ([_stray_rows(P, share)] if share else []) + (
         [smooth] if smooth is not None else []
     )
@@ -197,7 +288,20 @@ def held_out_errors(
     smooth: sparse.csc_array | None = None,  # as in `solve_mix`
     **wishes: Any,  # most, share of `solve_mix`
 ) -> np.ndarray:  # (m,) error in each mesh when it was not fitted to, m
-    "Leave one group of meshes out, fit to the others, measure there; for every group."
+    """Leave one group of meshes out, fit to the others, measure there; for every group.
+
+    Args:
+        P: (3m, n) offsets of m meshes
+        w: (n,) the fit to all of them: where each refit starts
+        groups: (m,) meshes with equal labels are left out together; each alone if
+            None
+        folds: with more groups than this, several are left out at once
+        smooth: as in `solve_mix`
+        wishes: most, share of `solve_mix`
+
+    Returns:
+        (m,) error in each mesh when it was not fitted to, m
+    """
     m = len(P) // 3
     label = (
         np.arange(m)
@@ -231,7 +335,17 @@ def choose_share(
     *,
     folds: int = 8,  # enough to compare
 ) -> float:  # for `_stray_rows`
-    "The strongest local prior that the held-out error does not object to."
+    """The strongest local prior that the held-out error does not object to.
+
+    Args:
+        P: (3m, n) offsets of m meshes
+        groups: (m,) as in `held_out_errors`
+        most: as in `solve_mix`
+        folds: enough to compare
+
+    Returns:
+        for `_stray_rows`
+    """
     if len(P) < 9:  # fewer than three meshes say nothing
         return _SHARES[1]
     near = np.argsort(np.linalg.norm(P, axis=0), kind="stable")[: max(200, len(P))]
@@ -261,7 +375,18 @@ def redrawn_spread(
     smooth: sparse.csc_array | None = None,  # as in `solve_mix`
     **wishes: Any,  # most, share of `solve_mix`
 ) -> float:  # spread of the keypoint's position, m
-    "How far the point wanders when the meshes are drawn again."
+    """How far the point wanders when the meshes are drawn again.
+
+    Args:
+        P: (3m, n) offsets of m meshes
+        w: (n,) the fit to all of them
+        draws: how often
+        smooth: as in `solve_mix`
+        wishes: most, share of `solve_mix`
+
+    Returns:
+        spread of the keypoint's position, m
+    """
     m, random = len(P) // 3, np.random.default_rng(seed)
     near = np.argsort(np.linalg.norm(P, axis=0), kind="stable")
     used = np.union1d(np.flatnonzero(w), near[:300])

@@ -23,7 +23,16 @@ def _area_mean(
     faces: Array,  # (f, 3)
     triangles: Array,  # (n,) face numbers
 ) -> np.ndarray:  # (3,) m
-    "The centre of a patch of triangles, each as heavy as its area."
+    """The centre of a patch of triangles, each as heavy as its area.
+
+    Args:
+        vertices: (v, 3) m
+        faces: (f, 3)
+        triangles: (n,) face numbers
+
+    Returns:
+        (3,) m
+    """
     corners = np.asarray(vertices, float)[np.asarray(faces)[np.asarray(triangles)]]
     a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     area = np.linalg.norm(np.cross(a, b), axis=1)
@@ -38,7 +47,17 @@ def ray_through(
     direction: Array,  # (3,) any length
     # (2,) faces where the ray goes in and out; (2, 3) the points
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Where a ray enters a mesh and leaves it again: a limb, seen from outside."
+    """Where a ray enters a mesh and leaves it again: a limb, seen from outside.
+
+    Args:
+        vertices: (v, 3) m
+        faces: (f, 3)
+        origin: (3,) outside the limb, m
+        direction: (3,) any length
+
+    Returns:
+        (2,) faces where the ray goes in and out; (2, 3) the points
+    """
     from hmr_nb.basics.rendering import cast_rays, ray_scene
 
     V, F = np.asarray(vertices, float), np.asarray(faces)
@@ -75,7 +94,17 @@ def target_of(
     # {name: (v,)} regressors that a mark may name
     regressors: Mapping[str, Array] | None = None,
 ) -> np.ndarray:  # (3,) m
-    "Where a mark puts the keypoint."
+    """Where a mark puts the keypoint.
+
+    Args:
+        mark: one of KINDS and what it needs
+        vertices: (v, 3) of the mesh that was marked
+        faces: (f, 3)
+        regressors: {name: (v,)} regressors that a mark may name
+
+    Returns:
+        (3,) m
+    """
     V, F = vertices, faces
     counts, places = [], []
     if mark.get("vertices"):
@@ -108,7 +137,16 @@ def near_vertices(
     targets: np.ndarray,  # (m, 3)
     radius: float,  # how much further away than the nearest vertex, m
 ) -> np.ndarray:  # (v,) booleans
-    "Candidates: the vertices that stay near the target."
+    """Candidates: the vertices that stay near the target.
+
+    Args:
+        vertices: (m, v, 3)
+        targets: (m, 3)
+        radius: how much further away than the nearest vertex, m
+
+    Returns:
+        (v,) booleans
+    """
     away = np.linalg.norm(vertices - targets[:, None], axis=2).mean(0)
     return away <= away.min() + radius
 
@@ -116,7 +154,14 @@ def near_vertices(
 def mesh_edges(
     faces: Array,  # (f, 3)
 ) -> np.ndarray:  # (e, 2) each edge once
-    "The edges of a mesh."
+    """The edges of a mesh.
+
+    Args:
+        faces: (f, 3)
+
+    Returns:
+        (e, 2) each edge once
+    """
     F = np.asarray(faces)
     edges = np.concatenate([F[:, [0, 1]], F[:, [1, 2]], F[:, [2, 0]]])
     return np.unique(np.sort(edges, axis=1), axis=0)
@@ -127,7 +172,15 @@ def _surface_links(
     F: np.ndarray,  # (f, 3)
 ) -> csr_array:  # (v, v) lengths, m: edges, and straight ways across one edge
     """Which vertices can be reached from which in one step on the surface, and how far
-    that is."""
+    that is.
+
+    Args:
+        V: (v, 3) m
+        F: (f, 3)
+
+    Returns:
+        (v, v) lengths, m: edges, and straight ways across one edge
+    """
     # each edge ab with the tip c of its face
     a, b, c = np.concatenate([F, F[:, [1, 2, 0]], F[:, [2, 0, 1]]]).T
     order = np.lexsort([np.maximum(a, b), np.minimum(a, b)])
@@ -163,7 +216,17 @@ def surface_near(
     start: Array | Sequence[int],  # vertex numbers, such as marks
     radius: float,  # on the surface, m
 ) -> np.ndarray:  # (v,) booleans
-    "The vertices within a walk over the surface: candidates, or what a brush paints."
+    """The vertices within a walk over the surface: candidates, or what a brush paints.
+
+    Args:
+        vertices: (v, 3) m
+        faces: (f, 3)
+        start: vertex numbers, such as marks
+        radius: on the surface, m
+
+    Returns:
+        (v,) booleans
+    """
     V, F = np.asarray(vertices, float), np.asarray(faces)
     begin = np.unique(start).astype(int)
     # no walk is shorter than the straight line
@@ -187,7 +250,14 @@ def part_vertices(
     body: BodyData,
     names: Sequence[str],  # of joints: the parts that hang on them
 ) -> np.ndarray:  # (v,) booleans
-    "Candidates: the vertices of some parts of the body."
+    """Candidates: the vertices of some parts of the body.
+
+    Args:
+        names: of joints: the parts that hang on them
+
+    Returns:
+        (v,) booleans
+    """
     unknown = set(names) - set(body.joint_names)
     if unknown:
         raise ValueError(

@@ -177,7 +177,16 @@ def stretch_bones(
     W: np.ndarray,  # (v, 24) dense, smooth weights
     scales: list,  # [(joint names, (x, y, z) relative change)]
 ) -> tuple:  # dV (v, 3), dJ (24, 3): how vertices and joints move
-    "Scale bones along their rest axes; children ride along. Linear in the scales."
+    """Scale bones along their rest axes; children ride along. Linear in the scales.
+
+    Args:
+        V: (v, 3) rest, floor at y = 0
+        W: (v, 24) dense, smooth weights
+        scales: [(joint names, (x, y, z) relative change)]
+
+    Returns:
+        dV (v, 3), dJ (24, 3): how vertices and joints move
+    """
     J = table_joints()
     change = np.zeros((24, 3))
     for names, xyz in scales:
@@ -197,7 +206,16 @@ def shape_directions(
     F: np.ndarray,  # (f, 3)
     mirror: np.ndarray,  # (v,) vertex permutation
 ) -> tuple:  # shapedirs (v, 3, 10), joint directions (24, 3, 10)
-    "Ten ways in which people differ, in metres per standard deviation."
+    """Ten ways in which people differ, in metres per standard deviation.
+
+    Args:
+        V: (v, 3) rest, floor at y = 0
+        F: (f, 3)
+        mirror: (v,) vertex permutation
+
+    Returns:
+        shapedirs (v, 3, 10), joint directions (24, 3, 10)
+    """
     W = spread_weights(V, F, mirror, spread=1.3)
     N = smooth_normals(V, F, mirror)
     Q = np.c_[np.abs(V[:, 0]), V[:, 1:]]
@@ -221,7 +239,17 @@ def smooth_normals(
     rounds: int = 12,  # averaging over neighbours
 ) -> np.ndarray:  # (v, 3) shorter than one where the skin is folded
     """Blurred normals: growth along them does not run into itself between fingers or
-    thighs."""
+    thighs.
+
+    Args:
+        V: (v, 3)
+        F: (f, 3)
+        mirror: (v,) vertex permutation
+        rounds: averaging over neighbours
+
+    Returns:
+        (v, 3) shorter than one where the skin is folded
+    """
     n = len(V)
     N = sum_on_vertices(F, area_vectors(V, F), n)
     N /= np.linalg.norm(N, axis=1, keepdims=True)
@@ -239,7 +267,16 @@ def fit_row(
     even: float = 0.004,  # pull towards equal weights, m
 ) -> np.ndarray:  # (n,) non-negative, sums to one
     """Non-negative least squares: one set of weights that hits the target in every
-    example."""
+    example.
+
+    Args:
+        points: (e, n, 3) where n candidate vertices are in e examples
+        target: (e, 3) where the wanted point is
+        even: pull towards equal weights, m
+
+    Returns:
+        (n,) non-negative, sums to one
+    """
     n = points.shape[1]
     A = np.vstack(
         [
@@ -256,7 +293,15 @@ def mirrored_row(
     row: np.ndarray,  # (v,)
     mirror: np.ndarray,  # (v,) vertex permutation
 ) -> np.ndarray:  # (v,) its own mirror image
-    "A row for a point on the middle plane."
+    """A row for a point on the middle plane.
+
+    Args:
+        row: (v,)
+        mirror: (v,) vertex permutation
+
+    Returns:
+        (v,) its own mirror image
+    """
     return (row + row[mirror]) / 2
 
 
@@ -265,7 +310,16 @@ def skin_point_row(
     at: tuple,  # (3,) a place near the skin
     spread_mm: float,  # weights fall off over this distance
 ) -> np.ndarray:  # (v,) non-negative, sums to one
-    "A small bell of weights around the skin nearest to a place."
+    """A small bell of weights around the skin nearest to a place.
+
+    Args:
+        V: (v, 3) floor at y = 0
+        at: (3,) a place near the skin
+        spread_mm: weights fall off over this distance
+
+    Returns:
+        (v,) non-negative, sums to one
+    """
     V = np.asarray(V)
     nearest = V[np.linalg.norm(V - at, axis=1).argmin()]
     far = np.linalg.norm(V - nearest, axis=1) * 1000 / spread_mm
@@ -281,7 +335,19 @@ def joint_rows(
     mirror: np.ndarray,  # (v,) vertex permutation
     most: int = 400,  # candidate vertices for a joint
 ) -> np.ndarray:  # (24, v) J_regressor
-    "For each joint, weights of nearby vertices that follow it through all shapes."
+    """For each joint, weights of nearby vertices that follow it through all shapes.
+
+    Args:
+        V: (v, 3) rest
+        D: (v, 3, s) shape directions
+        J: (24, 3) rest joints
+        DJ: (24, 3, s) how the joints move with shape
+        mirror: (v,) vertex permutation
+        most: candidate vertices for a joint
+
+    Returns:
+        (24, v) J_regressor
+    """
     X = np.concatenate([V[None], V[None] + 2 * D.transpose(2, 0, 1)])
     T = np.concatenate([J[None], J[None] + 2 * DJ.transpose(2, 0, 1)])
     rows = np.zeros((24, len(V)))
@@ -383,7 +449,18 @@ def keypoint_rows(
     mirror: np.ndarray,  # (v,) vertex permutation
 ) -> dict:  # name -> (v,)
     """Regressor rows for annotated points, fitted on shapes and on poses; right rows
-    mirror left ones."""
+    mirror left ones.
+
+    Args:
+        V: (v, 3) rest, floor at y = 0
+        W: (v, 24) skin weights
+        D: (v, 3, s) shape directions
+        DJ: (24, 3, s) how the joints move with shape
+        mirror: (v,) vertex permutation
+
+    Returns:
+        name -> (v,)
+    """
     J, rows, none = table_joints(), {}, np.zeros((1, 3))
     poses = _example_poses(12)
     for name, (bone, at) in INSIDE.items():

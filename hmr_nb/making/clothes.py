@@ -15,7 +15,14 @@ from ..body.body_data import BodyData
 
 # %% ../../nbs/6_making/07_clothes.ipynb #3d74ace7
 class Fit(NamedTuple):
-    "Lengths that a tailor takes on the rest pose, m."
+    """Lengths that a tailor takes on the rest pose, m.
+
+    Attributes:
+        neck: y
+        shoulder: x
+        eye: (3,) the left eye
+        front: z of the trunk's middle
+    """
 
     neck: float  # y
     waist: float
@@ -31,7 +38,11 @@ class Fit(NamedTuple):
 def measure(
     body: BodyData,  # with SMPL's joints
 ) -> Fit:
-    "Where sleeves and trousers may end on a body."
+    """Where sleeves and trousers may end on a body.
+
+    Args:
+        body: with SMPL's joints
+    """
     joint = dict(zip(body.joint_names, body.joints_rest()))
     eye = body.keypoint_regressors.get("eye_l")
     top, sole = float(body.v_template[:, 1].max()), float(body.v_template[:, 1].min())
@@ -55,7 +66,20 @@ def measure(
 
 # %% ../../nbs/6_making/07_clothes.ipynb #636ebf5d
 class Look(NamedTuple):
-    "How a person is dressed; colours are (3,) 0…1."
+    """How a person is dressed; colours are (3,) 0…1.
+
+    Attributes:
+        second: of the shirt's pattern
+        sleeves: how much of the arm is covered: 0 a vest, .4 short, 1 long
+        legs: how much of the leg is covered: .3 shorts, 1 long
+        pattern: one of _PATTERNS
+        hem: m, how far the shirt hangs over the trousers
+        collar: m, how deep the neckline is cut in front
+        jacket: colour of an open jacket
+        seam: of the trousers: "plain", "stripe", "checks", "faded"
+        hairdo: "short", "long", "bald", "cap"
+        seed: where folds and patterns begin
+    """
 
     skin: tuple
     hair: tuple
@@ -83,7 +107,16 @@ def _waves(
     length: float,  # m, of the longest wave
     count: int = 5,
 ) -> np.ndarray:  # (n,) about -1…1
-    "Smooth noise on a surface: plane _waves in several directions."
+    """Smooth noise on a surface: plane _waves in several directions.
+
+    Args:
+        points: (n, 3) m
+        seed: other phases
+        length: m, of the longest wave
+
+    Returns:
+        (n,) about -1…1
+    """
     k = np.arange(1, count + 1)
     angle, lift = 2.4 * k + seed, np.sin(1.7 * k + 3 * seed)
     phase = 5.1 * k * (1 + seed)
@@ -116,7 +149,14 @@ def _pattern_of(
     look: Look,
     fit: Fit,
 ) -> np.ndarray:  # (n,) 0…1
-    "How much of the shirt's second colour each point shows."
+    """How much of the shirt's second colour each point shows.
+
+    Args:
+        rest: (n, 3) m, points of the body in the rest pose
+
+    Returns:
+        (n,) 0…1
+    """
     x, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2] - fit.front
     along = (x - fit.shoulder) / (fit.wrist - fit.shoulder)
     chest = 0.55 * fit.neck + 0.45 * fit.waist
@@ -163,7 +203,12 @@ def _paint_legs(
     look: Look,
     fit: Fit,
 ) -> None:
-    "Trousers, socks, shoes."
+    """Trousers, socks, shoes.
+
+    Args:
+        c: (n, 3) colours, changed in place
+        rest: (n, 3) m, rest pose
+    """
     x, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2] - fit.front
     down = (fit.hip - y) / (fit.hip - fit.ankle)
     cloth = (y <= fit.waist) & (down < look.legs) & (x < 0.4)
@@ -190,7 +235,14 @@ def _paint(
     look: Look,
     fit: Fit,
 ) -> np.ndarray:  # (n, 3) colours
-    "The colour of points of a dressed body."
+    """The colour of points of a dressed body.
+
+    Args:
+        rest: (n, 3) m, points of the body in the rest pose
+
+    Returns:
+        (n, 3) colours
+    """
     x, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2] - fit.front
     along = (x - fit.shoulder) / (fit.wrist - fit.shoulder)
     neckline = np.where(z > 0, fit.neck - look.collar + 0.6 * x, fit.neck + 0.01)
@@ -220,7 +272,15 @@ def _paint_head(
     look: Look,
     fit: Fit,
 ) -> np.ndarray:  # (n, 3) colours
-    "Hair and a face."
+    """Hair and a face.
+
+    Args:
+        c: (n, 3) colours, changed in place
+        rest: (n, 3) m, rest pose
+
+    Returns:
+        (n, 3) colours
+    """
     x, up, back = np.abs(rest[:, 0]), rest[:, 1] - fit.eye[1], fit.eye[2] - rest[:, 2]
     on_head = (rest[:, 1] > fit.neck + 0.04) & (x < 0.14)
     front = on_head & (back < 0.045)
@@ -268,7 +328,15 @@ def dress(
     look: Look,
     fit: Fit,
 ) -> np.ndarray:  # (…, 3) colours; black where nothing is hit
-    "The colour of the clothes where each ray meets them."
+    """The colour of the clothes where each ray meets them.
+
+    Args:
+        faces: (f, 3)
+        rest: (v, 3) m, the body in the rest pose
+
+    Returns:
+        (…, 3) colours; black where nothing is hit
+    """
     hit = hits.face >= 0
     at = (rest[faces[hits.face[hit]]] * hits.corners[hit][..., None]).sum(1)
     c = np.zeros((*hit.shape, 3), np.float32)
@@ -332,7 +400,13 @@ def _pick_color(
     weights: np.ndarray | None = None,  # (n,) how frequent each is
     tint: float = 0.08,  # how far it may be from that of the list
 ) -> tuple:
-    "A colour near one of a list."
+    """A colour near one of a list.
+
+    Args:
+        colors: (n, 3)
+        weights: (n,) how frequent each is
+        tint: how far it may be from that of the list
+    """
     p = None if weights is None else weights / weights.sum()
     c = colors[rng.choice(len(colors), p=p)]
     c = c * rng.uniform(1 - 2 * tint, 1 + 2 * tint) + rng.normal(0, tint / 2, 3)
@@ -345,7 +419,12 @@ def _other_color(
     than: tuple,  # a colour that it must differ from
     tint: float = 0.08,
 ) -> tuple:
-    "A colour that one can tell from another."
+    """A colour that one can tell from another.
+
+    Args:
+        weights: (n,) of _CLOTHES
+        than: a colour that it must differ from
+    """
     c = _pick_color(rng, _CLOTHES, weights, tint)
     while np.abs(np.subtract(c, than)).sum() < 0.4:
         c = _pick_color(rng, _CLOTHES, weights, tint)
@@ -363,7 +442,14 @@ def draw_look(
     sporty: bool = False,  # shorts and kits rather than coats
     tint: float = 0.08,  # how far colours may be from those of the lists
 ) -> Look:
-    "Somebody's skin, hair and clothes."
+    """Somebody's skin, hair and clothes.
+
+    Args:
+        rng: of the outfit
+        person: of skin and hair; the outfit's if None
+        sporty: shorts and kits rather than coats
+        tint: how far colours may be from those of the lists
+    """
     who = person or rng
     skin = _pick_color(who, _SKINS, tint=0.04)
     hair = _pick_color(who, _HAIRS, np.array([5, 5, 5, 4, 3, 2, 1, 1.0]), 0.04)

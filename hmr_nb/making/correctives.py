@@ -21,7 +21,17 @@ def dual_quaternion_skin(
     J: np.ndarray,  # (24, 3) rest joints
 ) -> np.ndarray:  # (v, 3) posed
     """Blend rigid motions, not matrices, so that flesh does not collapse (Kavan et al.
-    2008)."""
+    2008).
+
+    Args:
+        V: (v, 3) rest
+        W: (v, 24)
+        R: (24, 3, 3) local rotations
+        J: (24, 3) rest joints
+
+    Returns:
+        (v, 3) posed
+    """
     G, t = bone_transforms(R, J)
     q = Rotation.from_matrix(G).as_quat()
     for j in range(1, 24):
@@ -60,7 +70,15 @@ def own_side(
     V: np.ndarray,  # (v, 3)
     # (v,) 1 on the left, 0 on the right, smooth over a few centimetres at the middle
 ) -> np.ndarray:
-    "What the left hip may move."
+    """What the left hip may move.
+
+    Args:
+        V: (v, 3)
+
+    Returns:
+        (v,) 1 on the left, 0 on the right, smooth over a few centimetres at the
+            middle
+    """
     t = np.clip((V[:, 0] + 0.010) / 0.040, 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -71,7 +89,17 @@ def joint_mask(
     W: np.ndarray,  # (v, 24)
     j: int,  # joint
 ) -> np.ndarray:  # (v,) 0..1, one where flesh belongs half to either side of the joint
-    "Where a joint's corrections may act; for legs on their own side only."
+    """Where a joint's corrections may act; for legs on their own side only.
+
+    Args:
+        V: (v, 3)
+        F: (f, 3)
+        W: (v, 24)
+        j: joint
+
+    Returns:
+        (v,) 0..1, one where flesh belongs half to either side of the joint
+    """
     below = [j]
     for k in range(j + 1, 24):
         below += [k] if SMPL_PARENTS[k] in below else []
@@ -95,7 +123,19 @@ def good_pose(
     mask: np.ndarray,  # (v,) where flesh may be moved
 ) -> np.ndarray:  # (v, 3) posed, of the same volume as the rest pose
     """What a bent joint should look like: dual quaternions, then pushed in or out until
-    no flesh is lost or won."""
+    no flesh is lost or won.
+
+    Args:
+        V: (v, 3) rest
+        F: (f, 3)
+        W: (v, 24)
+        R: (24, 3, 3) local rotations
+        J: (24, 3) rest joints
+        mask: (v,) where flesh may be moved
+
+    Returns:
+        (v, 3) posed, of the same volume as the rest pose
+    """
     near = mask > 0
     X = linear_skin(V, W, R, J)
     X[near] += mask[near, None] ** 0.25 * (
@@ -124,7 +164,20 @@ def fit_correctives(
     # C (v, 3, 9) displacement for each entry of R - 1; rms before and after, mm
 ) -> tuple:
     """Least squares: which displacement of the rest body makes linear skinning look
-    like `good_pose`?"""
+    like `good_pose`?
+
+    Args:
+        V: (v, 3) rest
+        F: (f, 3)
+        W: (v, 24)
+        J: (24, 3) rest joints
+        name: a joint in LIMITS
+        count: poses to learn from
+        seed: of the poses
+
+    Returns:
+        C (v, 3, 9) displacement for each entry of R - 1; rms before and after, mm
+    """
     j = SMPL_JOINTS.index(name)
     lo, hi = np.radians(LIMITS[name]).T
     angles = lo + (hi - lo) * np.random.default_rng(seed).beta(0.8, 0.8, (count, 3))
@@ -160,7 +213,18 @@ def all_correctives(
     progress: bool = False,  # print the error of each joint
 ) -> np.ndarray:  # (v, 3, 207) posedirs
     """Correctives of every joint: fitted on the left and in the middle, mirrored to the
-    right."""
+    right.
+
+    Args:
+        V: (v, 3) rest
+        F: (f, 3)
+        W: (v, 24)
+        mirror: (v,) vertex permutation
+        progress: print the error of each joint
+
+    Returns:
+        (v, 3, 207) posedirs
+    """
     sign = np.array([-1.0, 1.0, 1.0])
     P, flip = np.zeros((len(V), 3, 24, 9)), np.outer(sign, sign).ravel()
     for name in LIMITS:

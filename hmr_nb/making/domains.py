@@ -68,7 +68,24 @@ from ..records.writer import RecordWriter
 # %% ../../nbs/6_making/09_domains.ipynb #68ae687a
 @dataclass(frozen=True)
 class Domain:
-    "A recipe for pictures of people."
+    """A recipe for pictures of people.
+
+    Attributes:
+        places: kinds of `make_place`
+        poses: kind of `open_poses`
+        cameras: fixed ones: height over the floor m, distance from the middle of
+            the room m, focal length px of a photograph 1,000 px wide
+        pitch: degrees, how far a free camera looks down: mean, spread
+        steep: share of free cameras that look from high above
+        roll: degrees, spread
+        distance: m, of a free camera
+        zoom: of the photograph's height that 1.7 m fill
+        subjects: how many people in a set of one seed; 0: everybody is new
+        lamps: that throw shadows, at most
+        occluded: how often something stands before the person
+        cut: how often the photograph's edge cuts the person
+        motion: how often the person moves while the shutter is open
+    """
 
     name: str
     places: tuple[str, ...]  # kinds of `make_place`
@@ -140,7 +157,11 @@ DOMAINS = {
 def _find_domain(
     name: str,  # a key of DOMAINS
 ) -> Domain:
-    "A recipe by its name."
+    """A recipe by its name.
+
+    Args:
+        name: a key of DOMAINS
+    """
     if name not in DOMAINS:
         raise ValueError(
             f"domain {name!r} is not known; expected one of {', '.join(DOMAINS)}"
@@ -149,7 +170,17 @@ def _find_domain(
 
 # %% ../../nbs/6_making/09_domains.ipynb #78880ce4
 class Scene(NamedTuple):
-    "All that makes one picture, and all that a model should find."
+    """All that makes one picture, and all that a model should find.
+
+    Attributes:
+        pose: (24, 3) axis-angle, rad; the root rotates the rest pose into the
+            camera frame
+        betas: (10,)
+        camera: from the room to the pixels of the photograph; the room's origin is
+            the spot of the floor over which the body stands
+        subject: whose body, skin and hair; -1: drawn anew
+        camera_number: which of the fixed cameras; -1: a free one
+    """
 
     domain: str
     seed: int
@@ -165,12 +196,20 @@ class Scene(NamedTuple):
 
     @property
     def up(self) -> np.ndarray:  # (3,)
-        "The room's up in the camera frame."
+        """The room's up in the camera frame.
+
+        Returns:
+            (3,)
+        """
         return self.camera.R[:, 1].copy()
 
     @property
     def foot(self) -> np.ndarray:  # (3,) m, camera frame
-        "The spot of the floor over which the body stands."
+        """The spot of the floor over which the body stands.
+
+        Returns:
+            (3,) m, camera frame
+        """
         return self.camera.t
 
 
@@ -192,7 +231,11 @@ def _place_camera(
     domain: Domain, rng: np.random.Generator
 ) -> tuple[Camera, int]:  # the number of a fixed camera; -1: a free one
     """A fixed camera and somebody near the middle of the room, or a free camera that
-    somebody points at a person."""
+    somebody points at a person.
+
+    Returns:
+        the number of a fixed camera; -1: a free one
+    """
     if domain.cameras:
         n = int(rng.integers(len(domain.cameras)))
         height, distance, focal = domain.cameras[n]
@@ -218,7 +261,15 @@ def _sample_block(
     seed: int,
     block: int,  # scenes block * _BLOCK and following
 ) -> list[Scene]:  # _BLOCK scenes
-    "A block of scenes, the same for the same three arguments."
+    """A block of scenes, the same for the same three arguments.
+
+    Args:
+        name: of the domain
+        block: scenes block * _BLOCK and following
+
+    Returns:
+        _BLOCK scenes
+    """
     domain = _find_domain(name)
     if seed < 0 or block < 0:
         raise ValueError(
@@ -248,7 +299,13 @@ def sample_scene(
     seed: int,  # another seed: other people, poses and views
     index: int,  # number of the picture
 ) -> Scene:
-    "One scene, the same for the same three arguments."
+    """One scene, the same for the same three arguments.
+
+    Args:
+        domain: "studio", "street" or "sports"
+        seed: another seed: other people, poses and views
+        index: number of the picture
+    """
     return _sample_block(domain, seed, index // _BLOCK)[index % _BLOCK]
 
 # %% ../../nbs/6_making/09_domains.ipynb #cc83bdc8
@@ -257,7 +314,16 @@ def _imbalance(
     up: np.ndarray,  # (3,)
     reach: float = 0.22,  # m, how far a standing body's middle may be from its feet
 ) -> float:  # 0: it stands; up to 1: far out of balance
-    "Whether a body can stand as it is, or must be in the air."
+    """Whether a body can stand as it is, or must be in the air.
+
+    Args:
+        V: (v, 3) m, posed, camera frame
+        up: (3,)
+        reach: m, how far a standing body's middle may be from its feet
+
+    Returns:
+        0: it stands; up to 1: far out of balance
+    """
     height = V @ up
     level = V - height[:, None] * up
     feet = level[height < height.min() + 0.05]
@@ -273,7 +339,14 @@ def _floor_translation(
     scene: Scene,
 ) -> np.ndarray:  # (3,) m: add it to V
     """The translation that puts a body over its spot, on the floor or in the air above
-    it."""
+    it.
+
+    Args:
+        V: (v, 3) m, posed, anywhere
+
+    Returns:
+        (3,) m: add it to V
+    """
     up, domain = scene.up, _find_domain(scene.domain)
     jump = 0.0
     if domain.poses == "sports":
@@ -290,7 +363,15 @@ def _seat_for(
     scene: Scene,
     rng: np.random.Generator,
 ) -> list[Box]:  # empty if nobody sits
-    "A stool or a crate under a person who sits."
+    """A stool or a crate under a person who sits.
+
+    Args:
+        V: (v, 3) m, in place, camera frame
+        joints: (24, 3) m, in place
+
+    Returns:
+        empty if nobody sits
+    """
     A = level_axes(scene.up)
     P = dict(zip(SMPL_JOINTS, (joints - scene.foot) @ A.T))
 
@@ -325,7 +406,16 @@ _COCO = [_NAMES.index(n) for n in keypoint_set("cocoplus19").names]
 
 
 class Wardrobe(NamedTuple):
-    "What a worker must know of the body."
+    """What a worker must know of the body.
+
+    Attributes:
+        faces: (f, 3)
+        rest: (v, 3) m
+        weights: (v, 24)
+        names: of the keypoints of the records
+        labels: (f,) the part that each triangle belongs to
+        crowd: (n, h, w, 4) pictures of people
+    """
 
     faces: np.ndarray  # (f, 3)
     rest: np.ndarray  # (v, 3) m
@@ -348,7 +438,14 @@ def _names_of(body: BodyData) -> tuple[str, ...]:
 def smpl_layer(
     body: BodyData,  # such as `open_body()`
 ) -> Any:  # its keypoints: those of the records, the joints left out
-    "The SMPL layer that poses the people of rendered domains."
+    """The SMPL layer that poses the people of rendered domains.
+
+    Args:
+        body: such as `open_body()`
+
+    Returns:
+        its keypoints: those of the records, the joints left out
+    """
     from hmr_nb.body.smpl import SMPL
 
     return SMPL(body, keypoints=KeypointSet("rendered", _names_of(body)[24:]))
@@ -358,7 +455,14 @@ def _pose_block(
     smpl: Any,  # from `smpl_layer`
     scenes: Sequence[Scene],
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, v, 3) m, (n, k, 3) m: not yet in place
-    "The meshes of some scenes, and the keypoints of the records on them."
+    """The meshes of some scenes, and the keypoints of the records on them.
+
+    Args:
+        smpl: from `smpl_layer`
+
+    Returns:
+        (n, v, 3) m, (n, k, 3) m: not yet in place
+    """
     out = smpl(np.stack([s.pose for s in scenes]), np.stack([s.betas for s in scenes]))
     return np.asarray(out.vertices), np.concatenate(
         [np.asarray(out.joints), np.asarray(out.keypoints)], axis=1
@@ -369,7 +473,11 @@ def wardrobe_of(
     body: BodyData,
     smpl: Any = None,  # from `smpl_layer`: poses the crowd; None: no crowd
 ) -> Wardrobe:
-    "The faces, the rest pose and the lengths of a body, and a crowd of such bodies."
+    """The faces, the rest pose and the lengths of a body, and a crowd of such bodies.
+
+    Args:
+        smpl: from `smpl_layer`: poses the crowd; None: no crowd
+    """
     labels = body.extras.get("part_labels")
     w = Wardrobe(
         np.ascontiguousarray(body.faces, np.int32),
@@ -455,7 +563,15 @@ def _occluded_share(
     view: Scenery,
     camera: Camera,  # of the stored picture
 ) -> float:  # 0…1
-    "How much of a body stands behind something, by some of its vertices."
+    """How much of a body stands behind something, by some of its vertices.
+
+    Args:
+        V: (v, 3) m, in place
+        camera: of the stored picture
+
+    Returns:
+        0…1
+    """
     some, last = V[::23], len(view.depth) - 1
     px = perspective(some, camera.focal, camera.center)
     col, row = np.clip(np.rint(px).astype(int), 0, last).T
@@ -470,7 +586,19 @@ def _vertex_motion(
     spin: np.ndarray,
     drift: np.ndarray,  # (3,) m, of the whole body
 ) -> np.ndarray:  # (v, 3) m, how far each vertex goes
-    "First-order motion of a skinned body."
+    """First-order motion of a skinned body.
+
+    Args:
+        V: (v, 3) m
+        joints: (24, 3) m
+        weights: (v, 24)
+        spin: (24, 3) rad, rotation of each joint against its parent during the
+            exposure
+        drift: (3,) m, of the whole body
+
+    Returns:
+        (v, 3) m, how far each vertex goes
+    """
     omega, x = [spin[0]], [np.asarray(drift, float)]
     for j, p in enumerate(SMPL_PARENTS[1:], 1):
         x.append(x[p] + np.cross(omega[p], joints[j] - joints[p]))
@@ -482,7 +610,11 @@ def _vertex_motion(
 def _random_motion(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # (24, 3) rad, (3,) m
-    "How an athlete moves during one exposure: limbs fast, the trunk slowly."
+    """How an athlete moves during one exposure: limbs fast, the trunk slowly.
+
+    Returns:
+        (24, 3) rad, (3,) m
+    """
     limbs = ("shoulder", "elbow", "hip", "knee")
     fast = np.array([1.0 if n.endswith(limbs) else 0.15 for n in SMPL_JOINTS])
     fast[0] = 0.25
@@ -492,7 +624,15 @@ def _random_motion(
 
 # %% ../../nbs/6_making/09_domains.ipynb #dcd6e5fc
 class _Frame(NamedTuple):
-    "The part of the photograph that is kept, and the camera in its pixels."
+    """The part of the photograph that is kept, and the camera in its pixels.
+
+    Attributes:
+        crop: px of the photograph to px of the stored picture
+        camera: of the stored picture
+        kp2d: (k, 2) px
+        box: (4,) px
+        edges: (4,) px: the photograph begins at x, y and ends at x, y
+    """
 
     crop: Crop  # px of the photograph to px of the stored picture
     camera: Camera  # of the stored picture
@@ -509,7 +649,15 @@ def _cut_edges(
     rng: np.random.Generator,
     share: float,  # how often it is cut
 ) -> np.ndarray:  # (4,) px, infinite where the person is whole
-    "Where a photograph ends that cuts a person."
+    """Where a photograph ends that cuts a person.
+
+    Args:
+        points: (k, 2) px, of the person in the photograph
+        share: how often it is cut
+
+    Returns:
+        (4,) px, infinite where the person is whole
+    """
     x, y, w, h = box_from_keypoints(points)
     edges = _WHOLE.copy()
     if rng.random() >= share:
@@ -529,7 +677,15 @@ def _frame_person(
     edges: np.ndarray = _WHOLE,  # (4,) px, where the photograph ends
     marked: Sequence[int] = _COCO,  # which points the box is drawn around
 ) -> _Frame:
-    "The part of the photograph that is kept."
+    """The part of the photograph that is kept.
+
+    Args:
+        kp3d: (k, 3) m, camera frame
+        camera: of the photograph
+        size: px, of the stored picture
+        edges: (4,) px, where the photograph ends
+        marked: which points the box is drawn around
+    """
     points = np.asarray(perspective(kp3d[list(marked)], camera.focal, camera.center))
     inside = points[(points >= edges[:2]).all(1) & (points <= edges[2:]).all(1)]
     x, y, w, h = box_from_keypoints(inside)
@@ -570,7 +726,14 @@ _UNDER_SKIN = {
 def _skin_depth(
     name: str,  # of a point
 ) -> float:  # m
-    "How deep a point may lie under the surface that shows it."
+    """How deep a point may lie under the surface that shows it.
+
+    Args:
+        name: of a point
+
+    Returns:
+        m
+    """
     return next((d for part, d in _UNDER_SKIN.items() if part in name), 0.10)
 
 
@@ -581,7 +744,17 @@ def _states_of(
     person: np.ndarray,  # (h, w) m, NaN: nothing of the person
     things: np.ndarray,  # (h, w) m, of what is around; infinite where nothing is
 ) -> np.ndarray:  # (k,) 2 visible, 1 occluded
-    "Which points one can see."
+    """Which points one can see.
+
+    Args:
+        names: (k,)
+        depth: (k,) m, of the points
+        person: (h, w) m, NaN: nothing of the person
+        things: (h, w) m, of what is around; infinite where nothing is
+
+    Returns:
+        (k,) 2 visible, 1 occluded
+    """
     h, w = person.shape
     col, row = np.clip(np.rint(frame.kp2d).astype(int), 0, [w - 1, h - 1]).T
     under = np.array([_skin_depth(n) for n in names])
@@ -595,7 +768,13 @@ def _states_of(
 
 # %% ../../nbs/6_making/09_domains.ipynb #92e2aae9
 class _Shot(NamedTuple):
-    "A photograph, and what is known about its pixels."
+    """A photograph, and what is known about its pixels.
+
+    Attributes:
+        image: (size, size, 3) uint8
+        person: the person as if nothing stood before
+        view: the place
+    """
 
     image: np.ndarray  # (size, size, 3) uint8
     person: Rendering  # the person as if nothing stood before
@@ -612,7 +791,14 @@ def _surroundings(
     lamps: Any,  # from `hang_lamps`
     rng: np.random.Generator,
 ) -> Scenery:
-    "The place around a person, with a seat if need be, and what stands before."
+    """The place around a person, with a seat if need be, and what stands before.
+
+    Args:
+        V: (v, 3) m, camera frame, in place
+        joints: (24, 3) m, in place
+        size: px
+        lamps: from `hang_lamps`
+    """
     domain = _find_domain(scene.domain)
     place = make_place(str(rng.choice(domain.places)), rng)
     place = place._replace(boxes=(*place.boxes, *_seat_for(V, joints, scene, rng)))
@@ -645,7 +831,16 @@ def _shadow_map(
     lamps: Any,  # from `hang_lamps`
     rng: np.random.Generator,
 ) -> np.ndarray:  # (h, w) 0…1 how much light is left
-    "The body's shadow on its _surroundings, near the body."
+    """The body's shadow on its _surroundings, near the body.
+
+    Args:
+        V: (v, 3) m, in place
+        rays: of `ray_scene`: the body
+        lamps: from `hang_lamps`
+
+    Returns:
+        (h, w) 0…1 how much light is left
+    """
     points, size = view.points[::2, ::2], view.depth.shape
     # not on leaves, nor in the sky
     near = np.abs(view.depth[::2, ::2] - points[..., 2]) < 0.01
@@ -668,7 +863,13 @@ def _photograph(
     wardrobe: Wardrobe,
     size: int,  # px
 ) -> _Shot:
-    "The person, dressed, lit and in place."
+    """The person, dressed, lit and in place.
+
+    Args:
+        V: (v, 3) m, camera frame, in place
+        joints: (24, 3) m, in place
+        size: px
+    """
     domain = _find_domain(scene.domain)
     free = not domain.cameras
     rng = np.random.default_rng([domain.key, scene.seed, scene.index, 3])
@@ -711,7 +912,15 @@ def _repeat_edges(
     image: np.ndarray,  # (h, w, 3)
     edges: np.ndarray,  # (4,) px: first x, y and last x, y of the photograph
 ) -> np.ndarray:  # (h, w, 3)
-    "Beyond a photograph's edge its last pixels are repeated, as `cut_person` does."
+    """Beyond a photograph's edge its last pixels are repeated, as `cut_person` does.
+
+    Args:
+        image: (h, w, 3)
+        edges: (4,) px: first x, y and last x, y of the photograph
+
+    Returns:
+        (h, w, 3)
+    """
     h, w = image.shape[:2]
     x0, y0 = np.clip(np.ceil(edges[:2]), 0, [w - 1, h - 1]).astype(int)
     x1, y1 = np.clip(np.floor(edges[2:]), 0, [w - 1, h - 1]).astype(int)
@@ -719,7 +928,13 @@ def _repeat_edges(
 
 # %% ../../nbs/6_making/09_domains.ipynb #8a04405c
 class Rendered(NamedTuple):
-    "A picture with all its ground truth."
+    """A picture with all its ground truth.
+
+    Attributes:
+        mask: (size, size) int, the part of the body that each pixel shows, -1: not
+            the person
+        depth: (size, size) float32 m, of the person; NaN: not the person
+    """
 
     example: Sample
     # (size, size) int, the part of the body that each pixel shows, -1: not the person
@@ -734,7 +949,14 @@ def _pixels_of(
     frame: _Frame,
     wardrobe: Wardrobe,
 ) -> np.ndarray:  # (h, w)
-    "Part labels or depth, where the picture shows the person."
+    """Part labels or depth, where the picture shows the person.
+
+    Args:
+        what: "mask" or "depth"
+
+    Returns:
+        (h, w)
+    """
     labels = wardrobe.labels
     if what == "mask" and labels is None:
         raise ValueError(
@@ -778,7 +1000,14 @@ def _render_scene(
     split: str = "train",
     want: Sequence[str] = (),  # "mask", "depth"
 ) -> Rendered:
-    "One picture with its ground truth."
+    """One picture with its ground truth.
+
+    Args:
+        V: (v, 3) m, posed by scene.pose and scene.betas, not yet in place
+        kp3d: (k, 3) m, the points of the wardrobe's names on it
+        size: px
+        want: "mask", "depth"
+    """
     names, domain = wardrobe.names, _find_domain(scene.domain)
     check_shape(kp3d, "k 3", "kp3d", k=len(names))
     trans = _floor_translation(V, scene)
@@ -828,7 +1057,18 @@ def render_example(
     # from `wardrobe_of(body, smpl)`, if it is made already
     wardrobe: Wardrobe | None = None,
 ) -> Rendered:
-    "One picture of a domain, with part mask and depth on request."
+    """One picture of a domain, with part mask and depth on request.
+
+    Args:
+        domain: "studio", "street" or "sports"
+        seed: another seed: other people, poses and views
+        index: number of the picture
+        size: px
+        want: what is made beside the picture
+        body: None: the open body
+        smpl: from `smpl_layer`, if it is made already
+        wardrobe: from `wardrobe_of(body, smpl)`, if it is made already
+    """
     unknown = set(want) - {"mask", "depth"}
     if unknown:
         raise ValueError(
@@ -860,7 +1100,13 @@ def _render_task(
     size: int,  # px
     split: str,
 ) -> list[Sample]:
-    "What one worker does: some pictures in a row."
+    """What one worker does: some pictures in a row.
+
+    Args:
+        V: (n, v, 3) m, posed
+        kp3d: (n, k, 3) m
+        size: px
+    """
     cv2.setNumThreads(1)
     use_one_core()
     return [
@@ -876,7 +1122,15 @@ def _scene_tasks(
     stop: int,
     smpl: Any,  # from `smpl_layer`
 ) -> Iterator[tuple]:  # scenes, V, kp3d for `_render_task`
-    "Scenes start … stop, posed block by block, in portions for the workers."
+    """Scenes start … stop, posed block by block, in portions for the workers.
+
+    Args:
+        name: of the domain
+        smpl: from `smpl_layer`
+
+    Returns:
+        scenes, V, kp3d for `_render_task`
+    """
     for block in range(start // _BLOCK, -(-stop // _BLOCK)):
         scenes = _sample_block(name, seed, block)
         V, kp3d = _pose_block(smpl, scenes)
@@ -887,7 +1141,11 @@ def _scene_tasks(
 
 # %% ../../nbs/6_making/09_domains.ipynb #443d92b1
 def _fingerprint(body: BodyData) -> str:  # eight hexadecimal digits
-    "A short name for a body's numbers, blind to rounding in a file."
+    """A short name for a body's numbers, blind to rounding in a file.
+
+    Returns:
+        eight hexadecimal digits
+    """
     arrays = [
         np.asarray(x, float).ravel()
         for x in (
@@ -921,7 +1179,24 @@ def render_domain(
     body: BodyData | None = None,  # None: the open body
     smpl: Any = None,  # from `smpl_layer`, if it is made already
 ) -> dict:  # the card
-    "Render pictures of a domain into records, all cores at work."
+    """Render pictures of a domain into records, all cores at work.
+
+    Args:
+        domain: "studio", "street" or "sports"
+        count: pictures
+        out: folder for the records
+        seed: another seed: other people, poses and views
+        size: px, side of a picture
+        split: "train", "val" or "test"
+        workers: processes; None: one for each core; or "dask://host:port"
+        resume: go on with an interrupted run
+        progress: a bar with pictures a second
+        body: None: the open body
+        smpl: from `smpl_layer`, if it is made already
+
+    Returns:
+        the card
+    """
     _find_domain(domain)
     if count < 1 or size < 16 or seed < 0:
         raise ValueError(
@@ -988,7 +1263,15 @@ def make_samples(
     smpl: Any = None,  # from `smpl_layer`, if it is made already
 ) -> None:
     """Write the sample pictures, truth.npz beside them, and a small record set of each
-    domain; what was there before must be gone."""
+    domain; what was there before must be gone.
+
+    Args:
+        out: folder
+        count: larger pictures of the studio
+        size: px, of those
+        records: pictures of 128 px in each record set
+        smpl: from `smpl_layer`, if it is made already
+    """
     out, smpl = Path(out), smpl or smpl_layer(open_body())
     quiet = {"workers": 1, "progress": False, "split": "test", "smpl": smpl}
     for name in DOMAINS:

@@ -20,7 +20,16 @@ def smooth_min(
     b: np.ndarray,  # (n,) distances
     k: float,  # blend radius, m; 0 = plain minimum
 ) -> np.ndarray:  # (n,)
-    "Union of two solids with a fillet of radius `k` (cubic polynomial blend)."
+    """Union of two solids with a fillet of radius `k` (cubic polynomial blend).
+
+    Args:
+        a: (n,) distances
+        b: (n,) distances
+        k: blend radius, m; 0 = plain minimum
+
+    Returns:
+        (n,)
+    """
     if k == 0:
         return np.minimum(a, b)
     h = np.maximum(k - np.abs(a - b), 0) / k
@@ -33,7 +42,17 @@ def ball(
     radii: tuple,  # (3,)
     turn: tuple = (),  # ("z", 12): turned by 12 degrees about z
 ) -> np.ndarray:  # (n,) approximate signed distance
-    "Ellipsoid."
+    """Ellipsoid.
+
+    Args:
+        P: (n, 3) points
+        centre: (3,)
+        radii: (3,)
+        turn: ("z", 12): turned by 12 degrees about z
+
+    Returns:
+        (n,) approximate signed distance
+    """
     Q = P - np.array(centre)
     if turn:
         Q = Q @ Rotation.from_euler(*turn, degrees=True).as_matrix()
@@ -49,7 +68,18 @@ def rod(
     ra: float,  # radius at a
     rb: float,  # radius at b
 ) -> np.ndarray:  # (n,) approximate signed distance
-    "Round cone from `a` to `b`."
+    """Round cone from `a` to `b`.
+
+    Args:
+        P: (n, 3) points
+        a: (3,) one end
+        b: (3,) other end
+        ra: radius at a
+        rb: radius at b
+
+    Returns:
+        (n,) approximate signed distance
+    """
     start, way = np.array(a), np.array(b) - np.array(a)
     t = np.clip((P - start) @ way / (way @ way + 1e-12), 0, 1)
     return np.linalg.norm(P - start - t[:, None] * way, axis=1) - (ra + (rb - ra) * t)
@@ -177,7 +207,15 @@ def loft(
     name: str,  # which table of sections
 ) -> np.ndarray:  # (n,) signed distance, negative inside
     """Tube of superellipse sections: |u/a|^n + |v/b|^n = 1, interpolated between table
-    rows."""
+    rows.
+
+    Args:
+        P: (n, 3) points
+        name: which table of sections
+
+    Returns:
+        (n,) signed distance, negative inside
+    """
     axis, rows = LOFTS[name]
     rows = np.array(rows, float)
     lo, hi = rows[0, 0], rows[-1, 0]
@@ -916,7 +954,16 @@ def solid(
     part: str,  # name in PARTS
     d: Any = None,  # (n,) distance to what is there already
 ) -> np.ndarray:  # (n,) signed distance
-    "Blend the solids of one part, in table order, into `d`."
+    """Blend the solids of one part, in table order, into `d`.
+
+    Args:
+        P: (n, 3) points, x >= 0
+        part: name in PARTS
+        d: (n,) distance to what is there already
+
+    Returns:
+        (n,) signed distance
+    """
     Q = P.copy()
     Q[:, 0] = np.hypot(P[:, 0], ROUNDED.get(part, 0))
     for kind, blend, *numbers in PARTS[part]:
@@ -953,7 +1000,14 @@ def _blend_part(P, name, d, blend):
 def body_field(
     P: np.ndarray,  # (n, 3) points; the body stands on y = 0, faces +z, left arm on +x
 ) -> np.ndarray:  # (n,) signed distance to the skin, m, negative inside
-    "The whole person as one signed-distance field, mirror-symmetric in x."
+    """The whole person as one signed-distance field, mirror-symmetric in x.
+
+    Args:
+        P: (n, 3) points; the body stands on y = 0, faces +z, left arm on +x
+
+    Returns:
+        (n,) signed distance to the skin, m, negative inside
+    """
     Q = np.array(P, float)
     Q[:, 0] = np.abs(Q[:, 0])
     return solid(Q, "body")
@@ -966,7 +1020,17 @@ def to_surface(
     steps: int = 2,  # Newton steps
     field=body_field,  # signed-distance function
 ) -> np.ndarray:  # (n, 3) points on the skin
-    "Newton projection onto the skin; the gradient is read from a small tetrahedron."
+    """Newton projection onto the skin; the gradient is read from a small tetrahedron.
+
+    Args:
+        P: (n, 3) points near the skin
+        seam: (n,) bool: points that must stay on x = 0
+        steps: Newton steps
+        field: signed-distance function
+
+    Returns:
+        (n, 3) points on the skin
+    """
     K = np.array([(1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)]) * 4e-4
     P = P.copy()
     for _ in range(steps):

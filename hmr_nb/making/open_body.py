@@ -53,7 +53,14 @@ def region_labels(
     V: np.ndarray,  # (v, 3) floor at y = 0
 ) -> np.ndarray:  # (v,) int, index into REGIONS
     """Coarser parts, to dress a body: what a shirt, trousers, a shoe or hair would
-    cover."""
+    cover.
+
+    Args:
+        V: (v, 3) floor at y = 0
+
+    Returns:
+        (v,) int, index into REGIONS
+    """
     of = {
         "pelvis": 0,
         "spine1": 1,
@@ -101,7 +108,15 @@ def save_open_body(
     body: BodyData,  # what `build_open_body` made
     path: str | Path,  # ends in .npz
 ) -> Path:  # the file
-    "Write the body small: shapes and correctives as float16, the rest as float32."
+    """Write the body small: shapes and correctives as float16, the rest as float32.
+
+    Args:
+        body: what `build_open_body` made
+        path: ends in .npz
+
+    Returns:
+        the file
+    """
     arrays: dict[str, Any] = arrays_of(body)
     for key, value in arrays.items():
         if value.dtype == np.float64:
@@ -115,7 +130,14 @@ def save_open_body(
 def build_open_body(
     progress: bool = True,  # print what is being done
 ) -> BodyData:  # the body that ships
-    "Build the open body from its tables; about a minute, the same result every time."
+    """Build the open body from its tables; about a minute, the same result every time.
+
+    Args:
+        progress: print what is being done
+
+    Returns:
+        the body that ships
+    """
     say = print if progress else lambda *_: None
     say("surface")
     V, F = half_surface()

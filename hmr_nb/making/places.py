@@ -25,7 +25,16 @@ def view_rotation(
     # (3, 3) world (y up, person at yaw 0 facing the camera) -> camera (y down, z
     # forward)
 ) -> np.ndarray:
-    "The rotation from a room into the camera that stands in it."
+    """The rotation from a room into the camera that stands in it.
+
+    Args:
+        pitch: rad, how far the camera looks down
+        roll: rad, how far it leans to its right
+
+    Returns:
+        (3, 3) world (y up, person at yaw 0 facing the camera) -> camera (y down, z
+            forward)
+    """
     s, c = math.sin(pitch), math.cos(pitch)
     # rows: right, down, forward
     level = np.array([[1.0, 0, 0], [0, -c, s], [0, -s, -c]])
@@ -35,7 +44,14 @@ def view_rotation(
 def level_axes(
     up: np.ndarray,  # (3,) unit, camera frame
 ) -> np.ndarray:  # (3, 3) rows: to the left in the picture, up, away from the camera
-    "The axes of a place as the camera sees them."
+    """The axes of a place as the camera sees them.
+
+    Args:
+        up: (3,) unit, camera frame
+
+    Returns:
+        (3, 3) rows: to the left in the picture, up, away from the camera
+    """
     ahead = np.array([0.0, 0, 1]) - up[2] * np.asarray(up, float)
     if np.linalg.norm(ahead) < 0.05:
         ahead = np.cross([1.0, 0, 0], up)
@@ -44,7 +60,12 @@ def level_axes(
 
 # %% ../../nbs/6_making/08_places.ipynb #ff072415
 class Surface(NamedTuple):
-    "What a face looks like."
+    """What a face looks like.
+
+    Attributes:
+        kind: one of `_surface_colors`
+        step: m, of the pattern
+    """
 
     kind: str = "plain"  # one of `_surface_colors`
     color: tuple = (0.5, 0.5, 0.5)
@@ -54,7 +75,14 @@ class Surface(NamedTuple):
 
 
 class Box(NamedTuple):
-    "A thing in a place."
+    """A thing in a place.
+
+    Attributes:
+        middle: x, z m
+        size: along x, y, z, m
+        yaw: rad, about the vertical
+        floor: m, how high its lower side is
+    """
 
     middle: tuple  # x, z m
     size: tuple  # along x, y, z, m
@@ -78,7 +106,11 @@ _BOX_FACES = np.concatenate([_QUADS[:, [0, 1, 2]], _QUADS[:, [0, 2, 3]]], 1).res
 def _box_mesh(
     boxes: Sequence[Box],
 ) -> tuple[np.ndarray, np.ndarray]:  # (8n, 3) m, axes of the place; (12n, 3)
-    "Twelve triangles a box."
+    """Twelve triangles a box.
+
+    Returns:
+        (8n, 3) m, axes of the place; (12n, 3)
+    """
     sides = np.array([b.size for b in boxes]).reshape(-1, 1, 3)
     middle = np.array([b.middle for b in boxes]).reshape(-1, 2, 1)
     s, c = (
@@ -97,7 +129,15 @@ def _chance(
     j: np.ndarray,  # (n,)
     seed: float,
 ) -> np.ndarray:  # (n,) 0…1
-    "A random number for each cell of a grid."
+    """A random number for each cell of a grid.
+
+    Args:
+        i: (n,) whole numbers
+        j: (n,)
+
+    Returns:
+        (n,) 0…1
+    """
     v = np.sin(i * 12.9898 + j * 78.233 + seed * 37.719) * 43758.5453
     return v - np.floor(v)
 
@@ -108,7 +148,16 @@ def _cloud(
     cells: int = 3,  # of the coarsest layer
     layers: int = 4,  # each twice as fine and about half as strong
 ) -> np.ndarray:  # (h, w) float32, about 0…1
-    "Smooth noise at several sizes, as in clouds, leaves and dirt."
+    """Smooth noise at several sizes, as in clouds, leaves and dirt.
+
+    Args:
+        size: h, w
+        cells: of the coarsest layer
+        layers: each twice as fine and about half as strong
+
+    Returns:
+        (h, w) float32, about 0…1
+    """
     out, weight = np.zeros(tuple(size), np.float32), 0.0
     for k in range(layers):
         n = cells * 2**k
@@ -131,7 +180,16 @@ def _grain_at(
     v: np.ndarray,  # (n,) m
     fine: float = 60.0,  # samples of noise a metre
 ) -> np.ndarray:  # (n,) about -.5….5
-    "Noise that lies on a surface."
+    """Noise that lies on a surface.
+
+    Args:
+        u: (n,) m
+        v: (n,) m
+        fine: samples of noise a metre
+
+    Returns:
+        (n,) about -.5….5
+    """
     return _GRAIN[
         np.floor(v * fine).astype(int) & 511, np.floor(u * fine).astype(int) & 511
     ]
@@ -142,7 +200,15 @@ def _surface_colors(
     u: np.ndarray,  # (n,) m, to the side
     v: np.ndarray,  # (n,) m, up
 ) -> np.ndarray:  # (n, 3)
-    "The colour of places on a surface."
+    """The colour of places on a surface.
+
+    Args:
+        u: (n,) m, to the side
+        v: (n,) m, up
+
+    Returns:
+        (n, 3)
+    """
     i, j = np.floor(u / s.step), np.floor(v / s.step)
     a, b = u / s.step - i, v / s.step - j
     mix = np.zeros(len(u))
@@ -227,7 +293,14 @@ def _cells(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 # %% ../../nbs/6_making/08_places.ipynb #afd220cd
 class Cutout(NamedTuple):
     """A bush, a tree's crown or somebody: a flat picture that stands upright and faces
-    the camera."""
+    the camera.
+
+    Attributes:
+        middle: x, z m
+        width: m
+        floor: m, how high its lower edge is
+        picture: which of the crowd; -1: leaves
+    """
 
     middle: tuple  # x, z m
     width: float  # m
@@ -239,7 +312,15 @@ class Cutout(NamedTuple):
 
 
 class Place(NamedTuple):
-    "All that is around a person."
+    """All that is around a person.
+
+    Attributes:
+        boxes: of Box
+        cutouts: of Cutout
+        sky: colour at the horizon and high up
+        haze: share of the sky's colour for each metre
+        lines: of a pitch: (x, z, along x, along z) m, white on the ground
+    """
 
     ground: Surface
     boxes: tuple  # of Box
@@ -296,7 +377,12 @@ def _some_surface(
     colors: np.ndarray = _WALLS,
     step: tuple = (0.3, 1.2),  # m, at least and at most
 ) -> Surface:
-    "A surface of one of some kinds."
+    """A surface of one of some kinds.
+
+    Args:
+        kinds: of which one is taken
+        step: m, at least and at most
+    """
     return Surface(
         str(rng.choice(kinds.split())),
         _near(rng, colors),
@@ -337,7 +423,15 @@ def make_thing(
     yaw: float,  # rad
     rng: np.random.Generator,
 ) -> list[Box]:
-    "A thing of daily life."
+    """A thing of daily life.
+
+    Args:
+        kind: "car", "bench", "table", "chair", "sofa", "shelf", "crate", "pole",
+            "bin", "fence", "wall", "bed", "barrier"
+        x: m
+        z: m
+        yaw: rad
+    """
     one = _some_surface(rng, "plain planks plain", _GOODS)
     two = Surface("plain", _near(rng, _GOODS))
 
@@ -403,7 +497,14 @@ def _around(
     near: float = 1.4,  # m, at least
     far: float = 7.0,
 ) -> tuple[float, float, float]:  # x, z m, yaw, rad: beside or behind the person
-    "A spot where a thing does not stand in the way."
+    """A spot where a thing does not stand in the way.
+
+    Args:
+        near: m, at least
+
+    Returns:
+        x, z m, yaw, rad: beside or behind the person
+    """
     angle, r = rng.uniform(-0.3, math.pi + 0.3), rng.uniform(near, far)
     return (
         r * math.cos(angle) * 1.2,
@@ -866,14 +967,23 @@ def make_place(
     kind: str,  # a key of PLACES
     rng: np.random.Generator,
 ) -> Place:
-    "A place of one kind, drawn from a generator."
+    """A place of one kind, drawn from a generator.
+
+    Args:
+        kind: a key of PLACES
+    """
     if kind not in PLACES:
         raise ValueError(f"place: expected one of {', '.join(PLACES)}, got {kind!r}")
     return PLACES[kind](rng)
 
 # %% ../../nbs/6_making/08_places.ipynb #80f932f7
 class Lamps(NamedTuple):
-    "The light of a scene."
+    """The light of a scene.
+
+    Attributes:
+        lights: of Light, camera frame; the first shadows the body itself
+        casting: how many of the lights throw a shadow on the ground
+    """
 
     lights: tuple  # of Light, camera frame; the first shadows the body itself
     ambient: float
@@ -888,7 +998,13 @@ def hang_lamps(
     casting: int = 1,  # how many lamps throw a shadow, at most
 ) -> Lamps:
     """A lamp above, to the left or right, before or behind; light from the ceiling;
-    some from everywhere."""
+    some from everywhere.
+
+    Args:
+        up: (3,)
+        colored: how far the light may be from white
+        casting: how many lamps throw a shadow, at most
+    """
 
     def level():
         way = np.cross(up, rng.normal(size=3))
@@ -925,7 +1041,17 @@ def cast_shadows(
     *,
     strength: float = 0.55,  # of the lamps against all light
 ) -> np.ndarray:  # (n,) 0…1 how much light is left
-    "The shadows that a body casts, soft at their edges."
+    """The shadows that a body casts, soft at their edges.
+
+    Args:
+        points: (n, 3) m, on the ground or on things, camera frame
+        scene: from `ray_scene`: what throws the shadow
+        up: (3,)
+        strength: of the lamps against all light
+
+    Returns:
+        (n,) 0…1 how much light is left
+    """
 
     def unit(axis):
         return np.asarray(axis) / np.linalg.norm(axis)
@@ -949,7 +1075,14 @@ def cast_shadows(
 
 # %% ../../nbs/6_making/08_places.ipynb #338b9f91
 class Scenery(NamedTuple):
-    "What a camera sees of a place."
+    """What a camera sees of a place.
+
+    Attributes:
+        image: (h, w, 3) colours, 0…1
+        depth: (h, w) m along z, infinite in the sky
+        points: (h, w, 3) m of the ground and the boxes, camera frame; anything
+            where the depth is infinite
+    """
 
     image: np.ndarray  # (h, w, 3) colours, 0…1
     depth: np.ndarray  # (h, w) m along z, infinite in the sky
@@ -1008,7 +1141,13 @@ def look_at_place(
     foot: np.ndarray,  # (3,) m, where the person stands, camera frame
     lamps: Lamps,
 ) -> Scenery:
-    "Ground, boxes and sky as a camera sees them."
+    """Ground, boxes and sky as a camera sees them.
+
+    Args:
+        rays: (h, w, 3) with z = 1, camera frame
+        up: (3,) camera frame
+        foot: (3,) m, where the person stands, camera frame
+    """
     A = level_axes(up)
     Dp, eye = (rays @ A.T).astype(np.float32), (-A @ foot).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -1080,7 +1219,11 @@ _LEAVES = _leaf_maps()
 def _leaf_picture(
     seed: int, color: tuple
 ) -> np.ndarray:  # (64, 64, 4) colour times cover, and cover, 0…1
-    "Leaves."
+    """Leaves.
+
+    Returns:
+        (64, 64, 4) colour times cover, and cover, 0…1
+    """
     bright, cover = np.moveaxis(
         _LEAVES[seed % 12][:, :: 1 - 2 * (seed // 12 % 2)], -1, 0
     )
@@ -1136,7 +1279,17 @@ def add_cutouts(
     crowd: np.ndarray,
     light: float = 1.0,  # brightness
 ) -> None:
-    "Bushes, crowns of trees and other people."
+    """Bushes, crowns of trees and other people.
+
+    Args:
+        view: its image and depth are changed in place
+        camera: of the view
+        up: (3,) camera frame
+        foot: (3,) m, where the person stands, camera frame
+        crowd: (n, h, w, 4) float32 pictures of people, colour times cover, and
+            cover, 0…1; may be empty
+        light: brightness
+    """
     A, w, focal = level_axes(up), view.depth.shape[1], camera.focal
     spots = [
         (foot + np.array([c.middle[0], c.floor, c.middle[1]]) @ A, c)
@@ -1162,7 +1315,15 @@ def develop(
     *,
     rough: bool,  # contrast, colour, blur and noise vary
 ) -> np.ndarray:  # (h, w, 3) uint8
-    "From light to a photograph."
+    """From light to a photograph.
+
+    Args:
+        image: (h, w, 3) float 0…1
+        rough: contrast, colour, blur and noise vary
+
+    Returns:
+        (h, w, 3) uint8
+    """
     image = image.astype(np.float32)
     if rough:
         gamma = np.float32(rng.uniform(0.8, 1.3))

@@ -45,7 +45,11 @@ JOINT_MIRROR = np.array(
 
 
 def table_joints() -> np.ndarray:  # (24, 3) metres, floor at y = 0
-    "The joints of `JOINTS` and their mirror images, in SMPL's order."
+    """The joints of `JOINTS` and their mirror images, in SMPL's order.
+
+    Returns:
+        (24, 3) metres, floor at y = 0
+    """
     names = [n.replace("right", "left") for n in SMPL_JOINTS]
     sign = np.array(
         [[-1, 1, 1] if n.startswith("right") else [1, 1, 1] for n in SMPL_JOINTS]
@@ -76,7 +80,14 @@ CUTS = [
 def part_labels(
     V: np.ndarray,  # (v, 3) floor at y = 0
 ) -> np.ndarray:  # (v,) int, index into SMPL_JOINTS
-    "Which bone a vertex belongs to if it may only belong to one."
+    """Which bone a vertex belongs to if it may only belong to one.
+
+    Args:
+        V: (v, 3) floor at y = 0
+
+    Returns:
+        (v,) int, index into SMPL_JOINTS
+    """
     Q = np.c_[np.abs(V[:, 0]), V[:, 1:], np.ones(len(V))]
     label = np.zeros(len(V), int)
     for name, *planes in CUTS:
@@ -90,7 +101,16 @@ def diffusion(
     sigma: np.ndarray,  # (v,) how far heat flows at each vertex, m
     # M (v, v) vertex areas, L (v, v) cotangent Laplacian with conductance sigma^2
 ) -> tuple:
-    "The two matrices of heat flow along the skin."
+    """The two matrices of heat flow along the skin.
+
+    Args:
+        V: (v, 3)
+        F: (f, 3)
+        sigma: (v,) how far heat flows at each vertex, m
+
+    Returns:
+        M (v, v) vertex areas, L (v, v) cotangent Laplacian with conductance sigma^2
+    """
     n, rows, cols, values = len(V), [], [], []
     area = np.linalg.norm(area_vectors(V, F), axis=1)
     k = sigma[F].mean(1) ** 2
@@ -115,7 +135,17 @@ def spread_weights(
     spread: float = 0.8,  # multiplies the spreads of JOINTS
 ) -> np.ndarray:  # (v, 24) sums to one, dense
     """Hard labels, blurred along the surface by three implicit heat steps, wider at the
-    hip than at a finger."""
+    hip than at a finger.
+
+    Args:
+        V: (v, 3) floor at y = 0
+        F: (f, 3)
+        mirror: (v,) vertex permutation
+        spread: multiplies the spreads of JOINTS
+
+    Returns:
+        (v, 24) sums to one, dense
+    """
     label, seam = part_labels(V), V[:, 0] == 0
     W = np.eye(24)[label]
     W[seam] = (W[seam] + W[seam][:, JOINT_MIRROR]) / 2
@@ -145,7 +175,16 @@ def skin_weights(
     most: int = 4,  # joints a vertex may follow
 ) -> np.ndarray:  # (v, 24) sums to one, at most `most` above zero in a row
     """Keep the strongest joints of each vertex; on the seam a left joint goes together
-    with its right twin."""
+    with its right twin.
+
+    Args:
+        W: (v, 24) dense weights
+        mirror: (v,) vertex permutation
+        most: joints a vertex may follow
+
+    Returns:
+        (v, 24) sums to one, at most `most` above zero in a row
+    """
     W = W.copy()
     for v in np.flatnonzero((W > 0).sum(1) > most):
         if mirror[v] == v:
@@ -162,7 +201,14 @@ def skin_weights(
 def joint_rotations(
     **degrees: tuple,  # joint name = axis-angle (x, y, z), degrees
 ) -> np.ndarray:  # (24, 3, 3) local rotations
-    "A pose by the names of the joints that are rotated; the others rest."
+    """A pose by the names of the joints that are rotated; the others rest.
+
+    Args:
+        degrees: joint name = axis-angle (x, y, z), degrees
+
+    Returns:
+        (24, 3, 3) local rotations
+    """
     angle = np.zeros((24, 3))
     for joint, xyz in degrees.items():
         angle[SMPL_JOINTS.index(joint)] = np.radians(xyz)
@@ -175,7 +221,16 @@ def bone_transforms(
     # G (24, 3, 3) world rotations, t (24, 3) offsets: a point x of bone j goes to G[j]
     # x + t[j]
 ) -> tuple:
-    "World motion of each bone."
+    """World motion of each bone.
+
+    Args:
+        R: (24, 3, 3) local rotations
+        J: (24, 3) rest joints
+
+    Returns:
+        G (24, 3, 3) world rotations, t (24, 3) offsets: a point x of bone j goes to
+            G[j] x + t[j]
+    """
     G, at = R.copy(), J.copy()
     for j in range(1, 24):
         p = SMPL_PARENTS[j]
@@ -191,6 +246,16 @@ def linear_skin(
     J: np.ndarray,  # (24, 3) rest joints
 ) -> np.ndarray:  # (v, 3) posed
     """Linear blend skinning: each vertex moves by the weighted mean of its bones'
-    motions."""
+    motions.
+
+    Args:
+        V: (v, 3) rest
+        W: (v, 24)
+        R: (24, 3, 3) local rotations
+        J: (24, 3) rest joints
+
+    Returns:
+        (v, 3) posed
+    """
     G, t = bone_transforms(R, J)
     return np.einsum("vab,vb->va", np.tensordot(W, G, 1), V) + W @ t

@@ -20,7 +20,15 @@ def sample_field(
     axes: list,  # three arrays, lengths 4k + 1
     field=body_field,  # signed-distance function
 ) -> np.ndarray:  # (nx, ny, nz) signed distance
-    "Field on a grid: every fourth sample first, the rest exactly only near the skin."
+    """Field on a grid: every fourth sample first, the rest exactly only near the skin.
+
+    Args:
+        axes: three arrays, lengths 4k + 1
+        field: signed-distance function
+
+    Returns:
+        (nx, ny, nz) signed distance
+    """
     coarse = np.stack(np.meshgrid(*(a[::4] for a in axes), indexing="ij"), -1)
     values = _between(field(coarse.reshape(-1, 3)).reshape(coarse.shape[:3]))
     steps = [np.gradient(a) for a in axes]
@@ -59,7 +67,14 @@ GRID = (
 def grid_axes(
     coarser: float = 1,  # multiplies every step
 ) -> list:  # three arrays of coordinates
-    "Coordinates of the sampling grid: fine where there are fingers, toes and a face."
+    """Coordinates of the sampling grid: fine where there are fingers, toes and a face.
+
+    Args:
+        coarser: multiplies every step
+
+    Returns:
+        three arrays of coordinates
+    """
     axes = []
     for start, *runs in GRID:
         points = [start]
@@ -74,7 +89,15 @@ def half_surface(
     coarser: float = 1,  # multiplies the grid steps
     field=body_field,  # signed-distance function
 ) -> tuple:  # V (v, 3), F (f, 3): an open surface whose rim lies on x = 0
-    "Marching cubes (Lorensen & Cline 1987) on the left half; the largest piece only."
+    """Marching cubes (Lorensen & Cline 1987) on the left half; the largest piece only.
+
+    Args:
+        coarser: multiplies the grid steps
+        field: signed-distance function
+
+    Returns:
+        V (v, 3), F (f, 3): an open surface whose rim lies on x = 0
+    """
     try:
         from skimage.measure import marching_cubes
     except ImportError as e:
@@ -158,7 +181,15 @@ def edge_size(
     largest: float = 0.028,  # edge length where nothing asks for less, m
 ) -> np.ndarray:  # (n,) wanted edge length, m
     """How long edges should be at each point: the rows of `SIZES`, mixed one after the
-    other."""
+    other.
+
+    Args:
+        P: (n, 3) points of the left half
+        largest: edge length where nothing asks for less, m
+
+    Returns:
+        (n,) wanted edge length, m
+    """
     logs = np.full(len(P), np.log(largest))
     for mm, strength, ramps, bump in SIZES:
         w = np.full(len(P), strength)
@@ -215,7 +246,13 @@ def split_edge(
     a: int,  # vertex
     b: int,  # vertex
 ) -> None:
-    "Put a vertex in the middle of edge ab: two more faces, one more on the seam."
+    """Put a vertex in the middle of edge ab: two more faces, one more on the seam.
+
+    Args:
+        m: changed in place
+        a: vertex
+        b: vertex
+    """
     faces = m.around[a] & m.around[b]
     new = len(m.V)
     m.V.append(_middle(m.V[a], m.V[b]))
@@ -258,7 +295,17 @@ def collapse_edge(
     longest: float | None = None,  # refuse if an edge longer than this would arise, m
 ) -> bool:  # False: refused, nothing changed
     """Merge the ends of edge ab if the surface stays a surface and no face turns by 60
-    degrees."""
+    degrees.
+
+    Args:
+        m: changed in place
+        a: vertex
+        b: vertex
+        longest: refuse if an edge longer than this would arise, m
+
+    Returns:
+        False: refused, nothing changed
+    """
     faces = m.around[a] & m.around[b]
     if m.seam[b] and not m.seam[a]:
         a, b = b, a
@@ -308,7 +355,16 @@ def flip_edge(
     b: int,  # vertex
 ) -> bool:  # False: refused or no gain
     """Replace the diagonal ab of two triangles by the other one if that makes them
-    rounder."""
+    rounder.
+
+    Args:
+        m: changed in place
+        a: vertex
+        b: vertex
+
+    Returns:
+        False: refused or no gain
+    """
     faces = sorted(m.around[a] & m.around[b])
     if len(faces) != 2:
         return False
@@ -351,7 +407,15 @@ def area_vectors(
     V: np.ndarray,  # (v, 3)
     F: np.ndarray,  # (f, 3)
 ) -> np.ndarray:  # (f, 3) outward normals, as long as the triangles are large
-    "Half the cross product of two sides of each triangle."
+    """Half the cross product of two sides of each triangle.
+
+    Args:
+        V: (v, 3)
+        F: (f, 3)
+
+    Returns:
+        (f, 3) outward normals, as long as the triangles are large
+    """
     return np.cross(V[F[:, 1]] - V[F[:, 0]], V[F[:, 2]] - V[F[:, 0]]) / 2
 
 
@@ -360,7 +424,16 @@ def sum_on_vertices(
     values: np.ndarray,  # (f, ...) of the triangles
     n: int,  # number of vertices
 ) -> np.ndarray:  # (n, ...)
-    "Add up at each vertex what its triangles carry."
+    """Add up at each vertex what its triangles carry.
+
+    Args:
+        F: (f, 3)
+        values: (f, ...) of the triangles
+        n: number of vertices
+
+    Returns:
+        (n, ...)
+    """
     S = sp.csr_matrix(
         (np.ones(F.size), (F.ravel(), np.repeat(np.arange(len(F)), 3))), (n, len(F))
     )
@@ -372,7 +445,15 @@ def neighbour_mean(
     n: int,  # number of vertices
     # (n, n); times values (n, ...) gives the mean of each vertex's neighbours
 ) -> sp.spmatrix:
-    "Averaging over the neighbours of each vertex, as a matrix."
+    """Averaging over the neighbours of each vertex, as a matrix.
+
+    Args:
+        F: (f, 3)
+        n: number of vertices
+
+    Returns:
+        (n, n); times values (n, ...) gives the mean of each vertex's neighbours
+    """
     E = np.concatenate([F[:, [0, 1]], F[:, [1, 2]], F[:, [2, 0]]])
     A = sp.csr_matrix(
         (np.ones(2 * len(E)), (np.r_[E[:, 0], E[:, 1]], np.r_[E[:, 1], E[:, 0]])),
@@ -386,7 +467,15 @@ def volume(
     V: np.ndarray,  # (v, 3)
     F: np.ndarray,  # (f, 3)
 ) -> float:  # cubic metres
-    "Volume inside a closed mesh."
+    """Volume inside a closed mesh.
+
+    Args:
+        V: (v, 3)
+        F: (f, 3)
+
+    Returns:
+        cubic metres
+    """
     return np.einsum("fc,fc->", V[F[:, 0]], np.cross(V[F[:, 1]], V[F[:, 2]])) / 6
 
 # %% ../../nbs/6_making/02_surface.ipynb #7178393e
@@ -397,7 +486,17 @@ def relax(
     size=edge_size,  # (n, 3) -> (n,) wanted edge length
     onto=to_surface,  # projection onto the skin
 ) -> EditMesh:  # after, vertices renumbered
-    "Slide every vertex to the weighted centre of its faces, then back onto the skin."
+    """Slide every vertex to the weighted centre of its faces, then back onto the skin.
+
+    Args:
+        m: before
+        rounds: smoothing steps
+        size: (n, 3) -> (n,) wanted edge length
+        onto: projection onto the skin
+
+    Returns:
+        after, vertices renumbered
+    """
     V, F = m.arrays()
     seam, n = V[:, 0] == 0, len(V)
     for _ in range(rounds):
@@ -432,7 +531,18 @@ def remesh_round(
     first: bool = False,  # the first round may make long edges
 ) -> EditMesh:  # after
     """One round of isotropic remeshing (Botsch & Kobbelt 2004): split long, collapse
-    short, flip, relax."""
+    short, flip, relax.
+
+    Args:
+        m: before
+        size: wanted edge length
+        scale: multiplies it
+        onto: projection onto the skin
+        first: the first round may make long edges
+
+    Returns:
+        after
+    """
     E, length, _ = _by_length(m, size, scale)
     for e in np.argsort(-length, kind="stable")[: (length > 1.35).sum()]:
         split_edge(m, int(E[e, 0]), int(E[e, 1]))
@@ -473,7 +583,13 @@ def exact_count(
     target: int,  # number of faces wanted
     size=edge_size,  # wanted edge length
 ) -> None:
-    "Add or remove faces one edge at a time: two for an inner edge, one on the seam."
+    """Add or remove faces one edge at a time: two for an inner edge, one on the seam.
+
+    Args:
+        m: before
+        target: number of faces wanted
+        size: wanted edge length
+    """
     E, length, _ = _by_length(m, size)
     seam = np.array(m.seam)[E]
     growing, touched = m.count < target, set()
@@ -500,7 +616,15 @@ def mirror_half(
     F: np.ndarray,  # (f, 3)
 ) -> tuple:  # V (2v - rim, 3), F (2f, 3), mirror (2v - rim,)
     """Sew the half to its mirror image along the seam; `mirror` sends a vertex to its
-    twin."""
+    twin.
+
+    Args:
+        V: (v, 3) left half, rim on x = 0
+        F: (f, 3)
+
+    Returns:
+        V (2v - rim, 3), F (2f, 3), mirror (2v - rim,)
+    """
     other = np.flatnonzero(V[:, 0] != 0)
     twin = np.arange(len(V))
     twin[other] = len(V) + np.arange(len(other))
@@ -523,7 +647,20 @@ def remesh(
     rounds: int = 8,  # remeshing rounds
     progress: bool = False,  # print the face count of each round
 ) -> tuple:  # V (v, 3), F (target, 3)
-    "Even triangles, fine where `size` says so, exactly `target` of them."
+    """Even triangles, fine where `size` says so, exactly `target` of them.
+
+    Args:
+        V: (v, 3) half surface
+        F: (f, 3)
+        target: faces wanted
+        size: wanted edge length
+        onto: projection onto the skin
+        rounds: remeshing rounds
+        progress: print the face count of each round
+
+    Returns:
+        V (v, 3), F (target, 3)
+    """
     m, scale = EditMesh(V, F), 1.0
     for i in range(rounds):
         m = remesh_round(m, size=size, scale=scale, onto=onto, first=i == 0)
@@ -545,7 +682,15 @@ def close_faces(
     V: np.ndarray,  # (v, 3)
     F: np.ndarray,  # (f, 3)
 ) -> np.ndarray:  # (p, 2) pairs of faces, the larger one first
-    "Pairs of triangles that are near enough to touch and have no corner in common."
+    """Pairs of triangles that are near enough to touch and have no corner in common.
+
+    Args:
+        V: (v, 3)
+        F: (f, 3)
+
+    Returns:
+        (p, 2) pairs of faces, the larger one first
+    """
     T = V[F]
     centre = T.mean(1)
     radius = np.linalg.norm(T - centre[:, None], axis=2).max(1)
@@ -565,7 +710,15 @@ def crossing_faces(
     # (p, 2) pairs of faces that cut through each other; none in a sound rest pose
 ) -> np.ndarray:
     """Where does the skin run into itself? An edge of one triangle pierces another
-    (Möller & Trumbore 1997)."""
+    (Möller & Trumbore 1997).
+
+    Args:
+        V: (v, 3)
+        F: (f, 3)
+
+    Returns:
+        (p, 2) pairs of faces that cut through each other; none in a sound rest pose
+    """
     pairs = close_faces(V, F)
     cut = np.zeros(len(pairs), bool)
     for one, other in (pairs.T, pairs.T[::-1]):

@@ -18,7 +18,14 @@ from ..basics.shapes import Array, check_shape
 def _output_names(
     joints: tuple[str, ...] = SMPL_JOINTS,  # joint names, root first
 ) -> tuple[str, ...]:  # one name an output
-    "What each output of the discriminator is about."
+    """What each output of the discriminator is about.
+
+    Args:
+        joints: joint names, root first
+
+    Returns:
+        one name an output
+    """
     return (*joints[1:], "all joints", "shape")
 
 # %% ../../nbs/4_model/04_discriminator.ipynb #f92db684
@@ -32,7 +39,12 @@ def _through(layers, x):
 @keras.saving.register_keras_serializable("hmr_nb")
 class Discriminator(keras.layers.Layer):
     """The factorised adversarial prior: each joint, all joints, shape (Kanazawa et al.
-    2018, section 3.3)."""
+    2018, section 3.3).
+
+    Args:
+        joints: joints of the body, root included
+        betas: shape coefficients
+    """
 
     def __init__(
         self,
@@ -89,5 +101,12 @@ class Discriminator(keras.layers.Layer):
 def discriminator_weights(
     discriminator: Discriminator,  # built
 ) -> dict[str, Any]:  # {name: variable}, the same names in every session
-    "Weights of a discriminator by name."
+    """Weights of a discriminator by name.
+
+    Args:
+        discriminator: built
+
+    Returns:
+        {name: variable}, the same names in every session
+    """
     return {w.path.split("/", 1)[1]: w for w in discriminator.weights}

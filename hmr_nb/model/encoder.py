@@ -36,7 +36,16 @@ def rebuild(
     settings: dict[str, dict[str, Any]],  # layer name -> its settings to change
     dtype: str | None = None,  # precision of every layer, such as "mixed_bfloat16"
 ) -> keras.Model:  # same names, same weights
-    "The same network with some settings changed."
+    """The same network with some settings changed.
+
+    Args:
+        model: a functional model
+        settings: layer name -> its settings to change
+        dtype: precision of every layer, such as "mixed_bfloat16"
+
+    Returns:
+        same names, same weights
+    """
 
     def clone(layer):
         config = layer.get_config() | settings.get(layer.name, {})
@@ -139,7 +148,17 @@ def _small_encoder(
     widths: tuple[int, ...] = (32, 64, 128, 192),  # channels at 1/4, 1/8, 1/16, 1/32
     channels: int = 96,  # channels on the way back
 ) -> keras.Model:  # images (b, h, w, 3) in -1..1 -> features (b, 328)
-    "A network of 1.7 million weights that learns from rendered people on a laptop."
+    """A network of 1.7 million weights that learns from rendered people on a laptop.
+
+    Args:
+        input_size: side of the pictures; None: any
+        side: what they are resized to, a multiple of 32
+        widths: channels at 1/4, 1/8, 1/16, 1/32
+        channels: channels on the way back
+
+    Returns:
+        images (b, h, w, 3) in -1..1 -> features (b, 328)
+    """
     images = layers.Input((input_size, input_size, 3), name="images")
     x, steps = _conv(Resize(side, name="resize")(images), "stem", widths[0], 7, 4), []
     for i, (width, blocks) in enumerate(zip(widths, (1, 1, 2, 1))):
@@ -171,7 +190,15 @@ def joints_25d(
     features: Array,  # (b, d) of the small encoder
     joints: int = len(SMPL_JOINTS),  # joints of the body
 ) -> Array:  # (b, j, 3) x and y in ndc, depth in m relative to the first joint
-    "Where the small encoder sees the joints: two coordinates in the picture, a depth."
+    """Where the small encoder sees the joints: two coordinates in the picture, a depth.
+
+    Args:
+        features: (b, d) of the small encoder
+        joints: joints of the body
+
+    Returns:
+        (b, j, 3) x and y in ndc, depth in m relative to the first joint
+    """
     sizes = check_shape(features, "b d", "features")
     if sizes["d"] < 3 * joints:
         raise ValueError(
@@ -244,7 +271,19 @@ def build_encoder(
     # normalise over the batches of all devices that share one
     synchronized: bool = False,
 ) -> keras.Model:  # images (b, h, w, 3) in -1..1 -> features (b, d)
-    "An encoder by name."
+    """An encoder by name.
+
+    Args:
+        name: "small", or a network of keras.applications such as "resnet50v2"
+        input_size: side of the pictures; None: any for small, 224 for the others
+        pool1: ResNet V2 as in "keras", "tf1" (original HMR) or "hmr2" (hmr2.0)
+        weights: "imagenet", a weights file of the same network, or None
+        dtype: "mixed_bfloat16": the encoder alone computes in half precision
+        synchronized: normalise over the batches of all devices that share one
+
+    Returns:
+        images (b, h, w, 3) in -1..1 -> features (b, d)
+    """
     if pool1 not in _POOL1:
         raise ValueError(f"pool1: expected one of {', '.join(_POOL1)}, got {pool1!r}")
     if pool1 != "keras" and not (
@@ -313,7 +352,15 @@ def fast_precision(
     # compute capability of each graphics card; None: of those here
     gpus: Sequence[tuple[int, int]] | None = None,
 ) -> str:  # "mixed_bfloat16" or "float32"
-    "The precision in which this machine runs a large encoder fastest."
+    """The precision in which this machine runs a large encoder fastest.
+
+    Args:
+        flags: of the processor, as in /proc/cpuinfo; None: of this one
+        gpus: compute capability of each graphics card; None: of those here
+
+    Returns:
+        "mixed_bfloat16" or "float32"
+    """
     gpus = _gpus() if gpus is None else gpus
     words = set((_flags() if flags is None else flags).split())
     fast = min(gpus) >= (8, 0) if gpus else bool(words & {"avx512_bf16", "amx_bf16"})

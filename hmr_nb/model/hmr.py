@@ -26,7 +26,20 @@ from .view import View
 # %% ../../nbs/4_model/06_hmr.ipynb #da7b00c0
 class HMROutput(NamedTuple):
     """A prediction for a batch of people, in the camera's axes: x right, y down, z
-    forward; metres, radians."""
+    forward; metres, radians.
+
+    Attributes:
+        vertices: (b, v, 3) mesh around the body's own origin; None if not asked for
+        keypoints: (b, k, 3)
+        keypoints2d: (b, k, 2) ndc: -1..1 over the crop
+        pose: (b, j, 3) axis-angle
+        betas: (b, s)
+        cam: (b, 3) scale, tx, ty
+        rotations: (b, j, 3, 3)
+        joints: (b, j, 3) joints of the body
+        joints_25d: (b, j, 3) joints as the small encoder sees them: x and y in ndc,
+            depth in m relative to the pelvis; None from other encoders
+    """
 
     # (b, v, 3) mesh around the body's own origin; None if not asked for
     vertices: Array | None
@@ -50,7 +63,14 @@ def decode(
     mesh: bool = True,  # False: keypoints and joints only, much less work
 ) -> HMROutput:
     """Camera, pose and shape to mesh, joints and keypoints, in space and in the picture
-    (Kanazawa et al. 2018, section 3.1)."""
+    (Kanazawa et al. 2018, section 3.1).
+
+    Args:
+        smpl: the body layer, with keypoints
+        state: (b, n) from the regressor
+        rotation_form: how the state writes rotations: "axis_angle" or "6d"
+        mesh: False: keypoints and joints only, much less work
+    """
     cam, pose, betas = split_state(ops.cast(state, "float32"), rotation_form)
     rotations = pose_rotations(pose)
     if rotation_form != "axis_angle":
@@ -66,7 +86,14 @@ def decode(
 def _input_side(
     encoder: keras.Model,  # from images to features
 ) -> int:  # px
-    "The side of the pictures that an encoder takes."
+    """The side of the pictures that an encoder takes.
+
+    Args:
+        encoder: from images to features
+
+    Returns:
+        px
+    """
     side = encoder.input_shape[1]
     resize = [layer.side for layer in encoder.layers if hasattr(layer, "side")]
     return int(side or (resize or [224])[0])
@@ -78,7 +105,22 @@ _OLD_SETTINGS = {"rotation": "rotation_form"}  # names of 0.3.0 and older: ours
 @keras.saving.register_keras_serializable("hmr_nb")
 class HMR(keras.Model):
     """Image to body (Kanazawa et al. 2018, section 3): encoder, iterative regressor,
-    body model, weak-perspective camera."""
+    body model, weak-perspective camera.
+
+    Args:
+        encoder: name for `build_encoder`, or a model from images to features
+        body: None: the open body
+        keypoints: what to report and train on
+        iterations: of the regressor
+        rotation_form: "axis_angle" as published, or "6d"
+        hidden: width of the regressor
+        mean: (n,) state to begin with; None: `mean_state()`
+        dropout: of the regressor
+        input_size: side of the images; None: the encoder's own
+        pool1: "keras", "tf1" or "hmr2": see model/02_encoder
+        view: what the model sees of a person; None: 1.25 times the longer side of
+            the box
+    """
 
     def __init__(
         self,
@@ -200,7 +242,13 @@ class HMR(keras.Model):
         body: BodyData | None = None,  # None: the open body, if its name is there
         keypoints: KeypointSet | str | None = None,  # None: those of the config
     ) -> "HMR":
-        "The model that a configuration describes, without its weights."
+        """The model that a configuration describes, without its weights.
+
+        Args:
+            config: from `get_config`
+            body: None: the open body, if its name is there
+            keypoints: None: those of the config
+        """
         now = {_OLD_SETTINGS.get(k, k): v for k, v in config.items()}
         name = now.pop("body", open_body().name)
         own: Any = points_from_config({"rows": {}, "size": 0, **now.pop("keypoints")})

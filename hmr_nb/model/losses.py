@@ -29,7 +29,14 @@ def replicas() -> int:
 def mean_over_devices(
     x: Any,  # numbers of this device, or a list of arrays
 ) -> Any:  # their mean over all devices that share the batch
-    "The mean over devices; the same thing where there is one."
+    """The mean over devices; the same thing where there is one.
+
+    Args:
+        x: numbers of this device, or a list of arrays
+
+    Returns:
+        their mean over all devices that share the batch
+    """
     if replicas() == 1:
         return x
     import tensorflow as tf
@@ -42,7 +49,15 @@ def masked_mean(
     values: Array,  # (...) numbers; anything, also NaN, where the mask is 0
     mask: Array,  # same shape, or one that broadcasts: 1 known, 0 not
 ) -> Array:  # () mean over what is known; 0 if nothing is
-    "Mean over the known entries."
+    """Mean over the known entries.
+
+    Args:
+        values: (...) numbers; anything, also NaN, where the mask is 0
+        mask: same shape, or one that broadcasts: 1 known, 0 not
+
+    Returns:
+        () mean over what is known; 0 if nothing is
+    """
     mask = ops.broadcast_to(ops.cast(mask, values.dtype), ops.shape(values))
     known = ops.where(mask > 0, values, ops.zeros_like(values))
     count = mean_over_devices(ops.sum(ops.cast(mask > 0, values.dtype)))
@@ -55,7 +70,16 @@ def _known_difference(
     mask: Array,  # same shape, or one that broadcasts: 1 known, 0 not
 ) -> Array:  # (...) true − pred where known, 0 elsewhere
     """The difference where there is something to compare with; safe to square and to
-    derive."""
+    derive.
+
+    Args:
+        pred: (...) predicted
+        true: (...) same shape; anything, also NaN, where the mask is 0
+        mask: same shape, or one that broadcasts: 1 known, 0 not
+
+    Returns:
+        (...) true − pred where known, 0 elsewhere
+    """
     gap = ops.convert_to_tensor(true) - pred
     known = ops.broadcast_to(ops.cast(mask, gap.dtype), ops.shape(gap)) > 0
     return ops.where(known, gap, ops.zeros_like(gap))
@@ -67,7 +91,16 @@ def keypoint_loss(
     visible: Array,  # (b, k) 1 where it counts
 ) -> Array:  # ()
     """Mean absolute error of the visible keypoints (Kanazawa et al. 2018, equation 2;
-    weight 60 in both codes)."""
+    weight 60 in both codes).
+
+    Args:
+        pred: (b, k, 2) projected keypoints, ndc
+        true: (b, k, 2) labelled keypoints, ndc; anything where not visible
+        visible: (b, k) 1 where it counts
+
+    Returns:
+        ()
+    """
     sizes = check_shape(pred, "b k 2", "pred")
     check_shape(true, "b k 2", "true", k=sizes["k"])
     check_shape(visible, "b k", "visible", k=sizes["k"])
@@ -78,7 +111,14 @@ def keypoint_loss(
 def hip_indices(
     keypoints: KeypointSet,  # must have hip_l and hip_r
 ) -> tuple[int, int]:  # where they are
-    "The two keypoints whose middle is the origin of 3D errors."
+    """The two keypoints whose middle is the origin of 3D errors.
+
+    Args:
+        keypoints: must have hip_l and hip_r
+
+    Returns:
+        where they are
+    """
     if not {"hip_l", "hip_r"} <= set(keypoints.names):
         raise ValueError(
             f"keypoints {keypoints.name!r}: 3D errors need hip_l and hip_r; it has"
@@ -91,7 +131,15 @@ def align_pelvis(
     points: Array,  # (b, k, 3) m
     hips: tuple[int, int],  # from `hip_indices`
 ) -> Array:  # (b, k, 3) m, the middle of the hips at the origin
-    "Move each person so that the middle of the hips is the origin."
+    """Move each person so that the middle of the hips is the origin.
+
+    Args:
+        points: (b, k, 3) m
+        hips: from `hip_indices`
+
+    Returns:
+        (b, k, 3) m, the middle of the hips at the origin
+    """
     left, right = hips
     return points - (points[:, left : left + 1] + points[:, right : right + 1]) / 2
 
@@ -103,7 +151,17 @@ def joint_loss(
     hips: tuple[int, int],  # from `hip_indices`
 ) -> Array:  # ()
     """Half the mean squared 3D error after pelvis alignment (Kanazawa et al. 2018,
-    equation 3; weight 60 in both codes)."""
+    equation 3; weight 60 in both codes).
+
+    Args:
+        pred: (b, k, 3) m
+        true: (b, k, 3) m; NaN where unknown
+        mask: (b,) 1 if the person has 3D, or (b, k) 1 if the point has
+        hips: from `hip_indices`
+
+    Returns:
+        ()
+    """
     sizes = check_shape(pred, "b k 3", "pred")
     check_shape(true, "b k 3", "true", k=sizes["k"])
     mask = mask[:, None, None] if len(mask.shape) == 1 else mask[..., None]
@@ -119,7 +177,18 @@ def pose_shape_loss(
     mask: Array,  # (b,) 1 if pose and shape are known
 ) -> Array:  # ()
     """Half the mean squared error over all rotation entries and betas together
-    (Kanazawa et al. 2018, equation 4; weight 60)."""
+    (Kanazawa et al. 2018, equation 4; weight 60).
+
+    Args:
+        rotations: (b, j, 3, 3) predicted
+        betas: (b, s) predicted
+        true_rotations: (b, j, 3, 3)
+        true_betas: (b, s)
+        mask: (b,) 1 if pose and shape are known
+
+    Returns:
+        ()
+    """
     n = 9 * check_shape(rotations, "b j 3 3", "rotations")["j"]
     pred, true = (
         ops.concatenate([ops.reshape(R, (-1, n)), shape], axis=-1)
@@ -134,7 +203,16 @@ def rotation_loss(
     true: Array,  # (b, j, 3, 3)
     mask: Array,  # (b,) 1 if the pose is known
 ) -> Array:  # ()
-    "Mean squared difference of rotation matrices."
+    """Mean squared difference of rotation matrices.
+
+    Args:
+        rotations: (b, j, 3, 3) predicted
+        true: (b, j, 3, 3)
+        mask: (b,) 1 if the pose is known
+
+    Returns:
+        ()
+    """
     check_shape(rotations, "b j 3 3", "rotations")
     mask = mask[:, None, None, None]
     return masked_mean(ops.square(_known_difference(rotations, true, mask)), mask)
@@ -145,7 +223,16 @@ def shape_loss(
     true: Array,  # (b, s)
     mask: Array,  # (b,) 1 if the body shape is known
 ) -> Array:  # ()
-    "Mean squared difference of shape coefficients."
+    """Mean squared difference of shape coefficients.
+
+    Args:
+        betas: (b, s) predicted
+        true: (b, s)
+        mask: (b,) 1 if the body shape is known
+
+    Returns:
+        ()
+    """
     check_shape(betas, "b s", "betas")
     mask = mask[:, None]
     return masked_mean(ops.square(_known_difference(betas, true, mask)), mask)
@@ -156,7 +243,15 @@ def discriminator_loss(
     fake: Array,  # (b', 25) outputs on predictions
 ) -> tuple[Array, Array]:  # loss of the real, loss of the fake
     """Real people should be called 1, predictions 0 (Kanazawa et al. 2018, equation
-    6)."""
+    6).
+
+    Args:
+        real: (b, 25) outputs on real people
+        fake: (b', 25) outputs on predictions
+
+    Returns:
+        loss of the real, loss of the fake
+    """
     of_real = ops.mean(ops.sum(ops.square(real - 1), axis=-1))
     return of_real, ops.mean(ops.sum(ops.square(fake), axis=-1))
 
@@ -164,5 +259,12 @@ def discriminator_loss(
 def generator_loss(
     fake: Array,  # (b, 25) outputs on predictions, all iterations
 ) -> Array:  # ()
-    "Predictions should be called 1 (Kanazawa et al. 2018, equation 5)."
+    """Predictions should be called 1 (Kanazawa et al. 2018, equation 5).
+
+    Args:
+        fake: (b, 25) outputs on predictions, all iterations
+
+    Returns:
+        ()
+    """
     return ops.mean(ops.sum(ops.square(fake - 1), axis=-1))

@@ -47,7 +47,11 @@ def _resnet_layers() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 # %% ../../nbs/4_model/08_published.ipynb #1e198be6
 def _tf1_names() -> dict[str, str]:  # {our name: variable of HMR's checkpoint}
-    "Names in the original HMR (akanazawa/hmr, TensorFlow 1)."
+    """Names in the original HMR (akanazawa/hmr, TensorFlow 1).
+
+    Returns:
+        {our name: variable of HMR's checkpoint}
+    """
     word = {"kernel": "weights", "bias": "biases"}
     names = {
         f"encoder/{ours}/{w}": f"resnet_v2_50/{theirs}/{word.get(w, w)}"
@@ -63,7 +67,11 @@ def _tf1_names() -> dict[str, str]:  # {our name: variable of HMR's checkpoint}
 
 
 def _hmr2_names() -> dict[str, str]:  # {our name: key of hmr2.0's checkpoint}
-    "Names in hmr2.0 (russoale/hmr2.0, TensorFlow 2): layers are numbered."
+    """Names in hmr2.0 (russoale/hmr2.0, TensorFlow 2): layers are numbered.
+
+    Returns:
+        {our name: key of hmr2.0's checkpoint}
+    """
     net = "generator/resnet50V2/layer_with_weights"
     names = {
         f"encoder/{ours}/{w}": f"{net}-{i}/{w}{_VALUE}"
@@ -82,7 +90,14 @@ def _hmr2_names() -> dict[str, str]:  # {our name: key of hmr2.0's checkpoint}
 def _checkpoint_prefix(
     path: str | Path,  # prefix, or one of the files of a checkpoint
 ) -> str:  # prefix whose files are both there
-    "The prefix of a checkpoint, or an error that says what is there instead."
+    """The prefix of a checkpoint, or an error that says what is there instead.
+
+    Args:
+        path: prefix, or one of the files of a checkpoint
+
+    Returns:
+        prefix whose files are both there
+    """
     path = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path)))
     if path.is_dir():
         found = sorted({str(p.with_suffix("").name) for p in path.glob("*.index")})
@@ -122,7 +137,16 @@ def _read_checkpoint(
     names: dict[str, str],  # {our name: theirs}
     what: str = "checkpoint",  # for the error message
 ) -> dict[str, np.ndarray]:  # {our name: weight}
-    "The variables in `names`, and nothing else, from a TensorFlow checkpoint."
+    """The variables in `names`, and nothing else, from a TensorFlow checkpoint.
+
+    Args:
+        path: prefix of the checkpoint
+        names: {our name: theirs}
+        what: for the error message
+
+    Returns:
+        {our name: weight}
+    """
     prefix = _checkpoint_prefix(path)
     try:
         import tensorflow as tf
@@ -162,7 +186,15 @@ def _column_names(
     custom: dict[int, str] | None = None,
 ) -> tuple[str, ...]:  # a name a column
     """What the columns of a published keypoint regressor are: cocoplus19, custom joints
-    inserted."""
+    inserted.
+
+    Args:
+        count: columns of a checkpoint's keypoint regressor
+        custom: {column: name} of custom joints; hmr2.0's toes for 21 columns
+
+    Returns:
+        a name a column
+    """
     names = list(keypoint_set("cocoplus19").names)
     if custom is None:
         custom = _TOES if count == len(names) + len(_TOES) else {}
@@ -182,7 +214,16 @@ def _published_regressors(
     checkpoint: str | Path,  # prefix of the published checkpoint
     custom: dict[int, str] | None = None,  # {column: name}, see `_column_names`
 ) -> dict[str, np.ndarray]:  # {keypoint: (V,)}
-    "The keypoint regressors of a published checkpoint by name."
+    """The keypoint regressors of a published checkpoint by name.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+        checkpoint: prefix of the published checkpoint
+        custom: {column: name}, see `_column_names`
+
+    Returns:
+        {keypoint: (V,)}
+    """
     names = {"columns": _REGRESSOR[kind]}
     what = "the keypoint regressors of a published model"
     columns = _read_checkpoint(checkpoint, names, what)["columns"]
@@ -194,7 +235,15 @@ def _body_with_regressors(
     published: dict[str, np.ndarray],  # from `_published_regressors`
 ) -> BodyData:  # with those that were missing
     """The body, with published keypoint regressors where it has none of its own and the
-    vertices agree."""
+    vertices agree.
+
+    Args:
+        body: perhaps without keypoint regressors, as SMPL's own file
+        published: from `_published_regressors`
+
+    Returns:
+        with those that were missing
+    """
     size = len(next(iter(published.values())))
     if set(published) <= set(body.keypoint_regressors) or size != len(body.v_template):
         return body
@@ -202,7 +251,14 @@ def _body_with_regressors(
 
 # %% ../../nbs/4_model/08_published.ipynb #604ac9c4
 class _Published(NamedTuple):
-    "What is special about the weights of a published code."
+    """What is special about the weights of a published code.
+
+    Attributes:
+        names: {our weight: theirs}
+        pool1: variant of the first layers, see model/02_encoder
+        view: of a person in its evaluation
+        what: for error messages
+    """
 
     names: Callable[[], dict[str, str]]  # {our weight: theirs}
     pool1: str  # variant of the first layers, see model/02_encoder
@@ -235,7 +291,16 @@ def _load(
     keypoints: KeypointSet | str | None,
     custom: dict[int, str] | None = None,  # {column: name}, see `_column_names`
 ) -> HMR:
-    "An HMR with the weights of a published checkpoint."
+    """An HMR with the weights of a published checkpoint.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+        path: prefix of the checkpoint
+        body: None: the open body
+        keypoints: None: cocoplus19, and the custom joints whose regressors the body
+            got
+        custom: {column: name}, see `_column_names`
+    """
     names, pool1, view, what = _PUBLISHED[kind]
     values = _read_checkpoint(path, names(), what)
     regressors = _published_regressors(kind, path, custom)
@@ -274,7 +339,14 @@ def load_hmr_tf1(
     keypoints: KeypointSet | str | None = None,  # None: cocoplus19
 ) -> HMR:
     """The original HMR with its published weights, graph and view (akanazawa/hmr;
-    Kanazawa et al. 2018)."""
+    Kanazawa et al. 2018).
+
+    Args:
+        checkpoint_prefix: such as models/model.ckpt-667589
+        body: SMPL, from `load_body`; None: the open body, whose pose means nearly
+            the same
+        keypoints: None: cocoplus19
+    """
     return _load("hmr-tf1", checkpoint_prefix, body, keypoints)
 
 
@@ -287,7 +359,15 @@ def load_hmr2(
     # {column: name} of custom joints; hmr2.0's toes where it has 21 keypoints
     custom: dict[int, str] | None = None,
 ) -> HMR:
-    "hmr2.0 with its published weights, graph and view (russoale/hmr2.0)."
+    """hmr2.0 with its published weights, graph and view (russoale/hmr2.0).
+
+    Args:
+        checkpoint_prefix: such as logs/base_model/ckpt-95
+        body: SMPL, from `load_body`; None: the open body
+        keypoints: None: cocoplus19, and the custom joints of the checkpoint
+        custom: {column: name} of custom joints; hmr2.0's toes where it has 21
+            keypoints
+    """
     return _load("hmr2", checkpoint_prefix, body, keypoints, custom)
 
 # %% ../../nbs/4_model/08_published.ipynb #5aaf26da
@@ -313,7 +393,14 @@ def _discriminator_names(
     kind: str,  # "hmr-tf1" or "hmr2"
 ) -> dict[str, list[str]]:  # {our weight: theirs}; 23 for the outputs of single joints
     """Names of the discriminator's weights in a checkpoint, in the order in which
-    hmr2.0 trains them."""
+    hmr2.0 trains them.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+
+    Returns:
+        {our weight: theirs}; 23 for the outputs of single joints
+    """
     tf1 = kind == "hmr-tf1"
     root, end = ("D/", "") if tf1 else ("discriminator/", _VALUE)
     words = ("weights", "biases") if tf1 else _BIASED
@@ -334,7 +421,16 @@ def _moment_names(
     numbered: bool,  # as Adam of TensorFlow 2.11 and later writes them
     # for each weight its means of the gradient and of its square
 ) -> list[tuple[str, str]]:
-    "Where a checkpoint of hmr2.0 keeps what Adam remembers."
+    """Where a checkpoint of hmr2.0 keeps what Adam remembers.
+
+    Args:
+        theirs: hmr2.0's names of trained weights, in order
+        optimizer: "generator_opt" or "discriminator_opt"
+        numbered: as Adam of TensorFlow 2.11 and later writes them
+
+    Returns:
+        for each weight its means of the gradient and of its square
+    """
     if numbered:
         places = [
             f"{optimizer}/_variables/{i + 1}{_VALUE}" for i in range(2 * len(theirs))
@@ -369,7 +465,16 @@ def _read_discriminator(
     # prefix; the original HMR's files for inference have no discriminator
     checkpoint: str | Path,
 ) -> dict[str, np.ndarray]:  # {name of `discriminator_weights`: value}
-    "The discriminator of a published training run."
+    """The discriminator of a published training run.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+        checkpoint: prefix; the original HMR's files for inference have no
+            discriminator
+
+    Returns:
+        {name of `discriminator_weights`: value}
+    """
     names = _discriminator_names(kind)
     flat = {n: n for every in names.values() for n in every}
     what = f"the discriminator of a training run with {kind}"
@@ -377,7 +482,16 @@ def _read_discriminator(
 
 # %% ../../nbs/4_model/08_published.ipynb #543d0f03
 class _Training(NamedTuple):
-    "What a checkpoint of hmr2.0 knows beyond the model, by our names."
+    """What a checkpoint of hmr2.0 knows beyond the model, by our names.
+
+    Attributes:
+        discriminator: weights
+        moments: {weight of `named_weights`: Adam's means of gradient and square}
+        discriminator_moments: {weight of `discriminator_weights`: the same}
+        step: steps that the model was trained
+        saves: checkpoints written so far; hmr2.0 writes one every five epochs and
+            one at the end
+    """
 
     discriminator: dict[str, np.ndarray]  # weights
     # {weight of `named_weights`: Adam's means of gradient and square}
@@ -394,7 +508,15 @@ def _moments(
     get: Callable[[str], np.ndarray],  # a variable of the checkpoint by its name
     numbered: bool,  # see `_moment_names`
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # {our weight: its two means}
-    "The state of both optimizers, the model's and the discriminator's, by our names."
+    """The state of both optimizers, the model's and the discriminator's, by our names.
+
+    Args:
+        get: a variable of the checkpoint by its name
+        numbered: see `_moment_names`
+
+    Returns:
+        {our weight: its two means}
+    """
     model = {k: v for k, v in _hmr2_names().items() if "moving_" not in k}
     names = _discriminator_names("hmr2")
     outputs = [
@@ -417,7 +539,11 @@ def _read_training(
     checkpoint: str | Path,  # prefix of a checkpoint of hmr2.0
 ) -> _Training:
     """Discriminator, optimizers and number of steps: what a run of hmr2.0 needs to go
-    on."""
+    on.
+
+    Args:
+        checkpoint: prefix of a checkpoint of hmr2.0
+    """
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(_checkpoint_prefix(checkpoint))
@@ -443,7 +569,13 @@ def _check_table(
     out: Path,  # as written
 ) -> pd.DataFrame:
     """A row a part: how many weights, how many numbers, and the largest difference
-    between file and checkpoint."""
+    between file and checkpoint.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+        checkpoint: prefix
+        out: as written
+    """
     names, written = _PUBLISHED[kind].names(), named_weights(load_hmr(out))
     values, rows = _read_checkpoint(checkpoint, names, kind), []
     for part in ("encoder", "regressor/fc", "regressor/mean"):
@@ -469,7 +601,17 @@ def import_weights(
     training: bool = False,  # hmr2 only: also the discriminator and both optimizers
 ) -> pd.DataFrame:  # a row a part: number of weights, largest difference to checkpoint
     """A published checkpoint as a weights file of this package, without any array of
-    the body."""
+    the body.
+
+    Args:
+        kind: "hmr-tf1" or "hmr2"
+        checkpoint: prefix of the published checkpoint
+        out: .h5 to write
+        training: hmr2 only: also the discriminator and both optimizers
+
+    Returns:
+        a row a part: number of weights, largest difference to checkpoint
+    """
     if kind not in _PUBLISHED:
         raise ValueError(f"kind: expected one of {', '.join(_PUBLISHED)}, got {kind!r}")
     if training and kind != "hmr2":

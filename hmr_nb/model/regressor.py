@@ -28,7 +28,16 @@ def _state_size(
     joints: int = 24,  # joints of the body
     betas: int = 10,  # shape coefficients
 ) -> int:  # length of a state
-    "Camera, pose and shape together: 85 numbers in HMR."
+    """Camera, pose and shape together: 85 numbers in HMR.
+
+    Args:
+        rotation_form: "axis_angle" or "6d"
+        joints: joints of the body
+        betas: shape coefficients
+
+    Returns:
+        length of a state
+    """
     if rotation_form not in _ROTATION_SIZE:
         raise ValueError(
             f"rotation_form: expected one of {', '.join(_ROTATION_SIZE)}, got"
@@ -44,7 +53,16 @@ def split_state(
     joints: int = 24,  # joints of the body
 ) -> tuple[Array, Array, Array]:  # cam (b, 3), pose (b, j, r), betas (b, s)
     """Cut a state into camera, pose and shape, in HMR's order (Kanazawa et al. 2018,
-    section 3)."""
+    section 3).
+
+    Args:
+        state: (b, 3 + r j + s): camera, pose, shape
+        rotation_form: "axis_angle" (r = 3) or "6d" (r = 6)
+        joints: joints of the body
+
+    Returns:
+        cam (b, 3), pose (b, j, r), betas (b, s)
+    """
     r = _ROTATION_SIZE[rotation_form]
     end = 3 + r * joints
     pose = ops.reshape(state[..., 3:end], (-1, joints, r))
@@ -56,7 +74,16 @@ def _join_state(
     pose: Array,  # (b, j, r) axis-angle or 6D
     betas: Array,  # (b, s) shape
 ) -> Array:  # (b, 3 + r j + s)
-    "The inverse of `split_state`."
+    """The inverse of `split_state`.
+
+    Args:
+        cam: (b, 3) scale, x, y
+        pose: (b, j, r) axis-angle or 6D
+        betas: (b, s) shape
+
+    Returns:
+        (b, 3 + r j + s)
+    """
     flat = ops.reshape(pose, (-1, pose.shape[-2] * pose.shape[-1]))
     return ops.concatenate([cam, flat, betas], axis=-1)
 
@@ -64,7 +91,14 @@ def _join_state(
 def pose_rotations(
     pose: Array,  # (..., 3) axis-angle in rad, or (..., 6)
 ) -> Array:  # (..., 3, 3)
-    "Rotation matrices of a pose as the state holds it."
+    """Rotation matrices of a pose as the state holds it.
+
+    Args:
+        pose: (..., 3) axis-angle in rad, or (..., 6)
+
+    Returns:
+        (..., 3, 3)
+    """
     if pose.shape[-1] not in _ROTATION_SIZE.values():
         raise ValueError(
             "pose: expected 3 (axis-angle) or 6 (6D) numbers a joint, got"
@@ -75,7 +109,11 @@ def pose_rotations(
 # %% ../../nbs/4_model/03_regressor.ipynb #b1ea6cd5
 def standing_pose() -> np.ndarray:  # (24, 3) axis-angle, rad
     """A plain standing pose, root upside down as a camera sees it (x right, y down): π
-    about x."""
+    about x.
+
+    Returns:
+        (24, 3) axis-angle, rad
+    """
     degrees = {
         "pelvis": (180, 0, 0),
         "left_shoulder": (0, 0, -65),
@@ -103,7 +141,19 @@ def mean_state(
     scale: float = 0.9,  # camera scale
 ) -> np.ndarray:  # (n,) the state to begin with
     """The state at which the iterations begin (Kanazawa et al. 2018, section 3.2): mean
-    pose and shape, scale 0.9, root rotated by π."""
+    pose and shape, scale 0.9, root rotated by π.
+
+    Args:
+        path: HMR's neutral_smpl_mean_params.h5; None: our standing pose
+        pose: (j, 3) axis-angle instead, root rotated by π if it is upright for a
+            camera
+        rotation_form: how the state writes a rotation
+        betas: shape coefficients
+        scale: camera scale
+
+    Returns:
+        (n,) the state to begin with
+    """
     shape = np.zeros(betas)
     if path is not None:
         pose, shape = _read_mean_file(path)
@@ -117,7 +167,11 @@ def mean_state(
 def _read_mean_file(
     path: str | Path,
 ) -> tuple[np.ndarray, np.ndarray]:  # (24, 3) rad, (s,)
-    "Pose with its root set to π about x, and shape, from HMR's mean file."
+    """Pose with its root set to π about x, and shape, from HMR's mean file.
+
+    Returns:
+        (24, 3) rad, (s,)
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -144,7 +198,14 @@ def _read_mean_file(
 @keras.saving.register_keras_serializable("hmr_nb")
 class Regressor(keras.layers.Layer):
     """Iterative error feedback: the same small network changes the state again and
-    again (Kanazawa et al. 2018, section 3.2)."""
+    again (Kanazawa et al. 2018, section 3.2).
+
+    Args:
+        mean_state: (n,) state to begin with, from `mean_state`
+        hidden: width of the two hidden layers
+        rotation_form: how the state writes rotations
+        dropout: share of hidden units dropped in training
+    """
 
     def __init__(
         self,

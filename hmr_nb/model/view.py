@@ -20,7 +20,13 @@ EXTENTS = ("longer", "diagonal")
 
 @dataclass(frozen=True)
 class View:
-    "What a model sees of a person: a square, its side in pixels, and its scale."
+    """What a model sees of a person: a square, its side in pixels, and its scale.
+
+    Attributes:
+        size: side of the square that the network sees, px
+        margin: side of the square over the extent of the person's box
+        extent: of the box: its "longer" side, or its "diagonal"
+    """
 
     size: int = 224  # side of the square that the network sees, px
     margin: float = 1.25  # side of the square over the extent of the person's box
@@ -41,7 +47,14 @@ class View:
         self,
         box: Sequence[float],  # x, y, width, height, px
     ) -> float:  # px of the source
-        "The side of the square around a box."
+        """The side of the square around a box.
+
+        Args:
+            box: x, y, width, height, px
+
+        Returns:
+            px of the source
+        """
         x, y, w, h = (float(v) for v in box)
         ok = np.isfinite([x, y, w, h]).all() and w >= 0 and h >= 0 and max(w, h) > 0
         if not ok:
@@ -57,7 +70,14 @@ class View:
         self,
         box: Sequence[float],  # x, y, width, height, px
     ) -> Crop:  # source px -> view px
-        "The square around the middle of a person's box."
+        """The square around the middle of a person's box.
+
+        Args:
+            box: x, y, width, height, px
+
+        Returns:
+            source px -> view px
+        """
         side = self.side(box)
         x, y, w, h = (float(v) for v in box)
         return Crop.square((x + w / 2, y + h / 2), side, self.size)

@@ -38,7 +38,14 @@ def _layer_and_weight(paths: list[str]) -> list[str]:
 def named_weights(
     model: HMR,  # any HMR
 ) -> dict[str, Any]:  # {name: variable}, the same names in every session
-    "Weights of encoder and regressor by name."
+    """Weights of encoder and regressor by name.
+
+    Args:
+        model: any HMR
+
+    Returns:
+        {name: variable}, the same names in every session
+    """
     names = _layer_and_weight([w.path for w in model.encoder.weights])
     named = {f"encoder/{name}": w for name, w in zip(names, model.encoder.weights)}
     named |= {
@@ -62,7 +69,15 @@ def save_weights_file(
     arrays: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """Write the weights by name and what builds the model again, regressors of
-    keypoints of your own included; never anything of the body."""
+    keypoints of your own included; never anything of the body.
+
+    Args:
+        model: with an encoder that `build_encoder` knows by name
+        path: .h5 to write
+        half: store tables in half precision
+        training: what to remember of it, plain json
+        arrays: what a run needs to go on, by the names of `Trainer.named_state`
+    """
     about = {
         "kind": _KIND,
         "version": _VERSION,
@@ -94,7 +109,14 @@ def save_weights_file(
 def weights_info(
     path: str | Path,  # file of `save_weights_file`
 ) -> dict[str, Any]:  # kind, version, config, training, trained_with
-    "What a weights file says about itself; a clear error for any other file."
+    """What a weights file says about itself; a clear error for any other file.
+
+    Args:
+        path: file of `save_weights_file`
+
+    Returns:
+        kind, version, config, training, trained_with
+    """
     path = Path(path)
     wanted = f"{path}: expected weights written by hmr_nb"
     index = path.with_name(path.name + ".index")
@@ -147,7 +169,14 @@ def _arrays(path: str | Path) -> dict[str, np.ndarray]:
 def training_arrays(
     path: str | Path,  # file of `save_weights_file`
 ) -> dict[str, np.ndarray]:  # {name: value}, empty for most files
-    "What a weights file holds for a training run that goes on."
+    """What a weights file holds for a training run that goes on.
+
+    Args:
+        path: file of `save_weights_file`
+
+    Returns:
+        {name: value}, empty for most files
+    """
     found = {
         k.removeprefix("training/"): v
         for k, v in _arrays(path).items()
@@ -161,7 +190,15 @@ def load_weights_file(
     model: HMR,  # to receive the weights
     path: str | Path,  # file of `save_weights_file`
 ) -> HMR:  # the same model
-    "Copy weights by name; all names and shapes must agree."
+    """Copy weights by name; all names and shapes must agree.
+
+    Args:
+        model: to receive the weights
+        path: file of `save_weights_file`
+
+    Returns:
+        the same model
+    """
     named = named_weights(model)
     stored = {k: v for k, v in _arrays(path).items() if not k.startswith("training/")}
     # files of 0.2.0 have whole paths
@@ -187,7 +224,13 @@ def load_hmr(
     body: BodyData | None = None,  # None: the open body
     keypoints: KeypointSet | str | None = None,  # None: those of the file
 ) -> HMR:
-    "The model that a weights file describes, with its weights and its view."
+    """The model that a weights file describes, with its weights and its view.
+
+    Args:
+        path: file of `save_weights_file`
+        body: None: the open body
+        keypoints: None: those of the file
+    """
     config = weights_info(path)["config"]
     unfit = f"{path}: its description does not fit this version of hmr_nb"
     if "keypoints" not in config:
@@ -215,7 +258,13 @@ def small_hmr(
     *,
     domains: str = "all",  # which rendered domains it learned: "all", or "studio" alone
 ) -> HMR:
-    "The small model that ships; it knows rendered bodies only."
+    """The small model that ships; it knows rendered bodies only.
+
+    Args:
+        body: None: the open body
+        keypoints: None: those it was trained with
+        domains: which rendered domains it learned: "all", or "studio" alone
+    """
     if domains not in _SMALL_WEIGHTS:
         raise ValueError(
             f"domains: expected one of {', '.join(_SMALL_WEIGHTS)}, got {domains!r}"

@@ -27,7 +27,19 @@ def _view_window(
     shift: Any = (0.0, 0.0),  # (2,) of the person in the view, in sides of the view
     scale: Any = 1.0,  # the person appears so many times larger
 ) -> tuple[Any, Any]:  # (2,) int32 corner x, y and () int32 side of the square, px
-    "The square of whole pixels that the network sees; it may reach beyond the image."
+    """The square of whole pixels that the network sees; it may reach beyond the image.
+
+    Args:
+        box: (4,) tensor: person's x, y, w, h in the stored image, px; NaN or zeros
+            where unknown
+        height: of the stored image, px
+        view: the model's rule
+        shift: (2,) of the person in the view, in sides of the view
+        scale: the person appears so many times larger
+
+    Returns:
+        (2,) int32 corner x, y and () int32 side of the square, px
+    """
     h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     known = tf.reduce_max(box[2:]) > 0
     longer = view.extent == "longer"
@@ -52,7 +64,17 @@ def _view_affine(
     flip: Any = False,  # () bool: mirrored
 ) -> Any:  # (2, 3) float32: stored px -> view px
     """The one map: it says where points go, and `_view_pixels` does the same to the
-    pixels."""
+    pixels.
+
+    Args:
+        corner: (2,) int corner of the square, px
+        side: () int
+        size: side of the view, px
+        flip: () bool: mirrored
+
+    Returns:
+        (2, 3) float32: stored px -> view px
+    """
     s = size / tf.cast(side, tf.float32)
     offset = (0.5 - tf.cast(corner, tf.float32)) * s - 0.5
     sign = tf.where(flip, -1.0, 1.0)
@@ -66,7 +88,17 @@ def _view_pixels(
     side: Any,  # () int32
     size: int,  # side of the view, px
 ) -> Any:  # (size, size, 3) float32, -1..1
-    "Decode only the square, repeat the border where it reaches beyond, resize once."
+    """Decode only the square, repeat the border where it reaches beyond, resize once.
+
+    Args:
+        jpeg: () string tensor
+        corner: (2,) int32 corner x, y of the square, px
+        side: () int32
+        size: side of the view, px
+
+    Returns:
+        (size, size, 3) float32, -1..1
+    """
     corner, shape = (
         tf.convert_to_tensor(corner, tf.int32),
         tf.image.extract_jpeg_shape(jpeg),
@@ -110,7 +142,17 @@ def _mirror_person(
     flip: Any,  # (K,) partner of each point
 ) -> tuple[Any, Any, Any]:  # the same, mirrored
     """A person in a mirror: sides exchanged, x and the y and z parts of rotations with
-    the other sign."""
+    the other sign.
+
+    Args:
+        kp3d: (K, 3) m, camera frame
+        mask: (K,) which are known
+        pose: (24, 3) axis-angle, rad
+        flip: (K,) partner of each point
+
+    Returns:
+        the same, mirrored
+    """
     x = tf.constant([-1.0, 1.0, 1.0])
     return (
         tf.gather(kp3d, flip) * x,
@@ -125,7 +167,16 @@ def _rotate_image(
     size: int,  # side of the result, px
     # (size, size, 3); (2, 3) float32 px of the picture -> px of the result
 ) -> tuple[Any, Any]:
-    "The middle of a picture, rotated; beyond the border its edge is repeated."
+    """The middle of a picture, rotated; beyond the border its edge is repeated.
+
+    Args:
+        image: (s, s, 3) float
+        angle: () rad, clockwise as seen
+        size: side of the result, px
+
+    Returns:
+        (size, size, 3); (2, 3) float32 px of the picture -> px of the result
+    """
     cos, sin = tf.cos(angle), tf.sin(angle)
     R = tf.stack([tf.stack([cos, -sin]), tf.stack([sin, cos])])
     was, now = (tf.cast(tf.shape(image)[:1], tf.float32) - 1) / 2, (size - 1) / 2
@@ -149,7 +200,16 @@ def _rotate_person(
     pose: Any,  # (24, 3) axis-angle, rad
     angle: Any,  # () rad
 ) -> tuple[Any, Any]:  # the same, rotated about the axis of view
-    "The person as a camera sees it that is tilted the other way."
+    """The person as a camera sees it that is tilted the other way.
+
+    Args:
+        kp3d: (K, 3) m, camera frame
+        pose: (24, 3) axis-angle, rad
+        angle: () rad
+
+    Returns:
+        the same, rotated about the axis of view
+    """
     Z = axis_angle_to_matrix(tf.stack([0.0, 0.0, angle]))
     root: Any = axis_angle_to_matrix(pose[0])
     root = matrix_to_axis_angle(tf.linalg.matmul(Z, root))
@@ -168,7 +228,20 @@ def _view(
     # side of the square that is read, over the view's: above 1 where it is rotated
     reach: float = 1.0,
 ) -> dict:  # one person as the network sees them
-    "A view of a stored person: pixels, points and pose through one map."
+    """A view of a stored person: pixels, points and pose through one map.
+
+    Args:
+        item: one person of record_dataset
+        view: the model's rule
+        shift: (2,) in sides of the view
+        flip: () bool
+        angle: () rad; None: not rotated
+        reach: side of the square that is read, over the view's: above 1 where it is
+            rotated
+
+    Returns:
+        one person as the network sees them
+    """
     shape, size = tf.image.extract_jpeg_shape(item["image_jpeg"]), view.size
     read = int(np.ceil(size * reach))
     corner, side = _view_window(
@@ -225,7 +298,17 @@ def test_view(
     # has_smpl, affine, and state, source, …
 ) -> Any:
     """People as the network sees them in test and use: in the middle, at the scale
-    of the model's view."""
+    of the model's view.
+
+    Args:
+        dataset: from record_dataset
+        view: what the model sees of a person, such as `model.view`
+        keypoints: the same as for record_dataset
+
+    Returns:
+        tf.data.Dataset of dicts: image, kp2d, kp3d, mask_3d, has_3d, pose, betas,
+            has_smpl, affine, and state, source, …
+    """
     used = ("image_jpeg", "box", "key")
 
     def look(item):
@@ -245,7 +328,13 @@ def _recolor(
     strength: float,  # 0: nothing
     u: Any,  # (5,) uniform in -1..1
 ) -> Any:
-    "Other contrast, brightness and tint."
+    """Other contrast, brightness and tint.
+
+    Args:
+        image: (h, w, 3) -1..1
+        strength: 0: nothing
+        u: (5,) uniform in -1..1
+    """
     gain = (1.0 + strength * u[0]) * (1.0 + strength * 0.5 * u[2:5])
     return tf.clip_by_value(image * gain + strength * u[1], -1.0, 1.0)
 
@@ -254,7 +343,12 @@ def _cover(
     image: Any,  # (h, w, 3) -1..1
     u: Any,  # (7,) uniform in -1..1: middle, size, colour
 ) -> Any:
-    "Hide a rectangle of a tenth to a half of the width and height behind one colour."
+    """Hide a rectangle of a tenth to a half of the width and height behind one colour.
+
+    Args:
+        image: (h, w, 3) -1..1
+        u: (7,) uniform in -1..1: middle, size, colour
+    """
     h, w = image.shape[:2]
     y, x = (
         tf.abs(tf.range(n, dtype=tf.float32) - (u[k] + 1) * n / 2)
@@ -280,7 +374,23 @@ def augment(
     # has_3d, pose, betas, has_smpl, affine
 ) -> Any:
     """People as the network sees them in training (Kanazawa et al. 2018: the ranges of
-    its published code)."""
+    its published code).
+
+    Args:
+        dataset: from record_dataset
+        view: what the model sees of a person, such as `model.view`
+        keypoints: the same as for record_dataset
+        jitter_px: largest shift along x and y, px of a view of 224
+        scale: how large the person appears
+        flip: mirror half of them
+        color: strength of changes in light; 0: none
+        occlusion: how many of them have a rectangle covered, 0..1
+        rotation_deg: largest rotation of the picture, degrees
+
+    Returns:
+        tf.data.Dataset of dicts: image (size, size, 3), kp2d (K, 3), kp3d, mask_3d,
+            has_3d, pose, betas, has_smpl, affine
+    """
     if not 0 < scale[0] <= scale[1]:
         raise ValueError(
             f"scale: expected two positive numbers, the smaller first, got {scale}"

@@ -24,7 +24,14 @@ from .schema import Sample
 def card_table(
     folder: str | Path,  # a directory of records
 ) -> pd.DataFrame:  # a row a point: visible, occluded, missing
-    "How often each point is visible, occluded or missing."
+    """How often each point is visible, occluded or missing.
+
+    Args:
+        folder: a directory of records
+
+    Returns:
+        a row a point: visible, occluded, missing
+    """
     return pd.DataFrame(card(folder)["keypoints"]).T.reindex(
         columns=["visible", "occluded", "missing"]
     )
@@ -43,7 +50,16 @@ def _body_axes(
     kp: np.ndarray,  # (k, d) points, 2D or 3D
     # (d,) right to left, (d,) up: not scaled; None if hips or shoulders are missing
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    "How a body lies in space or in the picture."
+    """How a body lies in space or in the picture.
+
+    Args:
+        names: (k,)
+        kp: (k, d) points, 2D or 3D
+
+    Returns:
+        (d,) right to left, (d,) up: not scaled; None if hips or shoulders are
+            missing
+    """
     for frame in _FRAME:
         if set(frame) <= set(names):
             hip_r, hip_l, shoulder_r, shoulder_l = (
@@ -67,7 +83,12 @@ def _seen_from(
     # azimuth and elevation of the camera, degrees; 0, 0 is straight from the front; NaN
     # if unknown
 ) -> tuple[float, float]:
-    "The viewpoint of a person, from its pose or its 3D points."
+    """The viewpoint of a person, from its pose or its 3D points.
+
+    Returns:
+        azimuth and elevation of the camera, degrees; 0, 0 is straight from the
+            front; NaN if unknown
+    """
     if example.pose is not None and np.isfinite(example.pose[0]).all():
         azimuth, elevation = viewpoint(example.pose[:1])
         return float(azimuth[0]), float(elevation[0])
@@ -86,7 +107,11 @@ def _seen_from(
 
 # %% ../../nbs/5_records/07_card.ipynb #ed774c18
 def _extent(kp3d: np.ndarray | None) -> float:  # m; NaN if unknown
-    "The longest side of the box around 3D points."
+    """The longest side of the box around 3D points.
+
+    Returns:
+        m; NaN if unknown
+    """
     if kp3d is None or np.isfinite(kp3d).all(1).sum() < 2:
         return np.nan
     return float(np.ptp(kp3d[np.isfinite(kp3d).all(1)], axis=0).max())
@@ -98,7 +123,15 @@ def people_table(
     # a row a person: source, split, sizes in px, scale, labelled, occluded, azimuth,
     # elevation, body_m
 ) -> pd.DataFrame:
-    "What each person of a set is like; no picture is decoded."
+    """What each person of a set is like; no picture is decoded.
+
+    Args:
+        folder: a directory of records
+
+    Returns:
+        a row a person: source, split, sizes in px, scale, labelled, occluded,
+            azimuth, elevation, body_m
+    """
     rows = []
     for e in examples(folder, split, pictures=False):
         box = e.box if e.box is not None else box_from_keypoints(e.kp2d, e.state)
@@ -133,7 +166,11 @@ def _cross(a: np.ndarray, b: np.ndarray) -> float:
 def _signs(
     e: Sample,
 ) -> dict[str, float]:  # above 0 speaks for, below 0 against; NaN if it says nothing
-    "Signs of left and right being right."
+    """Signs of left and right being right.
+
+    Returns:
+        above 0 speaks for, below 0 against; NaN if it says nothing
+    """
     at = {n: e.kp2d[i].astype(float) for i, n in enumerate(e.names)}
 
     def point(n):
@@ -166,7 +203,15 @@ def card_warnings(
     folder: str | Path,  # a directory of records
     table: pd.DataFrame | None = None,  # of people_table, if it is made already
 ) -> list[str]:  # sentences; empty if nothing looks wrong
-    "What looks wrong in a set."
+    """What looks wrong in a set.
+
+    Args:
+        folder: a directory of records
+        table: of people_table, if it is made already
+
+    Returns:
+        sentences; empty if nothing looks wrong
+    """
     facts = card(folder)
     people: Any = people_table(folder) if table is None else table
     found = [] if facts["written"] else ["no examples at all"]
@@ -217,7 +262,17 @@ def contact_sheet(
     side: int = 128,  # px, longer side of each picture
     split: str | None = None,  # one split only
 ) -> np.ndarray:  # (H, W, 3) uint8
-    "People of a set with their points: blue left, orange right, rings occluded."
+    """People of a set with their points: blue left, orange right, rings occluded.
+
+    Args:
+        folder: a directory of records
+        count: people
+        side: px, longer side of each picture
+        split: one split only
+
+    Returns:
+        (H, W, 3) uint8
+    """
     total = sum(n for s, n in card(folder)["splits"].items() if split in (None, s))
     wanted = set(np.linspace(0, total - 1, min(count, total)).astype(int).tolist())
     pictures, labels = [], []

@@ -31,7 +31,19 @@ _ASSUMED_FPS = 120.0  # frames a second of a file that does not say
 
 
 class Mocap(NamedTuple):
-    "Recorded motion as SMPL poses: one recording, or a converted set of many."
+    """Recorded motion as SMPL poses: one recording, or a converted set of many.
+
+    Attributes:
+        poses: (n, 24, 3) axis-angle, rad; the root as recorded (often z up)
+        betas: (10,) SMPL shape; None where the file's shape belongs to another
+            model, and for a set
+        trans: (n, 3) m
+        fps: frames a second of `poses`; None if unknown, or not the same for all of
+            a set
+        source: file name
+        model: what was recorded: smpl, smplh or smplx
+        gender: of its body, where the file says
+    """
 
     poses: np.ndarray  # (n, 24, 3) axis-angle, rad; the root as recorded (often z up)
     # (10,) SMPL shape; None where the file's shape belongs to another model, and for a
@@ -50,7 +62,15 @@ def _smpl_rotations(
     name: str = "poses",  # for the error
 ) -> np.ndarray:  # (n, 24, 3)
     """Rows of numbers to the rotations of SMPL's 24 joints; hands of SMPL-H and SMPL-X
-    are left at rest."""
+    are left at rest.
+
+    Args:
+        rows: (n, 72) SMPL, (n, 156) SMPL-H or (n, 165) SMPL-X
+        name: for the error
+
+    Returns:
+        (n, 24, 3)
+    """
     rows = np.asarray(rows)
     if (
         rows.ndim != 2
@@ -132,7 +152,16 @@ def _frame_step(
     fps: float | None,  # wanted; None: all
     assumed: float = _ASSUMED_FPS,  # in place of an unknown rate
 ) -> int:  # 1 or more
-    "Which frames to keep: 1 is all of them, 2 each second, 12 each twelfth."
+    """Which frames to keep: 1 is all of them, 2 each second, 12 each twelfth.
+
+    Args:
+        rate: frames a second recorded; None: unknown
+        fps: wanted; None: all
+        assumed: in place of an unknown rate
+
+    Returns:
+        1 or more
+    """
     if fps is not None and not fps > 0:
         raise ValueError(
             f"fps: expected a number above 0, or None for all frames, got {fps}"
@@ -171,7 +200,13 @@ def _load_one(path: Path, fps: float | None, assumed: float = _ASSUMED_FPS) -> M
 
 # %% ../../nbs/5_records/11_mocap.ipynb #d7000027
 class _Recording(NamedTuple):
-    "One file of a set."
+    """One file of a set.
+
+    Attributes:
+        poses: (n, 72) float32
+        betas: (10,) float32, NaN where unknown
+        facts: a line of motions.csv
+    """
 
     poses: np.ndarray  # (n, 72) float32
     betas: np.ndarray  # (10,) float32, NaN where unknown
@@ -179,7 +214,12 @@ class _Recording(NamedTuple):
 
 
 class _MotionFile(NamedTuple):
-    "A file to read: an item for the converter."
+    """A file to read: an item for the converter.
+
+    Attributes:
+        name: below the folder given
+        exclude: names of folders
+    """
 
     file: str
     name: str  # below the folder given
@@ -189,7 +229,11 @@ class _MotionFile(NamedTuple):
 
 
 def _read_recording(source: _MotionFile) -> list[_Recording]:  # one
-    "A file of a folder; without poses, but with a reason, if it cannot be used."
+    """A file of a folder; without poses, but with a reason, if it cannot be used.
+
+    Returns:
+        one
+    """
     facts = {"file": source.name, "read": 0, "written": 0, "not_finite": 0}
     facts |= {"fps": np.nan, "assumed": False, "model": "", "gender": "", "reason": ""}
 
@@ -234,7 +278,12 @@ def _put(file: Path, text: str) -> Path:
 
 
 class _PoseWriter:
-    "Takes recordings in order; what `convert_items` needs of a writer."
+    """Takes recordings in order; what `convert_items` needs of a writer.
+
+    Args:
+        out: directory of the set; made if need be
+        plan: dataset, software, options, sources: a resumed run must have the same
+    """
 
     unit = "recordings"
 
@@ -356,7 +405,14 @@ def _card(plan: dict, table: pd.DataFrame, digest: str) -> dict:
 def _finish_set(
     writer: _PoseWriter,  # that has taken all recordings
 ) -> dict:  # the card
-    "Make one set of the parts."
+    """Make one set of the parts.
+
+    Args:
+        writer: that has taken all recordings
+
+    Returns:
+        the card
+    """
     if not writer.complete:
         if writer.open:
             writer.close_part()
@@ -384,7 +440,14 @@ def _finish_set(
 def _motion_files(
     data: str | Path,  # a folder, or one file
 ) -> list[tuple[Path, str]]:  # file; its name below the folder
-    "All recordings and their like below a folder, in the order of their names."
+    """All recordings and their like below a folder, in the order of their names.
+
+    Args:
+        data: a folder, or one file
+
+    Returns:
+        file; its name below the folder
+    """
     data = Path(data)
     if data.is_file():
         return [(data, data.name)]
@@ -418,7 +481,21 @@ def convert_mocap(
     exclude: tuple[str, ...] = ("S9", "S11"),
 ) -> dict:  # the card
     """Motion capture to one set of SMPL poses: AMASS (Mahmood and others, ICCV 2019),
-    neutrMosh."""
+    neutrMosh.
+
+    Args:
+        data: folder with .npz (AMASS) and .pkl (neutrMosh) files, or one file
+        out: directory for the set
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        fps: keep about this many poses a second; all if None
+        assumed_fps: of files that do not say
+        exclude: names of folders to leave out: Human3.6M's test people
+
+    Returns:
+        the card
+    """
     files, exclude = _motion_files(data), tuple(exclude)
     for a, b in ((assumed_fps, fps), (fps, assumed_fps)):
         _frame_step(a, b)  # both must be above 0
@@ -469,7 +546,13 @@ def load_mocap(
     fps: float | None = None,  # keep about this many frames a second; all if None
 ) -> Mocap:
     """Recorded motion as SMPL poses. FileNotFoundError, or ValueError if it does not
-    read."""
+    read.
+
+    Args:
+        path: .pkl (neutrMosh), .npz (AMASS), or what convert_mocap made: its
+            folder, or the mocap_set.npz in it
+        fps: keep about this many frames a second; all if None
+    """
     path = Path(path)
     if path.is_dir():
         path = path / _SET_FILE

@@ -49,7 +49,15 @@ def place_joints(
     pose: np.ndarray,  # (n, 24, 3) axis-angle, rad
     rest: np.ndarray = REST_JOINTS,  # (24, 3) rest joints, m
 ) -> np.ndarray:  # (n, 24, 3) posed joints, m, pelvis where it rests
-    "Where the joints go: each turns with all its ancestors."
+    """Where the joints go: each turns with all its ancestors.
+
+    Args:
+        pose: (n, 24, 3) axis-angle, rad
+        rest: (24, 3) rest joints, m
+
+    Returns:
+        (n, 24, 3) posed joints, m, pelvis where it rests
+    """
     check_shape(pose, "n 24 3", "pose")
     local = (
         Rotation.from_rotvec(np.asarray(pose, float).reshape(-1, 3))
@@ -102,7 +110,14 @@ def _arm_rotations(
     arm: np.ndarray,  # (n, 5) raise, plane, twist, elbow, roll of a left arm, degrees
 ) -> dict[str, Rotation]:  # joint name without its side -> n rotations of the left arm
     """From the angles of a left arm to rotations of its joints; the rest pose stretches
-    the arm along +x."""
+    the arm along +x.
+
+    Args:
+        arm: (n, 5) raise, plane, twist, elbow, roll of a left arm, degrees
+
+    Returns:
+        joint name without its side -> n rotations of the left arm
+    """
     lift, plane = np.radians(arm[:, 0]), np.radians(arm[:, 1])
     d = np.stack(
         [np.sin(lift) * np.cos(plane), -np.cos(lift), np.sin(lift) * np.sin(plane)], -1
@@ -128,7 +143,14 @@ def _leg_rotations(
     leg: np.ndarray,  # (n, 5) flex, abduct, turn, knee, ankle of a left leg, degrees
 ) -> dict[str, Rotation]:  # joint name without its side -> n rotations of the left leg
     """From the angles of a left leg to rotations of its joints; the rest pose stretches
-    the leg along -y."""
+    the leg along -y.
+
+    Args:
+        leg: (n, 5) flex, abduct, turn, knee, ankle of a left leg, degrees
+
+    Returns:
+        joint name without its side -> n rotations of the left leg
+    """
     # a lifted thigh spreads about the vertical
     level = np.clip((leg[:, 0] - 30) / 50, 0, 1)
     hip = (
@@ -153,7 +175,14 @@ def _angles_to_pose(
     angles: np.ndarray,  # (n, 28) anatomical angles, degrees, named in _ANGLES
 ) -> np.ndarray:  # (n, 24, 3) axis-angle of SMPL's joints, rad
     """Anatomical angles to SMPL's joint rotations. The right side is the left side in
-    the mirror."""
+    the mirror.
+
+    Args:
+        angles: (n, 28) anatomical angles, degrees, named in _ANGLES
+
+    Returns:
+        (n, 24, 3) axis-angle of SMPL's joints, rad
+    """
     angles = np.asarray(angles, float)
     check_shape(angles, "n 28", "angles")
     pose = np.zeros((len(angles), 24, 3))
@@ -355,7 +384,16 @@ def _cycle_angles(
     run: np.ndarray,  # (n,) True to run, False to walk
 ) -> np.ndarray:  # (n, 28) degrees
     """Walking and running: legs swing against each other, arms against legs, shoulders
-    against hips."""
+    against hips.
+
+    Args:
+        phase: (n,) of the step, rad; left foot forward at pi/2
+        amplitude: (n,) 1 is usual
+        run: (n,) True to run, False to walk
+
+    Returns:
+        (n, 28) degrees
+    """
     out, s = np.zeros((len(phase), 28)), np.sin(phase)
     for limb, sign in (("left", 1), ("right", -1)):
         swing, arm = sign * s * amplitude, -sign * s * amplitude * np.where(run, 42, 28)
@@ -385,7 +423,11 @@ def _cycle_angles(
 
 
 def _prototype_names() -> list[str]:  # one a prototype
-    "Names of all prototypes of the sampler."
+    """Names of all prototypes of the sampler.
+
+    Returns:
+        one a prototype
+    """
     return [*_PROTOTYPES, *_CYCLES]
 
 
@@ -393,7 +435,15 @@ def _prototype_angles(
     name: str,  # one of `_prototype_names()`; not "free", which has no fixed angles
     phase: float = 0.5,  # of "walk" and "run", rad
 ) -> np.ndarray:  # (28,) anatomical angles, degrees, named in _ANGLES
-    "The anatomical angles of a prototype."
+    """The anatomical angles of a prototype.
+
+    Args:
+        name: one of `_prototype_names()`; not "free", which has no fixed angles
+        phase: of "walk" and "run", rad
+
+    Returns:
+        (28,) anatomical angles, degrees, named in _ANGLES
+    """
     if name in ("walk", "run"):
         return _cycle_angles(np.array([phase]), np.ones(1), np.array([name == "run"]))[
             0
@@ -428,7 +478,14 @@ _NOISE = np.array(
 def _clip_angles(
     angles: np.ndarray,  # (n, 28) degrees
 ) -> np.ndarray:  # (n, 28) degrees, inside the joint limits
-    "Bring anatomical angles inside the limits of an adult's joints."
+    """Bring anatomical angles inside the limits of an adult's joints.
+
+    Args:
+        angles: (n, 28) degrees
+
+    Returns:
+        (n, 28) degrees, inside the joint limits
+    """
     out = np.clip(angles, _LOW, _HIGH)
     # a raised arm cannot point backward as far as a hanging one
     for arm in ("left_arm", "right_arm"):
@@ -447,7 +504,15 @@ def _free_angles(
     rng: np.random.Generator,  # randomness
     n: int,  # how many
 ) -> np.ndarray:  # (n, 28) degrees
-    "Limbs anywhere inside their limits; in six of ten cases one leg stands."
+    """Limbs anywhere inside their limits; in six of ten cases one leg stands.
+
+    Args:
+        rng: randomness
+        n: how many
+
+    Returns:
+        (n, 28) degrees
+    """
     out = rng.uniform(_LOW, _HIGH, (n, 28)) * np.array(
         [1, 0.95, 0.9, 0.95, 0.7] * 2
         + [0.85, 0.7, 0.7, 0.45, 0.6] * 2
@@ -466,7 +531,14 @@ def _free_angles(
 def _swap_sides(
     angles: np.ndarray,  # (n, 28) degrees
 ) -> np.ndarray:  # (n, 28) degrees
-    "The same poses in a mirror."
+    """The same poses in a mirror.
+
+    Args:
+        angles: (n, 28) degrees
+
+    Returns:
+        (n, 28) degrees
+    """
     order = np.r_[5:10, 0:5, 15:20, 10:15, 20:28]
     sign = np.ones(28)
     sign[[21, 22, 24, 25, 27]] = -1
@@ -496,7 +568,17 @@ def _tumble(
     mirrored: np.ndarray,  # (n,) bool: whose sides were swapped, and so the roll
 ) -> np.ndarray:  # (n, 28) degrees
     """Turn those who stand on their hands, dive or roll: the pelvis of a gymnast knows
-    no limits."""
+    no limits.
+
+    Args:
+        rng: randomness
+        angles: (n, 28) degrees
+        which: (n,) prototype, position in `_prototype_names()`
+        mirrored: (n,) bool: whose sides were swapped, and so the roll
+
+    Returns:
+        (n, 28) degrees
+    """
     out, names, u = angles.copy(), _prototype_names(), rng.random((2, len(angles)))
     for name, ranges in _TUMBLE.items():
         these = which == names.index(name)
@@ -513,7 +595,16 @@ def _random_angles(
     # (n, 28) degrees; (n,) prototype, position in `_prototype_names()`
 ) -> tuple[np.ndarray, np.ndarray]:
     """Prototypes drawn by weight, arms sometimes exchanged between them, noise that is
-    shared within a body, half mirrored."""
+    shared within a body, half mirrored.
+
+    Args:
+        rng: randomness
+        n: how many
+        kind: "everyday" or "sports": which prototypes are frequent
+
+    Returns:
+        (n, 28) degrees; (n,) prototype, position in `_prototype_names()`
+    """
     column = {"everyday": 0, "sports": 1}[kind]
     weights = np.array(
         [p[6 + column] for p in _PROTOTYPES.values()]
@@ -546,7 +637,15 @@ def _segment_distance(
     b: np.ndarray,  # (..., 2, 3) ends of another
 ) -> np.ndarray:  # (...,) shortest distance
     """Shortest distance between two segments (Ericson, Real-Time Collision Detection,
-    section 5.1.9)."""
+    section 5.1.9).
+
+    Args:
+        a: (..., 2, 3) ends of a segment
+        b: (..., 2, 3) ends of another
+
+    Returns:
+        (...,) shortest distance
+    """
     u, v, w = (
         a[..., 1, :] - a[..., 0, :],
         b[..., 1, :] - b[..., 0, :],
@@ -605,7 +704,15 @@ def _self_contact(
     joints: np.ndarray,  # (n, 24, 3) posed joints, m
     # (n,) how deep two parts of the body lie in each other, m; below 0 they are apart
 ) -> np.ndarray:
-    "The deepest overlap of limbs, trunk and head, as capsules around the bones."
+    """The deepest overlap of limbs, trunk and head, as capsules around the bones.
+
+    Args:
+        joints: (n, 24, 3) posed joints, m
+
+    Returns:
+        (n,) how deep two parts of the body lie in each other, m; below 0 they are
+            apart
+    """
     where = {n: i for i, n in enumerate(SMPL_JOINTS)}
     ends = {}
     for name, (a, b, start, end, _) in _CAPSULES.items():
@@ -629,7 +736,19 @@ def open_poses(
     # yaw)
 ) -> np.ndarray:
     """Plausible human poses, from named prototypes with noise inside the joint limits;
-    self-intersecting ones are rejected."""
+    self-intersecting ones are rejected.
+
+    Args:
+        n: how many
+        seed: the same seed gives the same poses; a longer list begins with the
+            shorter one
+        kind: "everyday" or "sports"
+        max_contact: reject a pose whose parts lie deeper in each other, m
+
+    Returns:
+        (n, 24, 3) axis-angle of SMPL's joints, rad; the root leans but does not
+            turn (no yaw)
+    """
     if kind not in ("everyday", "sports"):
         raise ValueError(f"kind: expected 'everyday' or 'sports', got {kind!r}")
     kept, chunk = [np.zeros((0, 24, 3))], 0
@@ -664,7 +783,14 @@ def within_limits(
     pose: np.ndarray,  # (n, 24, 3) axis-angle, rad
 ) -> np.ndarray:  # (n,) bool
     """Is each pose humanly possible? Coarse: amounts of rotation, and the way that
-    knees and elbows bend."""
+    knees and elbows bend.
+
+    Args:
+        pose: (n, 24, 3) axis-angle, rad
+
+    Returns:
+        (n,) bool
+    """
     check_shape(pose, "n 24 3", "pose")
     turn = np.degrees(np.linalg.norm(pose, axis=-1))
     turn = np.minimum(turn % 360, 360 - turn % 360)
@@ -687,7 +813,15 @@ def mean_pose(
     *,
     kind: str = "everyday",  # "everyday" or "sports"
 ) -> np.ndarray:  # (24, 3) axis-angle, rad
-    "The mean of the sampler, as rotations: joint by joint the rotation closest to all."
+    """The mean of the sampler, as rotations: joint by joint the rotation closest to all.
+
+    Args:
+        n: over how many poses
+        kind: "everyday" or "sports"
+
+    Returns:
+        (24, 3) axis-angle, rad
+    """
     poses = open_poses(n, seed=0, kind=kind)
     return np.stack(
         [Rotation.from_rotvec(poses[:, j]).mean().as_rotvec() for j in range(24)]

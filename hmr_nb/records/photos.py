@@ -22,7 +22,16 @@ from .writer import Dropped, RecordWriter
 
 # %% ../../nbs/5_records/08_photos.ipynb #8864c272
 class LabelledPerson(NamedTuple):
-    "One person as labelled, in pixels of the photograph."
+    """One person as labelled, in pixels of the photograph.
+
+    Attributes:
+        kp: (k, 2) px, NaN = missing
+        state: (k,) 0 missing, 1 occluded, 2 visible
+        drop: a reason, known from the labels, to leave this person out
+        box: where the labels are no 2D points: x, y, width, height, px
+        subject: who
+        body: further fields of the sample: kp3d, pose, betas, trans, gender
+    """
 
     kp: np.ndarray  # (k, 2) px, NaN = missing
     state: np.ndarray  # (k,) 0 missing, 1 occluded, 2 visible
@@ -35,7 +44,19 @@ class LabelledPerson(NamedTuple):
 
 
 class Photo(NamedTuple):
-    "One photograph and its people: an item for the converter."
+    """One photograph and its people: an item for the converter.
+
+    Attributes:
+        source: the picture, relative to the dataset's folder
+        names: (k,) of the points
+        number: of the picture
+        sequence: which video or series
+        camera: that took it
+        file: path of the picture, or of the archive that holds it
+        place: in an archive: first byte, and how many
+        min_points: fewer labelled points of the body: left out
+        min_side: smaller: left out, px
+    """
 
     source: str  # the picture, relative to the dataset's folder
     names: Sequence[str]  # (k,) of the points
@@ -57,7 +78,11 @@ _MIN_INSIDE = 6  # labelled points inside the photograph
 def _reason(
     photo: Photo, person: LabelledPerson
 ) -> str:  # empty if nothing speaks against it
-    "Why a person is left out, as far as the labels tell."
+    """Why a person is left out, as far as the labels tell.
+
+    Returns:
+        empty if nothing speaks against it
+    """
     if person.drop:
         return person.drop
     if person.box is not None:
@@ -76,7 +101,11 @@ def _record(
     person: LabelledPerson,
     data: bytes,  # the picture
 ) -> Sample | Dropped:
-    "One fit person of a picture that was read."
+    """One fit person of a picture that was read.
+
+    Args:
+        data: the picture
+    """
     x, y, width, height = person.box or box_from_keypoints(person.kp, person.state)
     try:
         jpeg, crop, (h, w) = stored_jpeg(data, (x, y, width, height), photo.source)
@@ -112,7 +141,11 @@ def _record(
 
 
 def convert_photo(photo: Photo) -> list[Sample | Dropped]:  # one for each of its people
-    "The people of one photograph to records, or the reasons why not."
+    """The people of one photograph to records, or the reasons why not.
+
+    Returns:
+        one for each of its people
+    """
     reasons, data = [_reason(photo, p) for p in photo.people], b""
     try:
         if not all(reasons):
@@ -133,7 +166,13 @@ def picture_folder(
     labels: str | Path,  # the label file, for the error
 ) -> Path:
     """The first folder that holds one of the pictures. FileNotFoundError if none does,
-    ValueError without pictures."""
+    ValueError without pictures.
+
+    Args:
+        folders: likely ones, best first
+        sources: pictures, as the labels call them
+        labels: the label file, for the error
+    """
     if not sources:
         raise ValueError(
             f"{labels}: holds no people; expected at least one picture with labels"
@@ -163,7 +202,21 @@ def convert_photos(
     options: dict | None = None,  # of the converter; they go on the card
     sources: Sequence[str | Path] = (),  # label files: their checksums go on the card
 ) -> dict:  # the card
-    "Labelled photographs to a directory of records."
+    """Labelled photographs to a directory of records.
+
+    Args:
+        dataset: its name on the card
+        photos: with their files
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        options: of the converter; they go on the card
+        sources: label files: their checksums go on the card
+
+    Returns:
+        the card
+    """
     unknown = {p.split for p in photos} - set(_SPLITS)
     if unknown:
         raise ValueError(

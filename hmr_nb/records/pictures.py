@@ -28,7 +28,15 @@ def stored_crop(
     side: int = _STORED_SIDE,  # largest side of the stored square, px
 ) -> Crop:  # source px -> stored px
     """What is cut out and stored of a picture: a square around the person, never
-    enlarged. ValueError if the bounding box has no size."""
+    enlarged. ValueError if the bounding box has no size.
+
+    Args:
+        box: (4,) x, y, width, height of the person in the source, px
+        side: largest side of the stored square, px
+
+    Returns:
+        source px -> stored px
+    """
     x, y, w, h = (float(v) for v in box)
     if not (np.isfinite([x, y, w, h]).all() and max(w, h) > 0):
         raise ValueError(
@@ -62,7 +70,16 @@ def _decode(
     name: str,  # for the error
     reduce: int = 1,  # decode at 1 / reduce of the size: 1, 2, 4 or 8
 ) -> np.ndarray:  # (h, w, 3) uint8 BGR
-    "The pixels as they lie in the file; an error if the file ends too early."
+    """The pixels as they lie in the file; an error if the file ends too early.
+
+    Args:
+        data: JPEG or PNG
+        name: for the error
+        reduce: decode at 1 / reduce of the size: 1, 2, 4 or 8
+
+    Returns:
+        (h, w, 3) uint8 BGR
+    """
     cut_short = data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-2048:]
     image = None
     if data and not cut_short:
@@ -78,7 +95,12 @@ def encode_jpeg(
     image: np.ndarray,  # (h, w, 3) uint8 RGB
     quality: int = _QUALITY,  # 1 to 100
 ) -> bytes:
-    "A JPEG, the same bytes for the same picture."
+    """A JPEG, the same bytes for the same picture.
+
+    Args:
+        image: (h, w, 3) uint8 RGB
+        quality: 1 to 100
+    """
     check_shape(image, "h w 3", "image")
     return _to_jpeg(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
 
@@ -87,7 +109,15 @@ def decode_jpeg(
     data: bytes,  # a JPEG or PNG
     name: str = "image",  # for the error
 ) -> np.ndarray:  # (h, w, 3) uint8 RGB
-    "The pixels of an encoded picture; ValueError if it is none, or cut short."
+    """The pixels of an encoded picture; ValueError if it is none, or cut short.
+
+    Args:
+        data: a JPEG or PNG
+        name: for the error
+
+    Returns:
+        (h, w, 3) uint8 RGB
+    """
     return cv2.cvtColor(_decode(data, name), cv2.COLOR_BGR2RGB)
 
 # %% ../../nbs/5_records/01_pictures.ipynb #4a525f01
@@ -97,7 +127,15 @@ def _window(
     side: int,
 ) -> np.ndarray:  # (side, side, 3)
     """A square of whole pixels, the border repeated where it reaches beyond: like
-    `warp_image`, by copying."""
+    `warp_image`, by copying.
+
+    Args:
+        image: (h, w, 3)
+        corner: (2,) int x, y, px
+
+    Returns:
+        (side, side, 3)
+    """
     (h, w), (x, y) = image.shape[:2], (int(c) for c in corner)
     left, top = min(max(x, 0), w - 1), min(max(y, 0), h - 1)
     right, bottom = (min(max(x + side, left + 1), w), min(max(y + side, top + 1), h))
@@ -123,7 +161,16 @@ def _cut(
     crop: Crop,  # of stored_crop
     reduce: int = 1,
 ) -> np.ndarray:  # (side, side, 3)
-    "The stored square of a picture: copied, then resized once if it is larger."
+    """The stored square of a picture: copied, then resized once if it is larger.
+
+    Args:
+        image: (h, w, 3) the picture, or that picture decoded at 1 / reduce of its
+            size
+        crop: of stored_crop
+
+    Returns:
+        (side, side, 3)
+    """
     side, (corner, full) = crop.size[1], _square_of(crop)
     if full > 4 * reduce * max(image.shape[:2]):  # nearly all of it beyond the picture
         grow = np.array([[reduce, 0, (reduce - 1) / 2], [0, reduce, (reduce - 1) / 2]])
@@ -140,7 +187,16 @@ def cut_frame(
     box: Sequence[float],  # (4,) x, y, width, height of the person, source px
     name: str = "frame",  # for the error
 ) -> tuple[np.ndarray, Crop]:  # (side, side, 3) uint8; source px -> stored px
-    "The square that is stored of a decoded picture; ValueError if it is no picture."
+    """The square that is stored of a decoded picture; ValueError if it is no picture.
+
+    Args:
+        image: (h, w, 3) uint8 RGB, such as a frame of a video
+        box: (4,) x, y, width, height of the person, source px
+        name: for the error
+
+    Returns:
+        (side, side, 3) uint8; source px -> stored px
+    """
     ok = isinstance(image, np.ndarray) and image.dtype == np.uint8
     if not (ok and image.ndim == 3 and image.shape[2] == 3 and image.size):
         kind = getattr(image, "dtype", type(image).__name__)
@@ -167,7 +223,15 @@ def picture_size(
     data: bytes,  # a JPEG or PNG
     name: str = "image",  # for the error
 ) -> tuple[int, int]:  # height and width, px
-    "The size of an encoded picture; ValueError if it is none."
+    """The size of an encoded picture; ValueError if it is none.
+
+    Args:
+        data: a JPEG or PNG
+        name: for the error
+
+    Returns:
+        height and width, px
+    """
     width, height = _header(data, name).size
     return height, width
 
@@ -198,7 +262,17 @@ def cut_person(
     # (side, side, 3) uint8; source px -> stored px; height and width of the source, px
 ) -> tuple[np.ndarray, Crop, tuple[int, int]]:
     """Decode a photograph, no larger than needed, and cut out the square that is
-    stored. ValueError if it cannot be read."""
+    stored. ValueError if it cannot be read.
+
+    Args:
+        data: the photograph, JPEG or PNG
+        box: (4,) x, y, width, height of the person, source px
+        name: for the error
+
+    Returns:
+        (side, side, 3) uint8; source px -> stored px; height and width of the
+            source, px
+    """
     image, crop, size = _cut_photo(data, box, name)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), crop, size
 
@@ -223,7 +297,16 @@ def stored_jpeg(
     # JPEG; source px -> stored px; height and width of the source, px
 ) -> tuple[bytes, Crop, tuple[int, int]]:
     """What is stored of a photograph: its own bytes where it is small, else the square
-    around the person, encoded. ValueError if it cannot be read."""
+    around the person, encoded. ValueError if it cannot be read.
+
+    Args:
+        data: the photograph, JPEG or PNG
+        box: (4,) x, y, width, height of the person, source px
+        name: for the error
+
+    Returns:
+        JPEG; source px -> stored px; height and width of the source, px
+    """
     if _kept_whole(data, stored_crop(box), name):
         _decode(data, name, 8)  # it must be whole
         size = picture_size(data, name)

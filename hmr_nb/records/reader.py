@@ -21,7 +21,14 @@ def card(
     folder: str | Path,  # a directory of records
 ) -> dict:  # names, read, written, dropped, splits, keypoints, shards, …
     """What is in a converted set. FileNotFoundError where there is no card, ValueError
-    where it is none that this version reads."""
+    where it is none that this version reads.
+
+    Args:
+        folder: a directory of records
+
+    Returns:
+        names, read, written, dropped, splits, keypoints, shards, …
+    """
     folder = Path(folder)
     file = folder / "card.json"
     if not file.is_file():
@@ -55,7 +62,14 @@ def card(
 def source_set(
     names: Sequence[str],  # (k,) as on a card
 ) -> KeypointSet:  # with the lines that known sets draw between such points
-    "The points of a converted set, ready for drawing or mapping."
+    """The points of a converted set, ready for drawing or mapping.
+
+    Args:
+        names: (k,) as on a card
+
+    Returns:
+        with the lines that known sets draw between such points
+    """
     known = [keypoint_set(s) for s in ("cocoplus19", "mpii16", "body25", "smpl24")]
     edges = {e: None for s in known for e in s.edges if set(e) <= set(names)}
     return KeypointSet("source", tuple(names), edges=tuple(edges))
@@ -65,7 +79,15 @@ def damage(
     path: Path,  # a shard
     facts: dict,  # its entry on the card
 ) -> str:  # empty if whole
-    "What is wrong with a shard, in words."
+    """What is wrong with a shard, in words.
+
+    Args:
+        path: a shard
+        facts: its entry on the card
+
+    Returns:
+        empty if whole
+    """
     if not path.exists():
         return "missing"
     if path.stat().st_size != facts["bytes"]:
@@ -80,7 +102,13 @@ def _records(
     facts: dict,  # its entry on the card
     skip_bad: bool = False,  # take what can be read
 ) -> list[bytes]:
-    "The records of a shard; a damaged one is an error, or gives what can be read."
+    """The records of a shard; a damaged one is an error, or gives what can be read.
+
+    Args:
+        path: a shard
+        facts: its entry on the card
+        skip_bad: take what can be read
+    """
     import tensorflow as tf
 
     problem = damage(path, facts)
@@ -105,7 +133,14 @@ def examples(
     skip_bad: bool = False,  # leave out what is damaged, with a warning that counts it
     pictures: bool = True,  # decode them; else only their bytes are there
 ) -> Iterator[Sample]:
-    "All people of a converted set, in the order written."
+    """All people of a converted set, in the order written.
+
+    Args:
+        folder: a directory of records
+        split: one split only
+        skip_bad: leave out what is damaged, with a warning that counts it
+        pictures: decode them; else only their bytes are there
+    """
     facts, lost = card(folder), Counter()
     for shard in facts["shards"]:
         if split in (None, shard["split"]):

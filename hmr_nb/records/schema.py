@@ -24,7 +24,13 @@ SCHEMA_VERSION = 3
 
 
 class _Feature(NamedTuple):
-    "One named list of numbers, or bytes, in a record."
+    """One named list of numbers, or bytes, in a record.
+
+    Attributes:
+        kind: bytes, int or float
+        shape: "k": as many as the set has points
+        always: in every record?
+    """
 
     kind: str  # bytes, int or float
     shape: tuple[int | str, ...]  # "k": as many as the set has points
@@ -66,7 +72,24 @@ _NONE: Any = None  # filled in by the sample itself
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One person in one picture, with what the source knows about it; (0, 0) px is the
-    middle of the first pixel."""
+    middle of the first pixel.
+
+    Attributes:
+        names: (k,) the source's points
+        kp2d: (k, 2) px in the stored image, NaN = missing
+        state: (k,) 0 missing, 1 occluded, 2 visible; from the NaNs if None
+        image: (h, w, 3) uint8 RGB; or give `jpeg`
+        jpeg: the same, encoded
+        crop: source px -> stored px; the whole source if None
+        kp3d: (k, 3) m, camera frame
+        box: (4,) the person's bounding box: x, y, width, height, stored px
+        pose: (24, 3) axis-angle, rad, camera frame
+        betas: (10,)
+        trans: (3,) m, camera frame
+        camera: of the source picture; at the origin
+        gender: of the body model: neutral, male, female
+        source: file, relative to the dataset's folder
+    """
 
     names: Sequence[str]  # (k,) the source's points
     kp2d: np.ndarray  # (k, 2) px in the stored image, NaN = missing
@@ -171,12 +194,20 @@ class Sample:
 
     @property
     def focal(self) -> float | None:  # px of the stored image
-        "The focal length, where the camera is known."
+        """The focal length, where the camera is known.
+
+        Returns:
+            px of the stored image
+        """
         return None if self.camera is None else self.camera.focal * self.crop.scale
 
     @property
     def center(self) -> np.ndarray | None:  # (2,) px of the stored image
-        "The principal point, where the camera is known."
+        """The principal point, where the camera is known.
+
+        Returns:
+            (2,) px of the stored image
+        """
         if self.camera is None:
             return None
         return np.asarray(self.crop.apply(self.camera.center[None]))[0]
@@ -213,7 +244,11 @@ def _features(sample: Sample) -> dict[str, Any]:
 
 
 def encode_sample(sample: Sample) -> bytes:  # a serialized tf.train.Example
-    "A sample as the bytes of one record; equal samples give equal bytes."
+    """A sample as the bytes of one record; equal samples give equal bytes.
+
+    Returns:
+        a serialized tf.train.Example
+    """
     import tensorflow as tf
 
     found, feature = _features(sample), {}
@@ -238,7 +273,16 @@ def source_camera(
     center: Array,  # (2,) principal point, px of the stored image
     crop: Crop,  # source px -> stored px
 ) -> Camera:  # of the source
-    "The camera of the source picture, where that of the stored one is known."
+    """The camera of the source picture, where that of the stored one is known.
+
+    Args:
+        focal: px of the stored image
+        center: (2,) principal point, px of the stored image
+        crop: source px -> stored px
+
+    Returns:
+        of the source
+    """
     middle = np.asarray(crop.undo(np.asarray(center, float)[None]))[0]
     return Camera.simple(focal / crop.scale, middle)
 
@@ -247,7 +291,14 @@ def _camera_of(
     values: dict[str, Any],  # of a record
     crop: Crop,
 ) -> Camera | None:  # of the source
-    "The camera as stored, or brought back through the crop; None if there is none."
+    """The camera as stored, or brought back through the crop; None if there is none.
+
+    Args:
+        values: of a record
+
+    Returns:
+        of the source
+    """
     if "intrinsics" in values:
         fx, fy, cx, cy = values["intrinsics"]
         K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
@@ -263,7 +314,13 @@ def decode_sample(
     *,
     picture: bool = True,  # decode it too; else only its bytes are there
 ) -> Sample:
-    "The sample in the bytes of one record; ValueError if a feature is missing."
+    """The sample in the bytes of one record; ValueError if a feature is missing.
+
+    Args:
+        data: one record
+        names: (k,) from the card
+        picture: decode it too; else only its bytes are there
+    """
     import tensorflow as tf
 
     feature = tf.train.Example.FromString(data).features.feature

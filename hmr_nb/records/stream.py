@@ -23,7 +23,14 @@ from .schema import SCHEMA
 # %% ../../nbs/5_records/06_stream.ipynb #39ffed6e
 @dataclass(frozen=True, eq=False)
 class _RecordIndex:
-    "Where each record of some directories lies."
+    """Where each record of some directories lies.
+
+    Attributes:
+        folders: the directories
+        names: the points of each
+        files: all shards
+        rows: (n, 4) int64: directory, shard, first byte, length
+    """
 
     folders: list[str]  # the directories
     names: list[list[str]]  # the points of each
@@ -34,7 +41,11 @@ class _RecordIndex:
 def _frames(
     path: Path,
 ) -> list[tuple[int, int]]:  # first byte and length of each record
-    "Step through a TFRecord file: 8 bytes length, 4 checksum, the record, 4 checksum."
+    """Step through a TFRecord file: 8 bytes length, 4 checksum, the record, 4 checksum.
+
+    Returns:
+        first byte and length of each record
+    """
     at, found, size = 0, [], path.stat().st_size
     with open(path, "rb") as file:
         while at + 12 <= size:
@@ -54,7 +65,13 @@ def _index_records(
     split: str | None = None,  # one split only
     skip_bad: bool = False,  # leave damaged shards out, with a warning
 ) -> _RecordIndex:
-    "Find every record, and check the files on the way."
+    """Find every record, and check the files on the way.
+
+    Args:
+        folders: directories of records
+        split: one split only
+        skip_bad: leave damaged shards out, with a warning
+    """
     files, rows, names = [], [], []
     for d, folder in enumerate(folders):
         facts = card(folder)
@@ -92,7 +109,17 @@ def _epoch_order(
     # size
     weights: Sequence[float] | str | None = None,
 ) -> np.ndarray:  # (n,) int64 numbers of records
-    "Which record comes when: a function of seed and epoch alone."
+    """Which record comes when: a function of seed and epoch alone.
+
+    Args:
+        folder_of: (n,) which directory each record lies in
+        seed: None: the order written
+        weights: how often each directory is drawn; "datasets": equally; "frames" or
+            None: by its size
+
+    Returns:
+        (n,) int64 numbers of records
+    """
     n = len(folder_of)
     if seed is None:
         return np.arange(n)
@@ -147,7 +174,13 @@ def _parse(
     order: Any,  # (K,) int tensor, -1 for missing
     meta: bool = False,  # also who and where, crop and camera
 ) -> dict:
-    "One record as tensors, its points in the wanted order."
+    """One record as tensors, its points in the wanted order.
+
+    Args:
+        record: () string tensor
+        order: (K,) int tensor, -1 for missing
+        meta: also who and where, crop and camera
+    """
     import tensorflow as tf
 
     f = tf.io.parse_single_example(record, _spec(meta))
@@ -205,7 +238,11 @@ def _reader(index: _RecordIndex) -> Callable[[np.ndarray], np.ndarray]:
 def _orders(
     index: _RecordIndex, keypoints: KeypointSet, rename: dict[str, str] | None
 ) -> np.ndarray:  # (d, K)
-    "Where each wanted point stands, in each directory."
+    """Where each wanted point stands, in each directory.
+
+    Returns:
+        (d, K)
+    """
     rows = []
     for names in index.names:
         own = {a: b for a, b in (rename or {}).items() if a in names}
@@ -237,7 +274,25 @@ def record_dataset(
 ) -> Any:  # tf.data.Dataset of dicts, one person each
     """Records as a `tf.data.Dataset`: image_jpeg, kp2d, state, kp3d, mask_3d, has_3d,
     pose, betas, has_smpl, box, key. ValueError where a shard is damaged, nothing is
-    there, or no point is known."""
+    there, or no point is known.
+
+    Args:
+        data: one or several directories of records
+        keypoints: the points wanted
+        split: one split only
+        weights: how often each directory is drawn; "datasets": equally; "frames" or
+            None: by its size
+        seed: of the order; None: as written
+        epochs: passes; None: without end
+        start: (epoch, position in it) to begin at: for a resumed run
+        meta: also source, dataset, split, subject, sequence, camera, frame, crop,
+            intrinsics …
+        rename: {source name: wanted name}
+        skip_bad: leave damaged shards out, with a warning
+
+    Returns:
+        tf.data.Dataset of dicts, one person each
+    """
     import tensorflow as tf
 
     folders = [data] if isinstance(data, str | Path) else list(data)

@@ -61,7 +61,11 @@ def _word(name: str) -> str:
 
 
 def _place(name: str) -> np.ndarray:  # (3,) m
-    "Where a named point of the standing figure is."
+    """Where a named point of the standing figure is.
+
+    Returns:
+        (3,) m
+    """
     word = _word(name)
     side = {"_l": 1, "_r": -1}.get(word[-2:], 0)
     if (word[:-2] if side else word) not in _PLACES:
@@ -78,7 +82,16 @@ def figure_motion(
     *,
     depth: float = 4.0,  # distance from the camera, m
 ) -> np.ndarray:  # (count, k, 3) m, camera frame: x right, y down, z forward
-    "A drawn person's points over time: arms rise and fall, legs swing."
+    """A drawn person's points over time: arms rise and fall, legs swing.
+
+    Args:
+        names: (k,) points
+        count: frames
+        depth: distance from the camera, m
+
+    Returns:
+        (count, k, 3) m, camera frame: x right, y down, z forward
+    """
     rest = np.array([_place(n) for n in names])
     part = [_word(n).split("_")[0] for n in names]
     arm = np.isin(part, ("elbow", "wrist", "hand", "thumb"))
@@ -110,7 +123,17 @@ def draw_figure(
     *,
     dot: int = 6,  # radius of a point, px
 ) -> np.ndarray:  # the same image
-    "Paint a stick person with a bright dot on every point."
+    """Paint a stick person with a bright dot on every point.
+
+    Args:
+        image: (h, w, 3) uint8, drawn on
+        kp_px: (k, 2) px
+        names: (k,)
+        dot: radius of a point, px
+
+    Returns:
+        the same image
+    """
     at = np.round(np.asarray(kp_px, float) * 16).astype(int)
     points = dict(zip(names, map(tuple, at.tolist())))
     for a, b in keypoint_set("lsp14").edges:
@@ -123,7 +146,12 @@ def draw_figure(
 
 # %% ../../nbs/5_records/10_video.ipynb #e9976ba3
 class VideoFile(NamedTuple):
-    "Where the pictures of a sequence are: a video, or numbered pictures."
+    """Where the pictures of a sequence are: a video, or numbered pictures.
+
+    Attributes:
+        path: the video, or a pattern such as frames/frame_%06d.jpg
+        first: number of the first picture of a pattern
+    """
 
     path: str  # the video, or a pattern such as frames/frame_%06d.jpg
     first: int = 0  # number of the first picture of a pattern
@@ -134,7 +162,11 @@ class VideoFile(NamedTuple):
         return "%" in Path(self.path).name
 
     def picture(self, frame: int) -> Path:  # counted from 0
-        "The file of one picture of a pattern."
+        """The file of one picture of a pattern.
+
+        Returns:
+            counted from 0
+        """
         path = Path(self.path)
         return path.with_name(path.name % (frame + self.first))
 
@@ -142,7 +174,11 @@ class VideoFile(NamedTuple):
 def find_video(
     places: Sequence[Path],  # videos and patterns, the best first
 ) -> VideoFile | None:
-    "The first place where there is something."
+    """The first place where there is something.
+
+    Args:
+        places: videos and patterns, the best first
+    """
     for place in places:
         if "%" not in place.name:
             if place.is_file():
@@ -166,7 +202,15 @@ def video_frames(
     # number; (h, w, 3) RGB of a video, or a picture's file, or None if there is none
 ) -> Iterator[tuple[int, np.ndarray | bytes | None]]:
     """The wanted pictures of a video, in order. FileNotFoundError where it is not,
-    ValueError where it does not read."""
+    ValueError where it does not read.
+
+    Args:
+        frames: wanted, rising, from 0
+
+    Returns:
+        number; (h, w, 3) RGB of a video, or a picture's file, or None if there is
+            none
+    """
     if video.numbered:
         for n in frames:
             file = video.picture(int(n))
@@ -198,7 +242,15 @@ def fit_intrinsics(
     # (3, 3) K; median distance between labels and projections, px
 ) -> tuple[np.ndarray, float]:
     """The pinhole camera that sees these points there, by least squares. ValueError
-    with fewer than 4 points."""
+    with fewer than 4 points.
+
+    Args:
+        kp_px: (n, k, 2) px, NaN = missing
+        kp3d: (n, k, 3) camera frame, m
+
+    Returns:
+        (3, 3) K; median distance between labels and projections, px
+    """
     check_shape(kp_px, "n k 2", "kp_px")
     check_shape(kp3d, "n k 3", "kp3d")
     uv, X = (np.reshape(x, (-1, c)).astype(float) for x, c in ((kp_px, 2), (kp3d, 3)))
@@ -217,7 +269,21 @@ def fit_intrinsics(
 
 # %% ../../nbs/5_records/10_video.ipynb #9c75af83
 class Clip(NamedTuple):
-    "Frames of one video with their labels: an item for the converter."
+    """Frames of one video with their labels: an item for the converter.
+
+    Attributes:
+        video: None: not there
+        source: the video, relative to the dataset's folder
+        frames: (n,) numbers of the frames, from 0
+        names: (k,) points
+        kp: (n, k, 2) px, NaN = missing
+        kp3d: (n, k, 3) m, camera frame
+        camera: of the whole picture
+        identity: split, subject, sequence and camera of all its frames
+        size: height and width that the labels belong to, px
+        min_inside: points inside the picture that a person must have
+        drop: leave all out, for this reason
+    """
 
     video: VideoFile | None  # None: not there
     source: str  # the video, relative to the dataset's folder
@@ -238,7 +304,11 @@ def select_frames(
     clip: Clip,
     which: slice | np.ndarray,  # positions in its frames, or (n,) bool
 ) -> Clip:
-    "Some of the frames of a clip, with their labels."
+    """Some of the frames of a clip, with their labels.
+
+    Args:
+        which: positions in its frames, or (n,) bool
+    """
     kp3d = None if clip.kp3d is None else clip.kp3d[which]
     return clip._replace(frames=clip.frames[which], kp=clip.kp[which], kp3d=kp3d)
 
@@ -247,7 +317,12 @@ def cut_clips(
     clip: Clip,  # a whole video
     most: int = 500,  # frames a clip, unless that makes more than four
 ) -> list[Clip]:
-    "The same in pieces that workers can share."
+    """The same in pieces that workers can share.
+
+    Args:
+        clip: a whole video
+        most: frames a clip, unless that makes more than four
+    """
     n = len(clip.frames)
     most = max(most, -(-n // 4))
     return [select_frames(clip, slice(i, i + most)) for i in range(0, n, most)]
@@ -271,7 +346,11 @@ def _person(
     picture: np.ndarray | bytes,
     source: str,
 ) -> Sample | Dropped:
-    "One frame to a record."
+    """One frame to a record.
+
+    Args:
+        i: which of its frames
+    """
 
     def no(reason):
         return Dropped(source, reason, clip.identity.split)
@@ -313,7 +392,11 @@ def _person(
 
 # %% ../../nbs/5_records/10_video.ipynb #54a7f3ec
 def convert_clip(clip: Clip) -> list[Sample | Dropped]:  # one a frame
-    "The frames of a clip to records, or the reason why not, for each."
+    """The frames of a clip to records, or the reason why not, for each.
+
+    Returns:
+        one a frame
+    """
 
     def name(n):
         return f"{clip.source}#{n}"

@@ -37,7 +37,12 @@ def _map(
     workers: int | str | None,  # processes, or dask://host:port
     function: Callable,  # what they will be asked for
 ) -> Iterator[Callable[[Callable, Sequence], Any]]:
-    "A `map` that uses other processes and keeps the order."
+    """A `map` that uses other processes and keeps the order.
+
+    Args:
+        workers: processes, or dask://host:port
+        function: what they will be asked for
+    """
     if workers == 1:
         yield map
         return
@@ -57,7 +62,12 @@ def on_dask(
     address: str,  # dask://host:port
     function: Callable = _finish,  # what its workers will be asked for
 ) -> Iterator[None]:
-    "Let joblib work on a Dask cluster that is running."
+    """Let joblib work on a Dask cluster that is running.
+
+    Args:
+        address: dask://host:port
+        function: what its workers will be asked for
+    """
     try:
         from dask.distributed import Client
     except ImportError as error:
@@ -87,7 +97,13 @@ def _try_workers(
     function: Callable,  # what they will be asked for
 ) -> None:
     """An error where there are no workers, or one cannot load the function: joblib
-    would wait for ever."""
+    would wait for ever.
+
+    Args:
+        client: of dask.distributed
+        address: dask://host:port
+        function: what they will be asked for
+    """
     import cloudpickle
 
     try:
@@ -117,7 +133,17 @@ def convert_items(
     # show a bar with images/s (or what the writer counts) and the time left
     progress: bool = True,
 ) -> None:
-    "Convert items in parallel, in order, from where the writer stands."
+    """Convert items in parallel, in order, from where the writer stands.
+
+    Args:
+        writer: a RecordWriter inside its `with` block, or another of its kind
+        convert: one item to one person, or to a list of several; at the top level
+            of a module
+        items: all of them, picklable, in a fixed order, sorted by split
+        workers: processes, all cores if None; or dask://host:port
+        progress: show a bar with images/s (or what the writer counts) and the time
+            left
+    """
     if writer.complete:
         return
     (first, done), written = writer.place, 0

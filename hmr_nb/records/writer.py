@@ -26,7 +26,12 @@ from .schema import SCHEMA_VERSION, Sample, encode_sample
 
 # %% ../../nbs/5_records/03_writer.ipynb #ef26a48b
 class Dropped(NamedTuple):
-    "A person that was read but not written, and why."
+    """A person that was read but not written, and why.
+
+    Attributes:
+        source: the file
+        reason: a few words, the same for every such case: they are counted
+    """
 
     source: str  # the file
     reason: str  # a few words, the same for every such case: they are counted
@@ -37,7 +42,11 @@ def _put(
     path: Path,  # where
     text: str,
 ) -> None:
-    "Write a text file whole."
+    """Write a text file whole.
+
+    Args:
+        path: where
+    """
     write_whole(path, lambda part: part.write_bytes(text.encode("utf-8")))
 
 
@@ -64,7 +73,11 @@ def _known_digest(path: str, size: int, changed: int) -> str:
 
 
 def file_digest(path: str | Path) -> str:  # 64 characters
-    "The SHA-256 of a file."
+    """The SHA-256 of a file.
+
+    Returns:
+        64 characters
+    """
     path, facts = os.path.abspath(path), os.stat(path)
     if time.time() - facts.st_mtime < _SETTLED:
         return _sha256(path)
@@ -76,7 +89,16 @@ def _write_shard(
     items: Sequence[Sample | Dropped],  # in order; all of one split
     place: tuple[int, int] = (0, 0),  # where convert_items goes on after this shard
 ) -> dict:  # the facts that go beside it
-    "Write the samples among the items to one file, and count all of them."
+    """Write the samples among the items to one file, and count all of them.
+
+    Args:
+        path: *.tfrecord
+        items: in order; all of one split
+        place: where convert_items goes on after this shard
+
+    Returns:
+        the facts that go beside it
+    """
     import tensorflow as tf
 
     kept = [i for i in items if isinstance(i, Sample)]
@@ -116,7 +138,15 @@ def _sum_up(
     plan: dict,  # schema, dataset, software, shard_size, options
     shards: Sequence[dict],  # facts of each
 ) -> dict:  # the card
-    "The card of a directory from the facts of its shards."
+    """The card of a directory from the facts of its shards.
+
+    Args:
+        plan: schema, dataset, software, shard_size, options
+        shards: facts of each
+
+    Returns:
+        the card
+    """
     names = next((s["names"] for s in shards if s["names"]), [])
     for s in shards:
         if s["names"] and s["names"] != names:
@@ -155,7 +185,14 @@ def _sum_up(
 def _digests(
     sources: Sequence[str | Path],  # files; many may have the same name
 ) -> dict[str, str]:  # {path from the folder that holds them all: checksum}
-    "Checksums of files, under the shortest names that keep them apart."
+    """Checksums of files, under the shortest names that keep them apart.
+
+    Args:
+        sources: files; many may have the same name
+
+    Returns:
+        {path from the folder that holds them all: checksum}
+    """
     files = [Path(s).resolve() for s in sources]
     folder = os.path.commonpath([f.parent for f in files]) if files else ""
     return {f.relative_to(folder).as_posix(): file_digest(f) for f in files}
@@ -163,7 +200,16 @@ def _digests(
 # %% ../../nbs/5_records/03_writer.ipynb #dcf20bf0
 class RecordWriter:
     """Writes a directory of records: `with RecordWriter(out, 'lsp') as writer:
-    writer.write(sample)`."""
+    writer.write(sample)`.
+
+    Args:
+        out: the directory; made if need be
+        dataset: its name
+        shard_size: items (written or dropped) a shard
+        resume: keep the whole shards of an earlier run with the same plan
+        options: of the converter; they go on the card
+        sources: files with the labels: their checksums go on the card
+    """
 
     unit = "images"  # what the bar of convert_items counts
 
@@ -208,7 +254,11 @@ class RecordWriter:
         self,
         item: Sample | Dropped,  # the next, in order
     ) -> None:
-        "Add a sample, or note that one was left out."
+        """Add a sample, or note that one was left out.
+
+        Args:
+            item: the next, in order
+        """
         full = len(self.items) >= self.shard_size or self.size >= self.shard_bytes
         if self.items and (full or item.split != self.items[0].split):
             self._close_shard()

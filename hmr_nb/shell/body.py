@@ -21,7 +21,16 @@ def _tree_lines(
     parents: Sequence[int],  # (j,) root -1
     at: int = -1,  # below which joint
 ) -> list[str]:  # one line a joint, children indented
-    "A tree of joints as text."
+    """A tree of joints as text.
+
+    Args:
+        names: of the joints
+        parents: (j,) root -1
+        at: below which joint
+
+    Returns:
+        one line a joint, children indented
+    """
     lines = []
     for j in (j for j, parent in enumerate(parents) if parent == at):
         below = _tree_lines(names, parents, j)

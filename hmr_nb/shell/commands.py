@@ -38,7 +38,14 @@ app.add_typer(body.body, name="body")
 def _usage(
     error: Any,  # of typer's own kind, with a `format_message`
 ) -> tuple[str, int]:  # what to say, and the exit code
-    "What typer says of a word that it does not know, on one line."
+    """What typer says of a word that it does not know, on one line.
+
+    Args:
+        error: of typer's own kind, with a `format_message`
+
+    Returns:
+        what to say, and the exit code
+    """
     if type(error).__name__ == "NoArgsIsHelpError":
         return error.format_message(), 2
     said = one_line(error.format_message()).rstrip(".")

@@ -76,7 +76,14 @@ CONVERTERS = {
 def find_converter(
     dataset: str,  # a name in CONVERTERS
 ) -> Callable:  # the function that converts it
-    "The converter of a dataset; only its own module is imported."
+    """The converter of a dataset; only its own module is imported.
+
+    Args:
+        dataset: a name in CONVERTERS
+
+    Returns:
+        the function that converts it
+    """
     if dataset not in CONVERTERS:
         raise ValueError(
             f"convert: expected one of {', '.join(CONVERTERS)}, got {dataset!r}"
@@ -89,7 +96,11 @@ _PLAIN = (bool, int, float, str, Path)
 
 
 def _notes(function: Callable) -> dict[str, str]:  # {argument: what is said of it}
-    "The section Args of a docstring."
+    """The section Args of a docstring.
+
+    Returns:
+        {argument: what is said of it}
+    """
     _, _, section = (inspect.getdoc(function) or "").partition("\nArgs:\n")
     notes, name = {}, ""
     for line in section.split("\n\n")[0].splitlines():
@@ -118,7 +129,11 @@ def _choice(values: Sequence[str]) -> type[enum.Enum]:
 
 
 def _kind_of(annotation: Any) -> tuple[Any, bool]:  # None if typer cannot ask for it
-    "What to ask the user for, and whether it may be None."
+    """What to ask the user for, and whether it may be None.
+
+    Returns:
+        None if typer cannot ask for it
+    """
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         kinds = [_kind_of(k)[0] for k in inside if k is not NoneType]
@@ -135,7 +150,11 @@ def _kind_of(annotation: Any) -> tuple[Any, bool]:  # None if typer cannot ask f
 def _option_of(
     name: str, parameter: inspect.Parameter, note: str, default: Any
 ) -> inspect.Parameter | None:  # None if it is nothing that one could type
-    "An argument of a converter as an option of its command."
+    """An argument of a converter as an option of its command.
+
+    Returns:
+        None if it is nothing that one could type
+    """
     kind, may_be_none = _kind_of(parameter.annotation)
     if name == "progress" or kind is None:
         return None
@@ -172,7 +191,14 @@ def _options(dataset: str) -> dict[str, inspect.Parameter]:
 def _read_workers(
     text: str | None,  # as typed
 ) -> int | str | None:  # processes, a Dask address, or None for all cores
-    "How many processes, or where the cluster is."
+    """How many processes, or where the cluster is.
+
+    Args:
+        text: as typed
+
+    Returns:
+        processes, a Dask address, or None for all cores
+    """
     if text is None or text.startswith("dask://"):
         return text
     if not text.isdigit() or int(text) < 1:
@@ -191,7 +217,11 @@ def _value(given: Any, parameter: inspect.Parameter) -> Any:
 
 
 def _command(dataset: str) -> Any:  # a command of typer
-    "The command that converts a dataset."
+    """The command that converts a dataset.
+
+    Returns:
+        a command of typer
+    """
     function = find_converter(dataset)
     asked, options = inspect.signature(function).parameters, _options(dataset)
 
@@ -245,7 +275,12 @@ def print_card(
     card: dict,  # of `records.card`
     folder: Path,  # where the records lie
 ) -> None:
-    "A few lines that say what is in a converted set."
+    """A few lines that say what is in a converted set.
+
+    Args:
+        card: of `records.card`
+        folder: where the records lie
+    """
     splits = ", ".join(f"{n} {split}" for split, n in card["splits"].items())
     print(
         f"{folder}: {card['written']} examples of {card['dataset']} ({splits}) in"
@@ -261,7 +296,11 @@ def print_card(
 def _print_people(
     table: Any,  # of `people_table`
 ) -> None:
-    "Sizes, scales and viewpoints in a few lines."
+    """Sizes, scales and viewpoints in a few lines.
+
+    Args:
+        table: of `people_table`
+    """
 
     def spread(column):
         shares = table[column].quantile([0.05, 0.5, 0.95])

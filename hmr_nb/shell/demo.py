@@ -33,7 +33,14 @@ from ..study.report import Page, add_domain_study
 # %% ../../nbs/10_shell/01_demo.ipynb #a7e4e589
 @dataclass(frozen=True)
 class _Samples:
-    "Sample pictures and what they were rendered from."
+    """Sample pictures and what they were rendered from.
+
+    Attributes:
+        paths: n pictures
+        images: n times (h, w, 3) uint8
+        truth: pose (n, 24, 3), betas (n, 10), trans (n, 3), focal (n,), center (n,
+            2), box (n, 4)
+    """
 
     paths: list[Path]  # n pictures
     images: list[np.ndarray]  # n times (h, w, 3) uint8
@@ -53,7 +60,15 @@ def _recover(
     model: HMR,  # the model
     samples: _Samples,  # pictures and ground truth
 ) -> list[Prediction]:  # one a picture
-    "One body a sample picture."
+    """One body a sample picture.
+
+    Args:
+        model: the model
+        samples: pictures and ground truth
+
+    Returns:
+        one a picture
+    """
     truth = samples.truth
     return [
         infer(model, image, box, focal=float(f))[0]
@@ -65,7 +80,15 @@ def _true_keypoints(
     samples: _Samples,  # pictures and ground truth
     smpl: SMPL,  # body layer with the keypoints wanted
 ) -> np.ndarray:  # (n, k, 3) m, camera frame
-    "Where the keypoints really are."
+    """Where the keypoints really are.
+
+    Args:
+        samples: pictures and ground truth
+        smpl: body layer with the keypoints wanted
+
+    Returns:
+        (n, k, 3) m, camera frame
+    """
     pose, betas, trans = (
         samples.truth[n].astype(np.float32) for n in ("pose", "betas", "trans")
     )
@@ -76,7 +99,15 @@ def _mean_pose_keypoints(
     smpl: SMPL,  # body layer with the keypoints wanted
     count: int,  # how often to repeat it
 ) -> np.ndarray:  # (n, k, 3) m
-    "The mean pose, upright and facing the camera, for each picture."
+    """The mean pose, upright and facing the camera, for each picture.
+
+    Args:
+        smpl: body layer with the keypoints wanted
+        count: how often to repeat it
+
+    Returns:
+        (n, k, 3) m
+    """
     pose = np.array(mean_pose(), np.float32)[None]
     pose[:, 0] = [np.pi, 0, 0]
     points = smpl.keypoints_only(pose, np.zeros((1, 10), np.float32))
@@ -87,7 +118,14 @@ def _of(
     people: list[Prediction],
     keypoints: KeypointSet,  # which points, in which order
 ) -> np.ndarray:  # (n, k, 3) m
-    "Keypoints of all people by name."
+    """Keypoints of all people by name.
+
+    Args:
+        keypoints: which points, in which order
+
+    Returns:
+        (n, k, 3) m
+    """
     order = [people[0].names.index(n) for n in keypoints.names]
     return np.stack([p.keypoints[order] for p in people])
 
@@ -103,7 +141,16 @@ def _errors(
     keypoints: KeypointSet,
     label: str,  # what to call the row
 ) -> dict[str, str | float]:  # a row of the table
-    "Mean MPJPE with the hips together, and mean PA-MPJPE."
+    """Mean MPJPE with the hips together, and mean PA-MPJPE.
+
+    Args:
+        pred: (n, k, 3) m
+        true: (n, k, 3) m
+        label: what to call the row
+
+    Returns:
+        a row of the table
+    """
     return {
         "": label,
         "MPJPE, mm": float(np.mean(mpjpe(pred, true, root=_hips(keypoints)))),
@@ -114,7 +161,14 @@ def _errors(
 def _with_toes(
     body: BodyData,  # the body that the marks were made on
 ) -> tuple[KeypointSet, dict]:  # cocoplus19 with toe_l and toe_r; the fits
-    "The marks that ship, fitted, and added to a keypoint set."
+    """The marks that ship, fitted, and added to a keypoint set.
+
+    Args:
+        body: the body that the marks were made on
+
+    Returns:
+        cocoplus19 with toe_l and toe_r; the fits
+    """
     fits = fit_marks(load_marks(shipped("toe_marks.json")), body)
     points = keypoint_set("cocoplus19")
     for name, ankle in (("toe_l", "ankle_l"), ("toe_r", "ankle_r")):
@@ -128,7 +182,15 @@ def _keypoint_errors(
     keypoints: KeypointSet,
     names: list[str],  # which rows to show
 ) -> pd.DataFrame:  # keypoint, error in mm
-    "Mean error of single keypoints, hips together."
+    """Mean error of single keypoints, hips together.
+
+    Args:
+        true: (n, k, 3) m
+        names: which rows to show
+
+    Returns:
+        keypoint, error in mm
+    """
     pred = _of(people, keypoints)
     error = point_errors(pred, true, root=_hips(keypoints)).mean(0)
     return pd.DataFrame(
@@ -243,7 +305,15 @@ def run_demo(
     *,
     progress: bool = True,  # show a bar
 ) -> dict[str, pd.DataFrame]:  # the tables, by title
-    "Recover bodies, add a keypoint, compare two domains; write index.html."
+    """Recover bodies, add a keypoint, compare two domains; write index.html.
+
+    Args:
+        out: folder for the report, meshes and parameters
+        progress: show a bar
+
+    Returns:
+        the tables, by title
+    """
     out, body, samples, tables = Path(out), open_body(), _load_samples(), {}
     out.mkdir(parents=True, exist_ok=True)
     model = small_hmr(body)

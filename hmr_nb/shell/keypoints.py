@@ -24,7 +24,15 @@ def _picker_page(
     body: Path | None,  # the open body if None
     marks: Path,
 ) -> Path:  # the notebook
-    "A notebook that holds a picker and nothing else."
+    """A notebook that holds a picker and nothing else.
+
+    Args:
+        path: .ipynb
+        body: the open body if None
+
+    Returns:
+        the notebook
+    """
     given = f"load_body({str(body.resolve())!r})" if body else "open_body()"
     lines = [
         "from hmr_nb.body.body_files import load_body",
@@ -103,7 +111,11 @@ def pick(
 def _share_of(
     text: str,  # "auto" or a number
 ) -> float | str:
-    "The strength of the local prior, from the command line."
+    """The strength of the local prior, from the command line.
+
+    Args:
+        text: "auto" or a number
+    """
     try:
         return "auto" if text == "auto" else float(text)
     except ValueError:

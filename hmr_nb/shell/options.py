@@ -43,7 +43,12 @@ def new_app(
     help: str,  # what its commands are for
     **options: Any,  # of typer.Typer
 ) -> typer.Typer:
-    "A group of commands that looks like the others."
+    """A group of commands that looks like the others.
+
+    Args:
+        help: what its commands are for
+        options: of typer.Typer
+    """
     plain = {"no_args_is_help": True, "rich_markup_mode": None}
     names = {"help_option_names": ["-h", "--help"]}
     plain |= {"pretty_exceptions_enable": False, "context_settings": names}
@@ -53,7 +58,14 @@ def new_app(
 def one_line(
     error: BaseException,  # what went wrong
 ) -> str:  # a single line
-    "The message of an error without line breaks; KeyError's quotes removed."
+    """The message of an error without line breaks; KeyError's quotes removed.
+
+    Args:
+        error: what went wrong
+
+    Returns:
+        a single line
+    """
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split()) or type(error).__name__
 
@@ -62,7 +74,11 @@ def one_line(
 def named(
     path: Path,  # the file that is being worked on
 ) -> Iterator[None]:
-    "A complaint about what a file says names the file."
+    """A complaint about what a file says names the file.
+
+    Args:
+        path: the file that is being worked on
+    """
     try:
         yield
     except ValueError as error:

@@ -37,7 +37,14 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 def _pictures_in(
     paths: list[Path],  # files and folders
 ) -> list[Path]:  # files
-    "Pictures, with folders opened; an error for a folder without any."
+    """Pictures, with folders opened; an error for a folder without any.
+
+    Args:
+        paths: files and folders
+
+    Returns:
+        files
+    """
     found = []
     for path in paths:
         inside = [path]
@@ -55,7 +62,11 @@ def _pictures_in(
 def _read_boxes(
     box: list[str],  # "x,y,w,h" each
 ) -> list[tuple[float, ...]]:
-    "Bounding boxes as numbers."
+    """Bounding boxes as numbers.
+
+    Args:
+        box: "x,y,w,h" each
+    """
     if not all(re.fullmatch(r"\s*-?[\d.]+(\s*,\s*-?[\d.]+){3}\s*", b) for b in box):
         raise ValueError(
             "--box: expected x,y,width,height in pixels such as 40,10,120,300, got"
@@ -69,7 +80,15 @@ def _openpose_boxes(
     openpose: Path,  # json of the one picture, or a folder of <stem>_keypoints.json
     # {path: boxes}, {path: why there are none}
 ) -> tuple[dict[str, list], dict[str, str]]:
-    "Where OpenPose saw people."
+    """Where OpenPose saw people.
+
+    Args:
+        pictures: files
+        openpose: json of the one picture, or a folder of <stem>_keypoints.json
+
+    Returns:
+        {path: boxes}, {path: why there are none}
+    """
     from hmr_nb.inference.infer import boxes_from_openpose
 
     boxes, failed, many = {}, {}, openpose.is_dir()
@@ -91,7 +110,15 @@ def open_model(
     weights: Path | None,  # weights file, or the small weights
     body: Path | None,  # body file, or the open body
 ) -> Any:  # an HMR
-    "The model that the options ask for."
+    """The model that the options ask for.
+
+    Args:
+        weights: weights file, or the small weights
+        body: body file, or the open body
+
+    Returns:
+        an HMR
+    """
     from hmr_nb.basics.keypoints import keypoint_set
     from hmr_nb.body.body_files import load_body
     from hmr_nb.model.weights import load_hmr, small_hmr

@@ -23,7 +23,14 @@ from ..basics.values import cluster_of
 def pose_features(
     pose: Array,  # (n, j, 3) axis-angle, root first, rad
 ) -> np.ndarray:  # (n, 9(j-1)) entries of the rotation matrices without the root's
-    "Numbers in which near means a similar pose."
+    """Numbers in which near means a similar pose.
+
+    Args:
+        pose: (n, j, 3) axis-angle, root first, rad
+
+    Returns:
+        (n, 9(j-1)) entries of the rotation matrices without the root's
+    """
     pose = np.asarray(pose, float)
     n = check_shape(pose, "n j 3", "pose")["n"]
     return Rotation.from_rotvec(pose[:, 1:].reshape(-1, 3)).as_matrix().reshape(n, -1)
@@ -37,7 +44,16 @@ def domain_table(
     # (share of labelled points that are visible)
 ) -> pd.DataFrame:
     """Where each example was seen from and how large; NaN for the angles where no pose
-    is known."""
+    is known.
+
+    Args:
+        examples: a Sample each, as `records.examples` yields them
+        domain: what to call this domain; the dataset's name where left out
+
+    Returns:
+        domain, subject, sequence, frame, azimuth, elevation (degrees), person_px,
+            seen (share of labelled points that are visible)
+    """
     rows = []
     for e in examples:
         labelled = e.state > 0
@@ -74,7 +90,18 @@ def bootstrap_mean(
     repeats: int = 1000,  # how many times to draw
     seed: int = 0,  # of the draws
 ) -> dict[str, float]:  # mean, low, high (95 % interval), n values, groups, left_out
-    "The mean of values with its 95 % bootstrap interval, drawn by groups."
+    """The mean of values with its 95 % bootstrap interval, drawn by groups.
+
+    Args:
+        values: (n,) numbers; NaN are left out
+        groups: (n,) what was sampled together, such as the sequence; each value
+            alone where left out
+        repeats: how many times to draw
+        seed: of the draws
+
+    Returns:
+        mean, low, high (95 % interval), n values, groups, left_out
+    """
     values = np.asarray(values, float)
     groups = np.arange(len(values)) if groups is None else np.asarray(groups)
     if len(groups) != len(values):
@@ -106,7 +133,15 @@ def _energy(
     # in the unit of the columns; about zero if both samples have one distribution
 ) -> float:
     """Energy distance of two samples (Székely and Rizzo 2013), without the bias of
-    comparing a point with itself."""
+    comparing a point with itself.
+
+    Args:
+        x: (n, d) one sample
+        y: (m, d) another
+
+    Returns:
+        in the unit of the columns; about zero if both samples have one distribution
+    """
     x, y = np.asarray(x, float), np.asarray(y, float)
     check_shape(y, "m d", "y", d=check_shape(x, "n d", "x")["d"])
 
@@ -126,7 +161,18 @@ def domain_distance(
     seed: int = 0,  # of the draws
 ) -> pd.DataFrame:  # a row a quantity: distance, low, high (95 %), unit
     """How far two domains are apart in viewpoint, size, visibility and, where given,
-    pose."""
+    pose.
+
+    Args:
+        a: a domain_table
+        b: another
+        poses: the two domains' poses (n, j, 3), (m, j, 3), rad
+        repeats: bootstrap draws for the interval
+        seed: of the draws
+
+    Returns:
+        a row a quantity: distance, low, high (95 %), unit
+    """
 
     def circle(t):
         return np.stack([np.cos(np.radians(t)), np.sin(np.radians(t))], -1)
@@ -174,7 +220,16 @@ def error_by(
 ) -> pd.DataFrame:  # the columns, mean, low, high (mm, 95 %), n, groups, left_out
     """Mean error by group, and by model where the table has several, with a 95 %
     bootstrap interval. What belongs to one domain, subject and sequence is drawn
-    together where there are eight such clusters, else what belongs to one frame."""
+    together where there are eight such clusters, else what belongs to one frame.
+
+    Args:
+        errors: the table of `Results`
+        columns: what to group by, such as ["domain", "keypoint"]
+        value: which error, such as "err_pa_mm"
+
+    Returns:
+        the columns, mean, low, high (mm, 95 %), n, groups, left_out
+    """
     columns = [columns] if isinstance(columns, str) else list(columns)
     missing = [c for c in [*columns, value] if c not in errors]
     if missing:

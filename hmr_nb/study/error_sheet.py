@@ -39,7 +39,16 @@ def at_percentiles(
     measure: str = "err_pa_mm",
     # domain, percentile, sample, error; a row for each domain and percentile
 ) -> pd.DataFrame:
-    "People from good to bad in each domain, without anybody's choice."
+    """People from good to bad in each domain, without anybody's choice.
+
+    Args:
+        table: of `Results`, of one model
+        percentiles: 0: the smallest error
+        measure: a column of the table; a person's error is its mean over the points
+
+    Returns:
+        domain, percentile, sample, error; a row for each domain and percentile
+    """
     if measure not in table:
         raise ValueError(
             "measure: expected a column of the table, such as 'err_mm' or 'err_pa_mm',"
@@ -73,7 +82,18 @@ def _drawn_person(
     # the other view: a name or (azimuth, elevation) in degrees
     beside: str | tuple[float, float] = "side",
 ) -> list[np.ndarray]:  # three of (s, s, 3) uint8
-    "A view, the body over it, and the body from another side."
+    """A view, the body over it, and the body from another side.
+
+    Args:
+        view: (s, s, 3) uint8, what the model saw
+        vertices: (v, 3) m, as the model gives them
+        cam: (3,) its camera
+        faces: (f, 3)
+        beside: the other view: a name or (azimuth, elevation) in degrees
+
+    Returns:
+        three of (s, s, 3) uint8
+    """
     size = len(view)
     camera = Camera.simple(_FAR * size, np.full(2, (size - 1) / 2))
     seen = vertices + cam_to_translation(cam, Crop(np.eye(2, 3), size), camera)
@@ -94,7 +114,11 @@ def _picked(
     view: View,
     split: str | None,
 ) -> np.ndarray:  # (n, size, size, 3) in -1..1
-    "Views of some people, by their numbers in the table."
+    """Views of some people, by their numbers in the table.
+
+    Returns:
+        (n, size, size, 3) in -1..1
+    """
     data = record_dataset(folders, keypoints, split, seed=None)
     items = test_view(data, view, keypoints).as_numpy_iterator()
     views = {
@@ -117,7 +141,20 @@ def error_sheet(
     split: str | None = None,  # as for `evaluate`
 ) -> np.ndarray:  # (H, W, 3) uint8
     """For each domain people from the smallest error to the largest: what the model
-    saw, the body over it, the body from the side."""
+    saw, the body over it, the body from the side.
+
+    Args:
+        model: such as `small_hmr()`
+        data: folders of records, as they were evaluated
+        results: of `evaluate` for the same model, folders and split
+        percentiles: a column each
+        measure: a column of the table
+        size: side of a picture, px
+        split: as for `evaluate`
+
+    Returns:
+        (H, W, 3) uint8
+    """
     one = isinstance(data, (str, os.PathLike))
     folders = [str(d) for d in ([data] if one else data)]
     chosen = at_percentiles(results.table, percentiles, measure=measure)
@@ -154,7 +191,12 @@ def save_sheet(
     sheet: np.ndarray,  # of `error_sheet`
     path: str | os.PathLike,  # .jpg or .png to write
 ) -> Path:
-    "Write a sheet to a file, whole or not at all."
+    """Write a sheet to a file, whole or not at all.
+
+    Args:
+        sheet: of `error_sheet`
+        path: .jpg or .png to write
+    """
     return write_whole(
         Path(path), lambda part: Image.fromarray(sheet).save(part, quality=90)
     )

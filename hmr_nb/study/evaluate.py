@@ -31,7 +31,14 @@ from ..records.stream import record_dataset
 def protocol(
     keypoints: KeypointSet,  # what a model reports
 ) -> KeypointSet:  # what papers report, where the set has it
-    "The fourteen keypoints of LSP if the set has them, else all of its points."
+    """The fourteen keypoints of LSP if the set has them, else all of its points.
+
+    Args:
+        keypoints: what a model reports
+
+    Returns:
+        what papers report, where the set has it
+    """
     usual = keypoint_set("lsp14").names
     if not set(usual) <= set(keypoints.names):
         return keypoints
@@ -41,7 +48,11 @@ def protocol(
 def _root_of(
     keypoints: KeypointSet,
 ) -> list[int]:  # positions; the mean of these points is the root
-    "The hips, or the pelvis: what is brought together before MPJPE."
+    """The hips, or the pelvis: what is brought together before MPJPE.
+
+    Returns:
+        positions; the mean of these points is the root
+    """
     for root in (("hip_l", "hip_r"), ("pelvis",), ("smpl_pelvis",), ("mid_hip",)):
         if set(root) <= set(keypoints.names):
             return [keypoints.index(n) for n in root]
@@ -57,7 +68,16 @@ def _aligned_errors(
     keypoints: KeypointSet,  # what the k points are
     # (n, k) mm with roots together; (n, k) mm after Procrustes alignment
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Errors of each point, both alignments taken from the protocol's points alone."
+    """Errors of each point, both alignments taken from the protocol's points alone.
+
+    Args:
+        pred: (n, k, 3) m
+        true: (n, k, 3) m, NaN where missing
+        keypoints: what the k points are
+
+    Returns:
+        (n, k) mm with roots together; (n, k) mm after Procrustes alignment
+    """
     by = [keypoints.index(n) for n in protocol(keypoints).names]
     rooted = point_errors(pred, true, root=_root_of(keypoints))
     return rooted, pa_point_errors(pred, true, by=by)
@@ -69,7 +89,16 @@ def _shape_columns(
     body: BodyData,
     known: np.ndarray,  # (b,) 1, or NaN where the ground truth is not known
 ) -> dict[str, np.ndarray]:  # (b,) mm each
-    "Errors of rest meshes, of the prediction and of the mean shape."
+    """Errors of rest meshes, of the prediction and of the mean shape.
+
+    Args:
+        pred: (b, s) betas
+        true: (b, s)
+        known: (b,) 1, or NaN where the ground truth is not known
+
+    Returns:
+        (b,) mm each
+    """
 
     def mesh(betas):
         directions = body.shapedirs[:, :, : betas.shape[1]]
@@ -90,7 +119,17 @@ def _person_columns(
     # whose shapes the betas are; None: no errors of rest meshes
     body: BodyData | None = None,
 ) -> dict[str, np.ndarray]:  # (b,) each
-    "What the table says about a person as a whole."
+    """What the table says about a person as a whole.
+
+    Args:
+        batch: of `test_view`, as arrays
+        pred: of the batch
+        size: side of the views, px
+        body: whose shapes the betas are; None: no errors of rest meshes
+
+    Returns:
+        (b,) each
+    """
     smpl = np.where(batch["has_smpl"] > 0, 1.0, np.nan)
     azimuth, elevation = (angle * smpl for angle in viewpoint(batch["pose"][:, 0]))
     true_root = Rotation.from_rotvec(batch["pose"][:, 0])
@@ -134,7 +173,18 @@ def _rows(
     size: int,  # side of the views, px
     body: BodyData | None = None,  # as for `_person_columns`
 ) -> pd.DataFrame:  # b * k rows
-    "The rows of a batch: a person and keypoint each."
+    """The rows of a batch: a person and keypoint each.
+
+    Args:
+        batch: of `test_view`, as arrays
+        pred: of the batch
+        keypoints: what the points are
+        size: side of the views, px
+        body: as for `_person_columns`
+
+    Returns:
+        b * k rows
+    """
     true = np.where(batch["mask_3d"][..., None] > 0, batch["kp3d"], np.nan)
     err, err_pa = _aligned_errors(pred.keypoints, true.astype(float), keypoints)
     b, k = err.shape
@@ -164,7 +214,12 @@ def _answers_of(
     model: Any,  # an HMR
     keypoints: KeypointSet,  # which of its points, in which order
 ) -> _Answers:
-    "A model as a function from pictures to predictions, in the order of `keypoints`."
+    """A model as a function from pictures to predictions, in the order of `keypoints`.
+
+    Args:
+        model: an HMR
+        keypoints: which of its points, in which order
+    """
     order = [model.keypoints.index(n) for n in keypoints.names]
 
     def answer(images):
@@ -186,7 +241,11 @@ def _batches(
     batch_size: int,
     split: str | None,
 ) -> Any:  # an iterator of dicts of arrays
-    "People in the order written, as the model sees them."
+    """People in the order written, as the model sees them.
+
+    Returns:
+        an iterator of dicts of arrays
+    """
     data = record_dataset(folders, keypoints, split, seed=None, meta=True)
     return test_view(data, view, keypoints).batch(batch_size).as_numpy_iterator()
 
@@ -204,7 +263,19 @@ def measure(
     batch_size: int = 32,  # people at a time
     progress: bool = True,  # show a bar
 ) -> Results:
-    "Anybody's predictions over folders of records."
+    """Anybody's predictions over folders of records.
+
+    Args:
+        answer: images (b, h, w, 3) in -1..1 -> a Prediction of the batch
+        data: folders of records
+        keypoints: what to measure
+        view: the model's rule of scale
+        name: what the rows call the model
+        body: whose shapes the betas are; None: no errors of rest meshes
+        split: one split only
+        batch_size: people at a time
+        progress: show a bar
+    """
     one = isinstance(data, (str, os.PathLike))
     folders = [str(d) for d in ([data] if one else data)]
     shards = [s for d in folders for s in card(d)["shards"]]
@@ -238,7 +309,11 @@ def _first(
     pred: Prediction,  # of a batch
     n: int,
 ) -> Prediction:
-    "The first n people of a batch."
+    """The first n people of a batch.
+
+    Args:
+        pred: of a batch
+    """
     px = pred.keypoints_px
     return Prediction(
         pred.names,
@@ -265,7 +340,21 @@ def evaluate(
     domain, split, subject, sequence, camera, frame, source, keypoint, state (2
     visible), err_mm (roots together), err_pa_mm (after Procrustes alignment), err_2d_px
     (of a crop of 224 px), azimuth and elevation (degrees), person_px, root_deg,
-    betas_err, …"""
+    betas_err, …
+
+    Args:
+        model: such as `small_hmr()`
+        data: folders of records
+        keypoints: what to measure; None: the 14 keypoints of papers if the model
+            has them, else all of its own
+        name: what the rows call the model; None: its Keras name
+        split: one split only, such as "test"
+        batch_size: people at a time
+        progress: show a bar
+
+    Returns:
+        its table has a row for each person and keypoint
+    """
     points = protocol(model.keypoints) if keypoints is None else keypoints
     return measure(
         _answers_of(model, points),
@@ -285,7 +374,13 @@ def _mean_pose_answers(
     keypoints: KeypointSet,  # which points, in which order
     root: str = "facing",  # or "predicted"
 ) -> _Answers:
-    "The mean pose and the mean body shape for every picture."
+    """The mean pose and the mean body shape for every picture.
+
+    Args:
+        model: whose body and keypoints are used
+        keypoints: which points, in which order
+        root: or "predicted"
+    """
     order, mean = [model.keypoints.index(n) for n in keypoints.names], mean_pose()
     up = Rotation.from_rotvec([np.pi, 0, 0]) * Rotation.from_rotvec(mean[0])
 
@@ -312,7 +407,20 @@ def mean_pose_baseline(
     progress: bool = True,  # show a bar
 ) -> Results:  # as of `evaluate`; err_2d_px is NaN
     """Errors of the mean pose, which never looks at the picture: the same table as
-    `evaluate`."""
+    `evaluate`.
+
+    Args:
+        model: whose body and keypoints are used
+        data: folders of records
+        keypoints: as for `evaluate`
+        root: "facing": upright, facing the camera; "predicted": as the model says
+        split: one split only
+        batch_size: people at a time
+        progress: show a bar
+
+    Returns:
+        as of `evaluate`; err_2d_px is NaN
+    """
     if root not in ("facing", "predicted"):
         raise ValueError(f"root: expected 'facing' or 'predicted', got {root!r}")
     points = protocol(model.keypoints) if keypoints is None else keypoints

@@ -22,7 +22,14 @@ from .distances import error_by, pose_features
 def _domain_colors(
     names: list[str],  # the domains
 ) -> dict[str, tuple[float, float, float]]:  # a colour a domain, 0..1
-    "The same colour for the same domain in every figure of a study."
+    """The same colour for the same domain in every figure of a study.
+
+    Args:
+        names: the domains
+
+    Returns:
+        a colour a domain, 0..1
+    """
     return dict(
         zip(sorted(set(names)), sns.color_palette("colorblind", len(set(names))))
     )
@@ -34,7 +41,13 @@ def plot_viewpoints(
     bins: int = 24,  # sectors of the circle
     ax: Axes | None = None,  # a polar axis; a new figure if None
 ) -> Axes:
-    "Shares of examples by the direction from which the person is seen."
+    """Shares of examples by the direction from which the person is seen.
+
+    Args:
+        table: rows of `domain_table`, one or more domains
+        bins: sectors of the circle
+        ax: a polar axis; a new figure if None
+    """
     if ax is None:
         polar = {"projection": "polar"}
         ax = plt.subplots(figsize=(3.4, 3.4), dpi=72, subplot_kw=polar)[1]
@@ -56,7 +69,14 @@ def plot_viewpoints(
 def _pose_map(
     poses: Mapping[str, Array],  # {domain: (n, j, 3) axis-angle, rad}
 ) -> pd.DataFrame:  # domain, x, y and the share of variance that each axis shows
-    "Poses of all domains on their two common principal axes."
+    """Poses of all domains on their two common principal axes.
+
+    Args:
+        poses: {domain: (n, j, 3) axis-angle, rad}
+
+    Returns:
+        domain, x, y and the share of variance that each axis shows
+    """
     features = {name: pose_features(p) for name, p in poses.items()}
     everything = np.concatenate(list(features.values()))
     centre = everything.mean(0)
@@ -76,7 +96,12 @@ def plot_poses(
     *,
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    "A map of poses, one dot an example, near means similar."
+    """A map of poses, one dot an example, near means similar.
+
+    Args:
+        poses: {domain: (n, j, 3) axis-angle, rad}
+        ax: where to draw; a new figure if None
+    """
     ax = ax or plt.subplots(figsize=(4, 3.2), dpi=72)[1]
     places = _pose_map(poses)
     sns.scatterplot(
@@ -103,7 +128,13 @@ def plot_errors(
     value: str = "err_mm",  # which error
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    "Mean error of each keypoint by domain, with 95 % intervals."
+    """Mean error of each keypoint by domain, with 95 % intervals.
+
+    Args:
+        errors: the table of `Results`, rows of one model
+        value: which error
+        ax: where to draw; a new figure if None
+    """
     if "model" in errors and errors.model.nunique() > 1:
         raise ValueError(
             "errors: expected rows of one model, got"

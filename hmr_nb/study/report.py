@@ -29,7 +29,14 @@ from .plots import plot_errors, plot_poses, plot_viewpoints
 def _data_uri(
     content: Array | Figure,  # (h, w, 3) uint8 picture, or a matplotlib figure
 ) -> str:  # "data:image/…;base64,…"
-    "A picture as text that a page can hold."
+    """A picture as text that a page can hold.
+
+    Args:
+        content: (h, w, 3) uint8 picture, or a matplotlib figure
+
+    Returns:
+        "data:image/…;base64,…"
+    """
     buffer = io.BytesIO()
     if isinstance(content, Figure):
         content.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
@@ -67,7 +74,11 @@ code { background: #f3f3f3; padding: 0 .25rem }
 
 class Page:
     """A self-contained html page: text, tables and pictures in the order in which they
-    are added. Each call gives the page back, so that calls can be chained."""
+    are added. Each call gives the page back, so that calls can be chained.
+
+    Args:
+        title: heading of the page
+    """
 
     def __init__(
         self,
@@ -84,7 +95,12 @@ class Page:
         heading: str,  # of the section
         text: str = "",  # a paragraph under it
     ) -> "Page":
-        "A heading, and a paragraph under it."
+        """A heading, and a paragraph under it.
+
+        Args:
+            heading: of the section
+            text: a paragraph under it
+        """
         self.parts.append(f"<h2>{escape(heading)}</h2>")
         return self.text(text) if text else self
 
@@ -92,7 +108,11 @@ class Page:
         self,
         text: str,  # plain; it is escaped
     ) -> "Page":
-        "One more paragraph."
+        """One more paragraph.
+
+        Args:
+            text: plain; it is escaped
+        """
         self.parts.append(f"<p>{escape(text)}</p>")
         return self
 
@@ -102,7 +122,12 @@ class Page:
         *,
         decimals: int = 1,  # of numbers
     ) -> "Page":
-        "A table; numbers are rounded."
+        """A table; numbers are rounded.
+
+        Args:
+            frame: rows as they are shown
+            decimals: of numbers
+        """
         inside = frame.to_html(
             index=False, border=0, float_format=f"{{:.{decimals}f}}".format, na_rep="–"
         )
@@ -114,7 +139,12 @@ class Page:
         content: Array | Figure,  # (h, w, 3) uint8 picture, or a matplotlib figure
         caption: str,  # what it shows
     ) -> "Page":
-        "A picture and what it shows."
+        """A picture and what it shows.
+
+        Args:
+            content: (h, w, 3) uint8 picture, or a matplotlib figure
+            caption: what it shows
+        """
         said = escape(caption)
         self.parts.append(
             f'<figure><img alt="{said}" src="{_data_uri(content)}">'
@@ -123,7 +153,11 @@ class Page:
         return self
 
     def html(self) -> str:  # a whole document
-        "The page as text."
+        """The page as text.
+
+        Returns:
+            a whole document
+        """
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -135,7 +169,14 @@ class Page:
         self,
         path: str | os.PathLike,  # where to write, such as demo/index.html
     ) -> Path:  # where it lies
-        "Write the page in one step."
+        """Write the page in one step.
+
+        Args:
+            path: where to write, such as demo/index.html
+
+        Returns:
+            where it lies
+        """
         text = self.html()
         return write_whole(path, lambda part: part.write_text(text, "utf-8"))
 
@@ -146,7 +187,11 @@ class Page:
 def domain_figure(
     results: Results,  # of one or more domains
 ) -> Figure:
-    "From where people are seen, and how they stand: two panels."
+    """From where people are seen, and how they stand: two panels.
+
+    Args:
+        results: of one or more domains
+    """
     fig = plt.figure(figsize=(9, 3.6), dpi=72)
     plot_viewpoints(results.people, ax=fig.add_subplot(1, 2, 1, projection="polar"))
     plot_poses(results.poses, ax=fig.add_subplot(1, 2, 2))
@@ -156,7 +201,11 @@ def domain_figure(
 
 
 def _domain_distances(results: Results) -> pd.DataFrame:  # a row a pair and quantity
-    "Distances of all pairs of domains."
+    """Distances of all pairs of domains.
+
+    Returns:
+        a row a pair and quantity
+    """
     poses, people = results.poses, results.people
     of = {name: people[people.domain == name] for name in sorted(poses)}
     parts = [
@@ -174,7 +223,12 @@ def add_domain_study(
     results: Results,  # of one or more models on two or more domains
 ) -> Page:
     """Add the comparison of domains: errors of each model, then how the domains
-    differ."""
+    differ.
+
+    Args:
+        page: where to add
+        results: of one or more models on two or more domains
+    """
     errors = results.table
     by = ["model", "domain"] if len(results.models) > 1 else ["domain"]
     image = cluster_of(errors) + "/" + errors.camera + "/" + errors.frame.astype(str)

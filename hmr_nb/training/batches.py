@@ -38,7 +38,14 @@ from .experiment import Experiment
 def target_keypoints(
     keypoints: KeypointSet,  # of the model
 ) -> KeypointSet:  # the same, then the 24 joints of the body
-    "What a batch should know: the model's keypoints, then the body's joints."
+    """What a batch should know: the model's keypoints, then the body's joints.
+
+    Args:
+        keypoints: of the model
+
+    Returns:
+        the same, then the 24 joints of the body
+    """
     joints = keypoint_set("smpl24")
     return KeypointSet(
         f"{keypoints.name}+joints",
@@ -67,7 +74,18 @@ def training_batches(
     view: View | None = None,  # of the model; None: the rule of our own models
     # dicts of tensors (b, …): image, kp2d, kp3d, mask_3d, pose, betas, has_smpl
 ) -> tf.data.Dataset:
-    "Augmented batches number `step`, `step + 1`, … of the split `train`."
+    """Augmented batches number `step`, `step + 1`, … of the split `train`.
+
+    Args:
+        data: folders of records
+        keypoints: of the model
+        step: first step
+        steps: how many
+        view: of the model; None: the rule of our own models
+
+    Returns:
+        dicts of tensors (b, …): image, kp2d, kp3d, mask_3d, pose, betas, has_smpl
+    """
     e, points, folders = experiment, target_keypoints(keypoints), _folders(data)
     counts = [_count(d, "train") for d in folders]
     if e.data_weights and len(e.data_weights) != len(folders):
@@ -121,7 +139,17 @@ def validation_batches(
     count: int = 512,  # people, as many from each folder
     view: View | None = None,  # of the model; None: the rule of our own models
 ) -> Any:  # batches of `test_view`, or None if there is no split "val"
-    "People of the split `val` as they are seen in use."
+    """People of the split `val` as they are seen in use.
+
+    Args:
+        data: folders of records
+        keypoints: of the model
+        count: people, as many from each folder
+        view: of the model; None: the rule of our own models
+
+    Returns:
+        batches of `test_view`, or None if there is no split "val"
+    """
     points = target_keypoints(keypoints)
     folders = [d for d in _folders(data) if _count(d, "val")]
     if not folders:
@@ -142,7 +170,16 @@ def prediction_losses(
 ) -> dict[str, Array]:  # {name: ()}
     """The losses of a prediction, by the names of their weights (Kanazawa et al. 2018,
     section 3.2, equations 2 to 4; `distance`, `rotation`, `root` and `betas` are
-    ours)."""
+    ours).
+
+    Args:
+        predicted: of one iteration, for a batch
+        batch: of `training_batches`, with rotations (b, j, 3, 3)
+        hips: from `hip_indices`
+
+    Returns:
+        {name: ()}
+    """
     points = ops.concatenate([predicted.keypoints, predicted.joints], axis=1)
     kp2d, mask, has_smpl = batch["kp2d"], batch["mask_3d"], batch["has_smpl"]
     left, right = hips  # without them nobody can be aligned
@@ -171,7 +208,17 @@ def joints_25d_losses(
     width: float = 0.1,  # of the hill, ndc
 ) -> dict[str, Array]:  # {name: ()}
     """The losses of 2.5D joints and their heat maps (after Sun et al. 2018, "Integral
-    human pose regression", section 3)."""
+    human pose regression", section 3).
+
+    Args:
+        joints_25d: (b, j, 3) places in ndc, depths in m
+        heat: (b, n, n, j) heat maps
+        batch: whose last j keypoints are the joints
+        width: of the hill, ndc
+
+    Returns:
+        {name: ()}
+    """
     j, n = joints_25d.shape[1], heat.shape[1]
     place, seen = batch["kp2d"][:, -j:, :2], batch["kp2d"][:, -j:, 2]
     depth = batch["kp3d"][:, -j:, 2]

@@ -32,7 +32,12 @@ class NotANumber(ArithmeticError):
 class StopAtNaN(keras.callbacks.Callback):
     """Stops with an error at a loss that is not finite, and keeps the batch. Keras'
     `TerminateOnNaN` ends the epoch instead, so that weights and state of a broken epoch
-    would be written, and the batch is lost."""
+    would be written, and the batch is lost.
+
+    Args:
+        batch_of: the batch of a step
+        out: folder of the run
+    """
 
     def __init__(
         self,
@@ -67,7 +72,13 @@ class StopAtNaN(keras.callbacks.Callback):
 # %% ../../nbs/7_training/06_callbacks.ipynb #890d8914
 class ProgressBar(keras.callbacks.Callback):
     """One bar for the whole run, with images/s, the time left and the loss. Keras' own
-    begins anew at each epoch, and at zero in a run that goes on."""
+    begins anew at each epoch, and at zero in a run that goes on.
+
+    Args:
+        total: pictures of the whole run
+        done: pictures seen before
+        name: of the run
+    """
 
     def __init__(
         self,
@@ -102,7 +113,14 @@ class ProgressBar(keras.callbacks.Callback):
 def _best_epoch(
     log: Sequence[dict[str, Any]],  # a row an epoch
 ) -> int | None:  # its place; None without validation
-    "The epoch with the smallest aligned error."
+    """The epoch with the smallest aligned error.
+
+    Args:
+        log: a row an epoch
+
+    Returns:
+        its place; None without validation
+    """
     errors = [row.get("val_pa_mpjpe", np.inf) for row in log]
     errors = np.where(np.isfinite(errors), errors, np.inf)
     return int(np.argmin(errors)) if np.isfinite(errors).any() else None
@@ -112,7 +130,12 @@ def has_stalled(
     log: Sequence[dict[str, Any]],  # a row an epoch
     patience: int,  # epochs without a better one; 0: any number
 ) -> bool:
-    "Has a run not improved for long?"
+    """Has a run not improved for long?
+
+    Args:
+        log: a row an epoch
+        patience: epochs without a better one; 0: any number
+    """
     best = _best_epoch(log)
     return bool(patience) and best is not None and len(log) - 1 - best >= patience
 
@@ -121,7 +144,13 @@ class EpochLog(keras.callbacks.Callback):
     """Validates, adds a row to the log, and stops a run that does not improve. Keras'
     `CSVLogger` and `EarlyStopping` remember on their own: after a kill the first would
     write an epoch twice, the second forget how long it has waited. This log is part of
-    the state. Keras' validation averages over batches, not over people."""
+    the state. Keras' validation averages over batches, not over people.
+
+    Args:
+        log: rows so far; grows
+        val: of `validation_batches`
+        steps: of an epoch
+    """
 
     def __init__(
         self,
@@ -153,7 +182,12 @@ class EpochLog(keras.callbacks.Callback):
 class Checkpoints(keras.callbacks.Callback):
     """Weights, log and state of every epoch that is over. Keras' `ModelCheckpoint`
     knows neither the averaged weights nor our file with the model's description, and
-    `BackupAndRestore` stores no average, no log, and by position."""
+    `BackupAndRestore` stores no average, no log, and by position.
+
+    Args:
+        log: of `EpochLog`
+        out: folder of the run
+    """
 
     def __init__(
         self,
@@ -186,7 +220,14 @@ def _drawn_predictions(
     batch: dict[str, Any],  # of `validation_batches`
     count: int = 8,
 ) -> np.ndarray:  # (H, W, 3) uint8
-    "People with the keypoints that the model finds."
+    """People with the keypoints that the model finds.
+
+    Args:
+        batch: of `validation_batches`
+
+    Returns:
+        (H, W, 3) uint8
+    """
     points, images = trainer.model.keypoints, np.asarray(batch["image"])[:count]
     ndc = np.asarray(trainer.predicted(batch["image"]).keypoints2d)[:count]
     pictures = [
@@ -200,7 +241,11 @@ def _drawn_predictions(
 
 class PredictionPages(keras.callbacks.Callback):
     """Pictures and histograms of predicted poses for TensorBoard, beside the curves of
-    Keras' `TensorBoard`, which has none of a model's predictions."""
+    Keras' `TensorBoard`, which has none of a model's predictions.
+
+    Args:
+        folder: to write to
+    """
 
     def __init__(
         self,

@@ -16,7 +16,24 @@ from typing import Any, TypeVar
 # %% ../../nbs/7_training/01_experiment.ipynb #7745ae8f
 @dataclass(frozen=True)
 class _ModelSettings:
-    "Which network, on which body."
+    """Which network, on which body.
+
+    Attributes:
+        encoder: see 4_model/02_encoder
+        encoder_weights: "imagenet", a weights file of the encoder, or "": from
+            nothing
+        start: weights file of hmr_nb to start from
+        input_size: side of the pictures, px
+        pool1: variant of ResNet V2
+        rotation_form: or "6d"
+        iterations: of the regressor
+        hidden: its width
+        keypoints: to learn, by the name of their set
+        mean: where the iterations begin: HMR's neutral_smpl_mean_params.h5, "data":
+            mean of the real poses, "": a standing pose
+        body: body file; "": the open body
+        precision: of the encoder; or "mixed_bfloat16"
+    """
 
     encoder: str = "resnet50v2"  # see 4_model/02_encoder
     # "imagenet", a weights file of the encoder, or "": from nothing
@@ -38,7 +55,23 @@ class _ModelSettings:
 # %% ../../nbs/7_training/01_experiment.ipynb #498cc5af
 @dataclass(frozen=True)
 class _LossSettings:
-    "Loss weights, and which labels they use."
+    """Loss weights, and which labels they use.
+
+    Attributes:
+        supervision: labels used, if there: "2d", "3d" (and 2d), "smpl" (all)
+        keypoints_weight: keypoints in the picture, L1, ndc
+        joints_weight: keypoints in space, squared, m
+        pose_weight: rotation matrices and betas, squared
+        adversarial_weight: of the discriminator's opinion; 0: none is made
+        distance_weight: keypoints in space, distance in m
+        rotation_weight: rotation matrices, squared
+        root_weight: that of the root once more
+        betas_weight: shape coefficients, squared
+        joints_25d_weight: small encoder: places of its 2.5D joints, ndc
+        depth_25d_weight: small encoder: depths of its 2.5D joints, m
+        heatmap_weight: small encoder: cross entropy of its heat maps
+        early_weight: of all iterations but the last
+    """
 
     # labels used, if there: "2d", "3d" (and 2d), "smpl" (all)
     supervision: str = "smpl"
@@ -58,7 +91,33 @@ class _LossSettings:
 # %% ../../nbs/7_training/01_experiment.ipynb #a39f88c4
 @dataclass(frozen=True)
 class _StepSettings:
-    "How the weights change, and on which pictures."
+    """How the weights change, and on which pictures.
+
+    Attributes:
+        optimizer: or "muon"
+        weight_decay: of kernels; biases and normalisation are left alone
+        schedule: or "cosine", "trapezoid": down to a hundredth at the end
+        warmup: steps in which the learning rate rises from zero
+        clip_norm: longest gradient of all weights together; 0: any
+        average: share that the moving average of the weights keeps a step; 0: none
+        batch_size: people a step, on all devices together
+        steps_per_epoch: 0: each epoch sees every picture once
+        patience: stop after so many epochs without a better validation error; 0:
+            never
+        keep_epochs: weights of the last so many epochs stay as epoch_….h5, beside
+            last.h5 and best.h5
+        data_weights: how often each folder of records is drawn; (): as `balance`
+            says
+        balance: each folder by its size, or "datasets": equally
+        jitter_px: largest shift, px of 224
+        scale: how large the person appears
+        flip: mirror half of the people
+        color: strength of changes in light
+        occlusion: how many have a rectangle covered, 0..1
+        rotation_deg: largest rotation of a picture, degrees
+        poses: real poses for the discriminator, a mocap file; "": open poses
+        discriminator_poses: how many open poses
+    """
 
     optimizer: str = "adamw"  # or "muon"
     learning_rate: float = 1e-5
@@ -199,7 +258,11 @@ class Experiment(_StepSettings, _LossSettings, _ModelSettings):
 def read_experiment(
     path: str | Path,  # .toml or .json
 ) -> Experiment:
-    "An experiment from a file; a ValueError names the file where it has a mistake."
+    """An experiment from a file; a ValueError names the file where it has a mistake.
+
+    Args:
+        path: .toml or .json
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(

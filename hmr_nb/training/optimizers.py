@@ -19,7 +19,15 @@ from .experiment import Experiment
 # %% ../../nbs/7_training/02_optimizers.ipynb #a5d0c1e3
 class AdamW(keras.optimizers.Optimizer):
     """Adam with weight decay as part of the step (Loshchilov and Hutter 2019, algorithm
-    2); in a step of its own, as in Keras, it is too small for a float32."""
+    2); in a step of its own, as in Keras, it is too small for a float32.
+
+    Args:
+        learning_rate: a number, or a schedule of Keras
+        weight_decay: share of a kernel taken off, times the rate
+        beta_1: kept a step of the mean of the gradient
+        beta_2: kept a step of the mean of its square
+        epsilon: added to the root of that mean
+    """
 
     compiled = True  # worth compiling by XLA
 
@@ -72,7 +80,15 @@ def _even_directions(
     steps: int = 5,  # of the iteration
 ) -> Array:  # (n, m) with the same directions, all about equally long
     """Singular values near one, by five Newton-Schulz steps instead of a decomposition
-    (Jordan et al. 2024)."""
+    (Jordan et al. 2024).
+
+    Args:
+        x: (n, m)
+        steps: of the iteration
+
+    Returns:
+        (n, m) with the same directions, all about equally long
+    """
     wide = x if x.shape[0] <= x.shape[1] else ops.transpose(x)
     wide = wide / (ops.norm(wide) + 1e-7)
     for _ in range(steps):
@@ -109,7 +125,13 @@ class Muon(AdamW):
 # %% ../../nbs/7_training/02_optimizers.ipynb #352ac3c5
 class _Rates(keras.optimizers.schedules.LearningRateSchedule):
     """The learning rate at every step: rise, then stay or fall. Keras has the cosine,
-    but no trapezoid."""
+    but no trapezoid.
+
+    Args:
+        top: the highest
+        total: steps of the whole run
+        shape: "cosine": falls all the time; "trapezoid": falls in the last 30 %
+    """
 
     def __init__(
         self,
@@ -145,7 +167,12 @@ def make_optimizer(
 ) -> AdamW:
     """The optimizer of the model, or of the discriminator. Gradients are cut to length
     in `Trainer.train_step`: on several devices only their sum may be cut, which
-    Keras' `global_clipnorm` does not do."""
+    Keras' `global_clipnorm` does not do.
+
+    Args:
+        total: steps of the whole run
+        discriminator: the discriminator's
+    """
     e = experiment
     top = e.discriminator_learning_rate if discriminator else e.learning_rate
     rates = _Rates(top, total, shape=e.schedule, warmup=e.warmup)

@@ -37,7 +37,11 @@ from .trainer import Trainer
 # %% ../../nbs/7_training/07_run.ipynb #c70b60a3
 def _devices() -> Any:  # a tf.distribute.Strategy
     """How TensorFlow spreads a batch over what there is; to be called before anything
-    else of TensorFlow where there are several machines."""
+    else of TensorFlow where there are several machines.
+
+    Returns:
+        a tf.distribute.Strategy
+    """
     cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
     if len(cluster.get("worker", [])) > 1:
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -59,7 +63,13 @@ def _is_chief(strategy: Any) -> bool:
 
 # %% ../../nbs/7_training/07_run.ipynb #7af7ff76
 class Run(NamedTuple):
-    "What a training run leaves."
+    """What a training run leaves.
+
+    Attributes:
+        model: with the weights of `weights`
+        log: a row an epoch
+        weights: best.h5 if there was validation, else last.h5
+    """
 
     model: HMR  # with the weights of `weights`
     log: list[dict[str, Any]]  # a row an epoch
@@ -94,7 +104,11 @@ def _begin(
     trainer: Trainer, out: Path, steps: int
 ) -> tuple[list[dict[str, Any]], int]:  # log so far, first epoch to do
     """Go on from a state in `out`, or from the epochs that the weights to start from
-    have behind them."""
+    have behind them.
+
+    Returns:
+        log so far, first epoch to do
+    """
     e, state = trainer.experiment, out / "state.npz"
     log = load_state(trainer, state) if state.exists() else []
     if log:
@@ -121,7 +135,19 @@ def fit(
     # to learn, such as keypoint_set("cocoplus19").add(...); None: the experiment's
     keypoints: KeypointSet | None = None,
 ) -> Run:
-    "Train by an experiment; call it again after an interruption and it goes on."
+    """Train by an experiment; call it again after an interruption and it goes on.
+
+    Args:
+        experiment: or its file
+        data: folders of records; split "train" teaches, "val" tests
+        out: folder of the run; an interrupted run in it is continued
+        progress: show a bar with images/s and the time left
+        callbacks: of your own; they see the epoch's means and val_mpjpe,
+            val_pa_mpjpe
+        tensorboard: write pages for TensorBoard to out/tensorboard
+        keypoints: to learn, such as keypoint_set("cocoplus19").add(...); None: the
+            experiment's
+    """
     e = experiment
     if not isinstance(e, Experiment):
         e = read_experiment(e)

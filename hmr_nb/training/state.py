@@ -24,7 +24,12 @@ def save_state(
     path: str | Path,  # .npz to write
     log: list[dict[str, Any]],  # a row an epoch, so far
 ) -> None:
-    "Everything needed to go on, in one file that is whole or not there."
+    """Everything needed to go on, in one file that is whole or not there.
+
+    Args:
+        path: .npz to write
+        log: a row an epoch, so far
+    """
     about = json.dumps({"experiment": asdict(trainer.experiment), "rows": log})
     arrays: dict[str, Any] = {"about": np.array(about)}
     for name, variable in trainer.named_state().items():
@@ -37,7 +42,14 @@ def load_state(
     path: str | Path,  # file of `save_state`
 ) -> list[dict[str, Any]]:  # the log so far
     """Go back to a saved state. A ValueError for that of another experiment (name and
-    epochs may differ) or of another model; the trainer is left as it was then."""
+    epochs may differ) or of another model; the trainer is left as it was then.
+
+    Args:
+        path: file of `save_state`
+
+    Returns:
+        the log so far
+    """
     with np.load(path, allow_pickle=False) as stored:
         about = json.loads(str(stored["about"]))
         if "0000" in stored.files:

@@ -53,7 +53,11 @@ from .optimizers import AdamW, make_optimizer
 
 # %% ../../nbs/7_training/04_trainer.ipynb #f2ca4481
 def real_poses(experiment: Experiment) -> np.ndarray:  # (n, 24, 3) axis-angle, rad
-    "Poses of real people for the discriminator: a mocap file's, or the open poses."
+    """Poses of real people for the discriminator: a mocap file's, or the open poses.
+
+    Returns:
+        (n, 24, 3) axis-angle, rad
+    """
     e = experiment
     if e.poses:
         return np.asarray(load_mocap(e.poses).poses, "float32")
@@ -64,7 +68,11 @@ def _first_state(
     experiment: Experiment,
 ) -> np.ndarray:  # (n,) state at which the iterations begin
     """HMR's mean parameters from its file, the mean of the real poses, or our standing
-    pose."""
+    pose.
+
+    Returns:
+        (n,) state at which the iterations begin
+    """
     e = experiment
     if e.mean != "data":
         return mean_state(e.mean or None, rotation_form=e.rotation_form)
@@ -80,7 +88,11 @@ def _make_model(
     keypoints: KeypointSet | None,  # to learn; None: the experiment's
 ) -> HMR:
     """The network of an experiment before its first step. The view is that of the
-    weights to start from; else the rule of our own models."""
+    weights to start from; else the rule of our own models.
+
+    Args:
+        keypoints: to learn; None: the experiment's
+    """
     e = experiment
     keras.utils.set_random_seed(e.seed)
     size = None if e.encoder == "small" else e.input_size
@@ -123,7 +135,11 @@ def _seeds(layer: Any, path: str = "") -> dict[str, Any]:
 
 class Trainer(keras.Model):
     """A model, its discriminator, their optimizers and the averaged weights: all that a
-    step changes (Kanazawa et al. 2018, section 3.4)."""
+    step changes (Kanazawa et al. 2018, section 3.4).
+
+    Args:
+        total: steps of the whole run, for the schedule
+    """
 
     def __init__(
         self,

@@ -23,7 +23,14 @@ _NAMES = keypoint_set("coco17").names  # in the file's order
 def _read_points(
     numbers: list,  # 51: x, y, v of each point
 ) -> tuple[np.ndarray, np.ndarray]:  # (17, 2) px, NaN = missing; (17,) state
-    "The points of one person; v is our state, number for number."
+    """The points of one person; v is our state, number for number.
+
+    Args:
+        numbers: 51: x, y, v of each point
+
+    Returns:
+        (17, 2) px, NaN = missing; (17,) state
+    """
     table = np.array(numbers, float)
     if table.shape != (51,) or not np.isin(table[2::3], (0, 1, 2)).all():
         raise ValueError(
@@ -45,7 +52,14 @@ def _person(annotation: dict) -> LabelledPerson:
 def read_coco(
     file: str | Path,  # person_keypoints_train2017.json or another of its kind
 ) -> list[Photo]:  # one for each picture with people
-    "The labels of one split; ValueError if they do not read."
+    """The labels of one split; ValueError if they do not read.
+
+    Args:
+        file: person_keypoints_train2017.json or another of its kind
+
+    Returns:
+        one for each picture with people
+    """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         names = {image["id"]: str(image["file_name"]) for image in content["images"]}
@@ -83,7 +97,12 @@ def _label_files(
     data: str | Path,  # folder with annotations/, or one label file
     year: int | None = None,  # 2014 or 2017, where both are there
 ) -> list[Path]:
-    "The label files of one year, training first."
+    """The label files of one year, training first.
+
+    Args:
+        data: folder with annotations/, or one label file
+        year: 2014 or 2017, where both are there
+    """
     data = Path(data)
     if data.is_file():
         return [data]
@@ -109,7 +128,15 @@ def _likely_folders(
     file: Path,  # a label file
 ) -> list[Path]:  # best first
     """Where the pictures of a label file may be: the official layout, HMR's, all in one
-    folder."""
+    folder.
+
+    Args:
+        data: what the user gave
+        file: a label file
+
+    Returns:
+        best first
+    """
     part = file.stem.rsplit("_", 1)[-1]  # train2017
     bases = [Path(data), file.parent, file.parent.parent]
     places = (part, f"images/{part}", "images", "")
@@ -132,7 +159,23 @@ def convert_coco(
     min_points: int = 7,
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
-    "COCO keypoints to records (Lin et al., ECCV 2014)."
+    """COCO keypoints to records (Lin et al., ECCV 2014).
+
+    Args:
+        data: folder with annotations/ and train2017/, or one label file
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        year: 2014 or 2017, where the folder holds both
+        images: folder of the pictures; looked for beside the labels if None
+        min_points: labelled points of the body (those of the face do not count)
+            that a person must have
+        min_side: longer side of the person's box, px
+
+    Returns:
+        the card
+    """
     options, placed = {"year": year, "min_points": min_points, "min_side": min_side}, []
     files = _label_files(data, year)
     for file in files:

@@ -54,7 +54,12 @@ _CAMERAS = ("54138969", "55011271", "58860488", "60457274")
 
 
 class Metadata(NamedTuple):
-    "What metadata.xml says."
+    """What metadata.xml says.
+
+    Attributes:
+        trials: (person, file name): action, trial 1 or 2
+        cameras: (person, camera id)
+    """
 
     # (person, file name): action, trial 1 or 2
     trials: dict[tuple[str, str], tuple[str, int]]
@@ -64,7 +69,11 @@ class Metadata(NamedTuple):
 def read_metadata(
     file: str | Path,  # metadata.xml, from code-v1.2.zip
 ) -> Metadata:
-    "Names and cameras of all recordings; ValueError if it is another file."
+    """Names and cameras of all recordings; ValueError if it is another file.
+
+    Args:
+        file: metadata.xml, from code-v1.2.zip
+    """
     try:
         root: Any = ElementTree.fromstring(Path(file).read_text(encoding="utf-8"))
         header, *rows = [[td.text or "" for td in tr] for tr in root.find("mapping")]
@@ -111,7 +120,15 @@ def read_cdf(
     file: str | Path,  # of D2_Positions, D3_Positions, …
     width: int,  # 2 for px, 3 for mm
 ) -> np.ndarray:  # (n, 32, width) px or m
-    "The labels of one recording. FileNotFoundError, or ValueError if it does not read."
+    """The labels of one recording. FileNotFoundError, or ValueError if it does not read.
+
+    Args:
+        file: of D2_Positions, D3_Positions, …
+        width: 2 for px, 3 for mm
+
+    Returns:
+        (n, 32, width) px or m
+    """
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
@@ -140,7 +157,12 @@ def in_protocol(
     camera: str,  # its id
     trial: int,  # 1 or 2
 ) -> bool:
-    "Is a video of a test person tested?"
+    """Is a video of a test person tested?
+
+    Args:
+        camera: its id
+        trial: 1 or 2
+    """
     if protocol not in get_args(_Protocol):
         known = ", ".join(get_args(_Protocol))
         raise ValueError(f"protocol: expected one of {known}, got {protocol!r}")
@@ -149,7 +171,13 @@ def in_protocol(
 
 # %% ../../../nbs/5_records/datasets/06_h36m.ipynb #577cbeae
 class _Recorded(NamedTuple):
-    "One camera's video of one recording, from any of the forms."
+    """One camera's video of one recording, from any of the forms.
+
+    Attributes:
+        name: of the recording's files, without camera
+        trial: 1 or 2
+        clip: all its frames
+    """
 
     name: str  # of the recording's files, without camera
     trial: int  # 1 or 2
@@ -160,7 +188,11 @@ def _clips_of(
     video: _Recorded,
     options: dict,  # protocol, step, drop_broken, s9, min_inside
 ) -> list[Clip]:
-    "A video as clips; none if it is outside the protocol."
+    """A video as clips; none if it is outside the protocol.
+
+    Args:
+        options: protocol, step, drop_broken, s9, min_inside
+    """
     clip, person = video.clip, video.clip.identity.subject
     camera, split = clip.identity.camera, "test" if person in _TEST else "train"
     if split == "test" and not in_protocol(options["protocol"], camera, video.trial):
@@ -324,7 +356,15 @@ def read_object_npz(
     key: str,  # such as "positions_3d"
 ) -> Any:  # plain dictionaries, lists and arrays
     """One array of objects from an npz file, without running the code that it could
-    name. ValueError (UnsafePickleError) if it cannot be read so."""
+    name. ValueError (UnsafePickleError) if it cannot be read so.
+
+    Args:
+        file: such as data_3d_h36m.npz
+        key: such as "positions_3d"
+
+    Returns:
+        plain dictionaries, lists and arrays
+    """
     headers = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
@@ -519,7 +559,27 @@ def convert_h36m(
     min_inside: int = 8,
     form: _Form | None = None,  # which files to read; the first found if None
 ) -> dict:  # the card
-    "Human3.6M to records (Ionescu and others, PAMI 2014)."
+    """Human3.6M to records (Ionescu and others, PAMI 2014).
+
+    Args:
+        data: folder with S1, S5, … and metadata.xml, or one of the other forms
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        split: which people: train is S1 S5 S6 S7 S8, test is S9 S11
+        subjects: whose recordings
+        protocol: of the test people: p1 has all cameras, p2 the front camera
+        step: take each fifth frame of 50 a second: 10 a second
+        pose3d: metres: mono as measured, mono_universal scaled to one skeleton
+        s9: the three sequences of S9 whose labels are displaced
+        drop_broken: leave S11's broken video out
+        min_inside: points inside the picture that a person in training must have
+        form: which files to read; the first found if None
+
+    Returns:
+        the card
+    """
     allowed = {
         "split": ("all", "train", "test"),
         "protocol": get_args(_Protocol),

@@ -26,7 +26,14 @@ from ..writer import Dropped, RecordWriter
 def _rows(
     path: str | Path,  # a TFRecord file of tf.train.Example
 ) -> Iterator[dict[str, Any]]:  # {name: (n,) numbers, or bytes}
-    "The records of a file as dictionaries."
+    """The records of a file as dictionaries.
+
+    Args:
+        path: a TFRecord file of tf.train.Example
+
+    Returns:
+        {name: (n,) numbers, or bytes}
+    """
     import tensorflow as tf
 
     try:
@@ -54,7 +61,14 @@ def _rows(
 def _in_metres(
     kp3d: np.ndarray,  # (k, 3) m or mm, NaN = missing
 ) -> np.ndarray:  # (k, 3) m
-    "3D points in metres: nobody is 20 m tall."
+    """3D points in metres: nobody is 20 m tall.
+
+    Args:
+        kp3d: (k, 3) m or mm, NaN = missing
+
+    Returns:
+        (k, 3) m
+    """
     extent = np.nanmax(np.ptp(kp3d[np.isfinite(kp3d).all(1)], axis=0), initial=0.0)
     return kp3d / 1000 if extent > 20 else kp3d
 
@@ -65,7 +79,17 @@ def _camera(
     kp3d: np.ndarray,  # (k, 3) m
     crop: Crop,  # source px -> stored px
 ) -> Camera | None:  # of the source
-    "The camera, where it brings 3D points onto 2D points."
+    """The camera, where it brings 3D points onto 2D points.
+
+    Args:
+        cam: (3,) focal length and middle, px of the stored picture
+        kp: (k, 2) px
+        kp3d: (k, 3) m
+        crop: source px -> stored px
+
+    Returns:
+        of the source
+    """
     known = np.isfinite(kp).all(1) & np.isfinite(kp3d).all(1)
     if len(cam) != 3 or not cam[0] > 0 or not known.any():
         return None
@@ -75,7 +99,16 @@ def _camera(
 
 # %% ../../../nbs/5_records/datasets/02_hmr_records.ipynb #83ce0207
 class _File(NamedTuple):
-    "One file to convert: an item for the converter."
+    """One file to convert: an item for the converter.
+
+    Attributes:
+        file: path
+        source: the same, relative to the folder
+        kind: "hmr" or "hmr2"
+        dataset: what the card says
+        made_from: hmr2.0 only: auto, coco, mpii or mpi_inf_3dhp
+        skip_bad: take what can be read of a damaged file
+    """
 
     file: str  # path
     source: str  # the same, relative to the folder
@@ -98,7 +131,14 @@ _HMR2_NAMES = (*_HMR_NAMES, *_FACE_PLACES["mpii"], *_FACE_PLACES["mpi_inf_3dhp"]
 def _face_places(
     rows: list[dict],  # records of one file of hmr2.0
 ) -> str:  # a name in _FACE_PLACES
-    "What the places of the face hold in this file."
+    """What the places of the face hold in this file.
+
+    Args:
+        rows: records of one file of hmr2.0
+
+    Returns:
+        a name in _FACE_PLACES
+    """
     points = [r["keypoints_2d"] for r in rows if len(r.get("keypoints_2d", ())) == 57]
     points = np.array(points).reshape(-1, 19, 3)
     kp = np.where(points[..., 2:] > 0, points[..., :2], np.nan)
@@ -234,7 +274,12 @@ def _convert(
     resume: bool,
     progress: bool,
 ) -> dict:
-    "What both do."
+    """What both do.
+
+    Args:
+        kind: "hmr" or "hmr2"
+        options: dataset, skip_bad and, for hmr2, made_from
+    """
     data, other = Path(data), (".json", ".csv", ".tmp")  # none of them records
     folder = data if data.is_dir() else data.parent
     files = sorted(folder.rglob("[!.]*tfrecord*")) if data.is_dir() else [data]
@@ -266,7 +311,21 @@ def convert_hmr2_records(
     made_from: Literal["auto", "coco", "mpii", "mpi_inf_3dhp", "none"] = "auto",
     skip_bad: bool = False,  # take what can be read of a damaged file
 ) -> dict:  # the card
-    "Records of hmr2.0 to records of this book."
+    """Records of hmr2.0 to records of this book.
+
+    Args:
+        data: folder with *.tfrecord, or one file
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        dataset: what the card calls it
+        made_from: which dataset's points the places of the face hold; auto: look
+        skip_bad: take what can be read of a damaged file
+
+    Returns:
+        the card
+    """
     if made_from not in ("auto", *_FACE_PLACES):
         raise ValueError(
             f"made_from: expected auto, {', '.join(_FACE_PLACES)}, got {made_from!r}"
@@ -286,7 +345,20 @@ def convert_hmr_records(
     dataset: str = "hmr_records",  # what the card calls it
     skip_bad: bool = False,  # take what can be read of a damaged file
 ) -> dict:  # the card
-    "Records of the original HMR to records of this book."
+    """Records of the original HMR to records of this book.
+
+    Args:
+        data: folder with *.tfrecord, or one file
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        dataset: what the card calls it
+        skip_bad: take what can be read of a damaged file
+
+    Returns:
+        the card
+    """
     options = {"dataset": dataset, "skip_bad": skip_bad}
     return _convert("hmr", data, out, options, workers, resume, progress)
 
@@ -295,7 +367,14 @@ def read_poses(
     file: str | Path,  # TFRecord file of rows pose (72) and shape (10)
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, 24, 3) axis-angle, rad; (n, 10)
     """Poses and shapes of a file for the discriminator, of either project. ValueError
-    if there are none."""
+    if there are none.
+
+    Args:
+        file: TFRecord file of rows pose (72) and shape (10)
+
+    Returns:
+        (n, 24, 3) axis-angle, rad; (n, 10)
+    """
 
     def usable(row):
         return len(row.get("pose", ())) == 72 and len(row.get("shape", ())) == 10

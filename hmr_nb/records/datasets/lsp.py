@@ -23,7 +23,15 @@ def read_joints(
     # "lsp", "lsp_extended" or "hr_lspet"; (n, 14, 2) px, NaN = missing; (n, 14) state
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """The labels of any of the three, told apart by the order of the axes and the place
-    of the pictures. FileNotFoundError, or ValueError if they do not read."""
+    of the pictures. FileNotFoundError, or ValueError if they do not read.
+
+    Args:
+        data: the dataset's folder, with joints.mat
+
+    Returns:
+        "lsp", "lsp_extended" or "hr_lspet"; (n, 14, 2) px, NaN = missing; (n, 14)
+            state
+    """
     file = Path(data) / "joints.mat"
     if not file.is_file():
         raise FileNotFoundError(
@@ -61,7 +69,15 @@ def _pictures(
     data: Path,
     n: int,  # how many are labelled
 ) -> list[str]:  # n paths relative to the dataset's folder
-    "The pictures that the labels belong to, in their order."
+    """The pictures that the labels belong to, in their order.
+
+    Args:
+        kind: "lsp", "lsp_extended" or "hr_lspet"
+        n: how many are labelled
+
+    Returns:
+        n paths relative to the dataset's folder
+    """
     if kind == "hr_lspet":
         found = sorted(p.name for p in data.glob("*.png"))
         if len(found) != n:
@@ -82,7 +98,12 @@ def _photos(
     data: Path,
     options: dict,  # min_points, min_side, train_count
 ) -> list[Photo]:
-    "All people of a dataset, training before testing."
+    """All people of a dataset, training before testing.
+
+    Args:
+        kind: which dataset it must be
+        options: min_points, min_side, train_count
+    """
     found, kp, state = read_joints(data)
     if found != kind:
         raise ValueError(
@@ -127,7 +148,22 @@ def convert_lsp(
     # the first so many pictures are for training, the others for testing
     train_count: int = 1000,
 ) -> dict:  # the card
-    "LSP to records (Johnson and Everingham, BMVC 2010)."
+    """LSP to records (Johnson and Everingham, BMVC 2010).
+
+    Args:
+        data: folder with joints.mat (3, 14, n) and images/
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        min_points: labelled points that a person must have
+        min_side: longer side of the person's box, px
+        train_count: the first so many pictures are for training, the others for
+            testing
+
+    Returns:
+        the card
+    """
     options = {"min_points": min_points, "min_side": min_side}
     options |= {"train_count": train_count}
     how = {"workers": workers, "resume": resume, "progress": progress}
@@ -146,7 +182,20 @@ def convert_lsp_extended(
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
     """LSP-extended to records (Johnson and Everingham, CVPR 2011); all of it is for
-    training."""
+    training.
+
+    Args:
+        data: folder with joints.mat (14, 3, n) and images/
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        min_points: labelled points that a person must have
+        min_side: longer side of the person's box, px
+
+    Returns:
+        the card
+    """
     options = {"min_points": min_points, "min_side": min_side}
     how = {"workers": workers, "resume": resume, "progress": progress}
     return _convert("lsp_extended", data, out, options, **how)
@@ -164,7 +213,20 @@ def convert_hr_lspet(
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
     """HR-LSPET to records: LSP-extended, larger and with corrected labels; all of it is
-    for training."""
+    for training.
+
+    Args:
+        data: folder with joints.mat (14, 3, n) and im00001.png ...
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        min_points: labelled points that a person must have
+        min_side: longer side of the person's box, px
+
+    Returns:
+        the card
+    """
     options = {"min_points": min_points, "min_side": min_side}
     how = {"workers": workers, "resume": resume, "progress": progress}
     return _convert("hr_lspet", data, out, options, **how)

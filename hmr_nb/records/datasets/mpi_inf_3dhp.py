@@ -60,7 +60,14 @@ def read_annotations(
     # {camera: ((n, 28, 2) px, (n, 28, 3) m in that camera's frame)}
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """The labels of a training sequence. FileNotFoundError or ValueError where they
-    cannot be read."""
+    cannot be read.
+
+    Args:
+        file: annot.mat of a sequence
+
+    Returns:
+        {camera: ((n, 28, 2) px, (n, 28, 3) m in that camera's frame)}
+    """
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(
@@ -99,7 +106,14 @@ def read_annotations(
 def read_calibration(
     file: str | Path,  # camera.calibration
 ) -> dict[int, tuple[Camera, tuple[int, int]]]:  # by number; height and width, px
-    "All cameras of a sequence, and the size of their pictures."
+    """All cameras of a sequence, and the size of their pictures.
+
+    Args:
+        file: camera.calibration
+
+    Returns:
+        by number; height and width, px
+    """
     text = Path(file).read_text(encoding="utf-8", errors="replace")
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if not lines or lines[0][0] != "Skeletool":
@@ -133,7 +147,15 @@ def moving_frames(
     least: float = 0.2,  # m
 ) -> np.ndarray:  # (m,) frames kept
     """Frames in which some point is at least so far from where it was in the frame kept
-    before; those with missing points stay."""
+    before; those with missing points stay.
+
+    Args:
+        kp3d: (n, k, 3) m, of one sequence and camera
+        least: m
+
+    Returns:
+        (m,) frames kept
+    """
     kept, last = [], None
     for i, now in enumerate(kp3d):
         if not np.isfinite(now).all():
@@ -170,7 +192,11 @@ def _sequence_clips(
     sequence: int,
     options: dict,  # cameras, step, min_move, min_inside, val_subjects
 ) -> list[Clip]:
-    "The clips of one training sequence."
+    """The clips of one training sequence.
+
+    Args:
+        options: cameras, step, min_move, min_inside, val_subjects
+    """
     folder = root / f"S{subject}" / f"Seq{sequence}"
     file = folder / "camera.calibration"
     calibration = read_calibration(file) if file.is_file() else {}
@@ -201,7 +227,15 @@ def _sequence_clips(
 
 # %% ../../../nbs/5_records/datasets/05_mpi_inf_3dhp.ipynb #59f3dd24
 class VideoLabels(NamedTuple):
-    "The labels of a test video."
+    """The labels of a test video.
+
+    Attributes:
+        kp: (n, 17, 2) px
+        annot3: (n, 17, 3) m, camera frame
+        univ_annot3: (n, 17, 3) m, the same scaled to one height
+        valid: (n,) bool: counts in the official figures
+        activity: (n,) 1 to 7
+    """
 
     kp: np.ndarray  # (n, 17, 2) px
     annot3: np.ndarray  # (n, 17, 3) m, camera frame
@@ -214,7 +248,11 @@ def read_test_labels(
     file: str | Path,  # annot_data.mat of a test video
 ) -> VideoLabels:
     """The labels of a test video. FileNotFoundError or ValueError where they cannot be
-    read."""
+    read.
+
+    Args:
+        file: annot_data.mat of a test video
+    """
     widths, found = {"annot2": 2, "annot3": 3, "univ_annot3": 3}, {}
     try:
         with h5py.File(file, "r") as f:
@@ -251,7 +289,12 @@ def _test_clips(
     root: Path,  # with the folders TS1 …
     which: str,  # "annot3" or "univ_annot3"
 ) -> list[Clip]:
-    "The clips of the test videos."
+    """The clips of the test videos.
+
+    Args:
+        root: with the folders TS1 …
+        which: "annot3" or "univ_annot3"
+    """
     clips = []
     for folder in sorted(root.glob("TS[1-6]")):
         labels = read_test_labels(folder / "annot_data.mat")
@@ -340,7 +383,29 @@ def convert_mpi_inf_3dhp(
     # error
     test_3d: Literal["annot3", "univ_annot3"] = "annot3",
 ) -> dict:  # the card
-    "MPI-INF-3DHP to records (Mehta and others, 3DV 2017)."
+    """MPI-INF-3DHP to records (Mehta and others, 3DV 2017).
+
+    Args:
+        data: folder with S1 … S8, or with TS1 … TS6
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        split: which half; of the training half, people of val_subjects become val
+        subjects: of the training half
+        cameras: of the training half
+        step: of the training half: look at each frame, each second, each third…
+        min_move: of the training half: keep a frame if some point moved so far
+            since the one kept before, m
+        min_inside: points inside the picture that a person of the training half
+            must have
+        val_subjects: people who are kept for validation
+        test_3d: metres of the test half: annot3 fits the picture, univ_annot3 gives
+            the official error
+
+    Returns:
+        the card
+    """
     if (
         split not in ("train", "test")
         or test_3d not in ("annot3", "univ_annot3")

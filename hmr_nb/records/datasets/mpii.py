@@ -23,7 +23,11 @@ _NAMES = keypoint_set("mpii16").names  # in the order of the ids
 
 
 def _field(record: Any, name: str) -> Any:  # None where missing or empty
-    "A field of a MATLAB structure."
+    """A field of a MATLAB structure.
+
+    Returns:
+        None where missing or empty
+    """
     value = getattr(record, name, None)
     blank = isinstance(value, str) and not value.strip()
     return None if value is None or np.size(value) == 0 or blank else value
@@ -32,7 +36,14 @@ def _field(record: Any, name: str) -> Any:  # None where missing or empty
 def _read_rect(
     rect: Any,  # an annorect, as scipy reads it
 ) -> tuple[np.ndarray, np.ndarray]:  # (16, 2) px, NaN = missing; (16,) state
-    "The points of one person; a point without a word on its visibility is visible."
+    """The points of one person; a point without a word on its visibility is visible.
+
+    Args:
+        rect: an annorect, as scipy reads it
+
+    Returns:
+        (16, 2) px, NaN = missing; (16,) state
+    """
     kp, state = np.full((16, 2), np.nan), np.zeros(16, int)
     points = _field(_field(rect, "annopoints"), "point")
     for point in [] if points is None else np.atleast_1d(points).ravel():
@@ -73,7 +84,12 @@ def _read_mat(
     file: str | Path,  # mpii_human_pose_v1_u12_1.mat
     single: bool = True,  # only people who stand apart from others
 ) -> list[Photo]:
-    "The official labels."
+    """The official labels.
+
+    Args:
+        file: mpii_human_pose_v1_u12_1.mat
+        single: only people who stand apart from others
+    """
     photos = []
     for i, (picture, train, apart) in enumerate(zip(*_members(Path(file)))):
         name, people = _field(_field(picture, "image"), "name"), []
@@ -115,7 +131,11 @@ def _labelled(kp: np.ndarray, state: np.ndarray) -> LabelledPerson:
 def _grouped(
     rows: Sequence[tuple[str, str, LabelledPerson]],  # split, picture, person
 ) -> list[Photo]:
-    "People who are in the same picture, together."
+    """People who are in the same picture, together.
+
+    Args:
+        rows: split, picture, person
+    """
     photos: dict = {}
     for split, name, person in rows:
         photos.setdefault((split, name), []).append(person)
@@ -128,7 +148,11 @@ def _grouped(
 def _read_json(
     file: str | Path,  # HRNet's train.json, or bearpaw's mpii_annotations.json
 ) -> list[Photo]:
-    "MPII's labels as HRNet, mmpose, CPM and bearpaw keep them."
+    """MPII's labels as HRNet, mmpose, CPM and bearpaw keep them.
+
+    Args:
+        file: HRNet's train.json, or bearpaw's mpii_annotations.json
+    """
     try:
         rows, where = [], ""
         for i, row in enumerate(json.loads(Path(file).read_text(encoding="utf-8"))):
@@ -158,7 +182,11 @@ def _read_json(
 def _read_h5(
     file: str | Path,  # pose-hg's train.h5 or valid.h5
 ) -> list[Photo]:
-    "MPII's labels as pose-hg keeps them and SPIN reads them."
+    """MPII's labels as pose-hg keeps them and SPIN reads them.
+
+    Args:
+        file: pose-hg's train.h5 or valid.h5
+    """
     try:
         with h5py.File(file) as f:
             content: Any = f
@@ -192,7 +220,11 @@ _FILES = (
 def _label_files(
     data: str | Path,  # the dataset's folder, or one label file
 ) -> list[Path]:
-    "The label files of MPII in a folder, in the first form that is found."
+    """The label files of MPII in a folder, in the first form that is found.
+
+    Args:
+        data: the dataset's folder, or one label file
+    """
     data = Path(data)
     if data.is_file() and data.suffix in _READERS:
         return [data]
@@ -217,7 +249,14 @@ def read_mpii(
     # number of the first pixel in the labels: 0, or 1 as HRNet reads them
     first_pixel: float = 0,
 ) -> list[Photo]:
-    "MPII's labels in any of their forms."
+    """MPII's labels in any of their forms.
+
+    Args:
+        data: the dataset's folder, or one label file
+        single: only people who stand apart from others (the official file tells)
+        first_pixel: number of the first pixel in the labels: 0, or 1 as HRNet reads
+            them
+    """
     photos = []
     for file in _label_files(data):
         own = {"single": single} if file.suffix == ".mat" else {}
@@ -243,7 +282,24 @@ def convert_mpii(
     min_points: int = 7,  # labelled points that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
-    "MPII Human Pose to records (Andriluka et al., CVPR 2014)."
+    """MPII Human Pose to records (Andriluka et al., CVPR 2014).
+
+    Args:
+        data: the dataset's folder with images/, or one label file
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        images: folder of the pictures; images/ beside the labels if None
+        single: only people who stand apart from others, as HMR trains on
+        first_pixel: number of the first pixel in the labels: 0, or 1 as HRNet reads
+            them
+        min_points: labelled points that a person must have
+        min_side: longer side of the person's box, px
+
+    Returns:
+        the card
+    """
     options = {
         "single": single,
         "first_pixel": first_pixel,

@@ -22,7 +22,11 @@ from ..photos import LabelledPerson, Photo, convert_photos
 def _table(
     person: dict,
 ) -> tuple[str, np.ndarray]:  # name of the set of points; (k, 3) x, y, confidence
-    "One person of OpenPose's, NaN where nothing was found."
+    """One person of OpenPose's, NaN where nothing was found.
+
+    Returns:
+        name of the set of points; (k, 3) x, y, confidence
+    """
     new = "pose_keypoints_2d" in person
     numbers = person["pose_keypoints_2d" if new else "pose_keypoints"]
     table = np.array(numbers, float).reshape(-1, 3)
@@ -43,7 +47,15 @@ def read_openpose(
     # for each person "openpose18" or "body25"; (k, 3) x, y in px and confidence, NaN
     # where nothing was found
 ) -> list[tuple[str, np.ndarray]]:
-    "The people that OpenPose found in a picture; ValueError if it is another file."
+    """The people that OpenPose found in a picture; ValueError if it is another file.
+
+    Args:
+        path: OpenPose's json for one picture
+
+    Returns:
+        for each person "openpose18" or "body25"; (k, 3) x, y in px and confidence,
+            NaN where nothing was found
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         return [_table(p) for p in content["people"]]
@@ -61,7 +73,12 @@ def _people(
     points: str,  # "openpose18" or "body25"
     confidence: float,
 ) -> list[LabelledPerson]:
-    "OpenPose's answers as labels; one entry with a reason where there is nobody."
+    """OpenPose's answers as labels; one entry with a reason where there is nobody.
+
+    Args:
+        found: of read_openpose
+        points: "openpose18" or "body25"
+    """
     people, k = [], len(keypoint_set(points))
     for name, table in found:
         table = map_points(table, keypoint_set(name), keypoint_set(points))
@@ -79,7 +96,13 @@ def _read_folder(
     labels: str | Path | None = None,
     confidence: float = 0.2,  # less sure points are missing
 ) -> list[Photo]:
-    "The photographs of a folder with what OpenPose found in them."
+    """The photographs of a folder with what OpenPose found in them.
+
+    Args:
+        data: folder of pictures
+        labels: folder of <picture>_keypoints.json; `data` or its keypoints/ if None
+        confidence: less sure points are missing
+    """
     data = Path(data)
     if not data.is_dir():
         raise FileNotFoundError(
@@ -134,7 +157,24 @@ def convert_openpose(
     min_points: int = 7,  # points of the body that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
-    "Photographs with OpenPose's keypoints to records (Cao et al., PAMI 2021)."
+    """Photographs with OpenPose's keypoints to records (Cao et al., PAMI 2021).
+
+    Args:
+        data: folder of pictures
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        labels: folder of <picture>_keypoints.json; the pictures' own or its
+            keypoints/ if None
+        confidence: less sure points are missing
+        split: what these photographs are for
+        min_points: points of the body that a person must have
+        min_side: longer side of the person's box, px
+
+    Returns:
+        the card
+    """
     options = {
         "confidence": confidence,
         "split": split,

@@ -47,7 +47,15 @@ def _spin_points(
     dataset: str,
 ) -> dict[str, int]:  # {name: place among the 24}
     """The points of one of SPIN's files. Where the head top stands in place 18, the
-    empty place 13 is left out."""
+    empty place 13 is left out.
+
+    Args:
+        dataset: as SPIN's file is called, such as "h36m_valid_protocol1" or
+            "coco_2014_train"
+
+    Returns:
+        {name: place among the 24}
+    """
     own = next(
         (slots for prefix, slots in _SLOTS.items() if dataset.startswith(prefix)), {}
     )
@@ -61,7 +69,11 @@ def _spin_points(
 def _objects(
     archive: zipfile.ZipFile, key: str, file: Path
 ) -> np.ndarray | None:  # None if it is a plain array
-    "An array of Python objects in an npz file, read without running anything."
+    """An array of Python objects in an npz file, read without running anything.
+
+    Returns:
+        None if it is a plain array
+    """
     headers = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
     with archive.open(f"{key}.npy") as stream:
         head = io.BytesIO(stream.read(4096))
@@ -79,7 +91,15 @@ def _read_labels(
     shapes: dict[str, tuple[int, ...]],
 ) -> dict[str, np.ndarray]:  # key -> (n, *shape); keys that the file lacks are left out
     """Rows of labels from an npz file, each array held against the shape that it should
-    have."""
+    have.
+
+    Args:
+        file: an npz file
+        shapes: {key: shape of one row} of the keys wanted; the first must be there
+
+    Returns:
+        key -> (n, *shape); keys that the file lacks are left out
+    """
     file, first = Path(file), next(iter(shapes))
     try:
         with zipfile.ZipFile(file) as archive:
@@ -115,7 +135,18 @@ def _joined(
     more: np.ndarray | None = None,  # (n, m, c) the same of a detector
     confidence: float = 0.0,  # detections less sure are missing
 ) -> tuple[tuple[str, ...], np.ndarray]:  # K names; (n, K, c - 1) NaN = missing
-    "Labels, completed by detections."
+    """Labels, completed by detections.
+
+    Args:
+        names: (k,) of the labels
+        labels: (n, k, c) last number: confidence, 0 = not labelled
+        more_names: (m,) of the detections
+        more: (n, m, c) the same of a detector
+        confidence: detections less sure are missing
+
+    Returns:
+        K names; (n, K, c - 1) NaN = missing
+    """
     all_names = (*names, *[n for n in more_names if n not in names])
     out = np.full((len(labels), len(all_names), labels.shape[-1] - 1), np.nan)
     if more is not None:
@@ -141,7 +172,15 @@ def _people_of(
     # has_smpl (n,), gender (n,), box (n, 4)
     arrays: dict[str, np.ndarray],
 ) -> list[LabelledPerson]:  # n
-    "Rows of arrays as people; a box is used where there are no 2D points."
+    """Rows of arrays as people; a box is used where there are no 2D points.
+
+    Args:
+        arrays: kp (n, k, 2), and where known kp3d (n, k, 3), pose (n, 72), betas
+            (n, 10), has_smpl (n,), gender (n,), box (n, 4)
+
+    Returns:
+        n
+    """
     people = []
     for i, kp in enumerate(arrays["kp"]):
         row: dict[str, Any] = {k: a[i] for k, a in arrays.items()}
@@ -206,7 +245,14 @@ def read_spin(
     # take OpenPose's points of at least this confidence where a label is missing
     openpose: float | None = None,
 ) -> list[Photo]:
-    "The labels of one of SPIN's files; ValueError if they do not read."
+    """The labels of one of SPIN's files; ValueError if they do not read.
+
+    Args:
+        file: one of data/dataset_extras/*.npz
+        dataset: as SPIN calls it; from the file's name if None
+        openpose: take OpenPose's points of at least this confidence where a label
+            is missing
+    """
     a, dataset = _read_labels(file, _SPIN_SHAPES), dataset or Path(file).stem
     places = _spin_points(dataset)
     n, k = len(a["imgname"]), len(places)
@@ -239,7 +285,11 @@ def _files(
     data: str | Path,
     suffix: str,  # of the label files
 ) -> list[Path]:
-    "The label file, or those of a folder."
+    """The label file, or those of a folder.
+
+    Args:
+        suffix: of the label files
+    """
     data = Path(data)
     found = [data] if data.is_file() else sorted(data.glob(f"*{suffix}"))
     if not found:
@@ -265,7 +315,25 @@ def convert_spin(
     min_points: int = 7,  # labelled points of the body that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
-    "SPIN's npz files to records (Kolotouros et al., ICCV 2019)."
+    """SPIN's npz files to records (Kolotouros et al., ICCV 2019).
+
+    Args:
+        data: one npz file of SPIN's
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        images: folder that the file's picture names start from; the file's own if
+            None
+        dataset: as SPIN calls it; from the file's name if None
+        openpose: take OpenPose's points of at least this confidence where a label
+            is missing
+        min_points: labelled points of the body that a person must have
+        min_side: longer side of the person's box, px
+
+    Returns:
+        the card
+    """
     files = _files(data, ".npz")
     if len(files) > 1:
         raise ValueError(
@@ -313,7 +381,15 @@ def _people_of_44(
     arrays: dict[str, np.ndarray],  # under 4D-Humans' names
     confidence: float = 0.3,  # of OpenPose's 25; less sure ones are missing
 ) -> tuple[tuple[str, ...], list[LabelledPerson]]:  # names of 32 points; n people
-    "Rows of 4D-Humans as people."
+    """Rows of 4D-Humans as people.
+
+    Args:
+        arrays: under 4D-Humans' names
+        confidence: of OpenPose's 25; less sure ones are missing
+
+    Returns:
+        names of 32 points; n people
+    """
     n = len(next(iter(arrays.values())))
 
     def part(key, k, c):
@@ -343,7 +419,12 @@ def read_4dhumans(
     *,
     confidence: float = 0.3,  # of OpenPose's 25 points; less sure ones are missing
 ) -> list[Photo]:
-    "The labels of one of 4D-Humans' npz files; ValueError if they do not read."
+    """The labels of one of 4D-Humans' npz files; ValueError if they do not read.
+
+    Args:
+        file: an npz file of 4D-Humans
+        confidence: of OpenPose's 25 points; less sure ones are missing
+    """
     try:
         arrays = _read_labels(file, _HUMANS_SHAPES)
     except ValueError as error:
@@ -356,7 +437,14 @@ def read_4dhumans(
 
 # %% ../../../nbs/5_records/datasets/09_spin.ipynb #7c25d03c
 class _TarPhoto(NamedTuple):
-    "One picture of an archive and its labels: an item for the converter."
+    """One picture of an archive and its labels: an item for the converter.
+
+    Attributes:
+        tar: path of the archive
+        source: archive and name in it
+        image: first byte, and how many
+        options: confidence, min_points, min_side
+    """
 
     tar: str  # path of the archive
     source: str  # archive and name in it
@@ -370,7 +458,11 @@ def _list_tar(
     file: str | Path,  # an uncompressed tar of webdataset's kind
     options: dict,
 ) -> list[_TarPhoto]:
-    "The photographs of an archive: files that share a name up to the first dot."
+    """The photographs of an archive: files that share a name up to the first dot.
+
+    Args:
+        file: an uncompressed tar of webdataset's kind
+    """
     found: dict = {}
     try:
         with tarfile.open(file, "r:") as archive:
@@ -408,7 +500,15 @@ def _read_pyd(
     file: str | Path = "data.pyd",  # for the error
     confidence: float = 0.3,
 ) -> tuple[tuple[str, ...], list[LabelledPerson]]:  # names of 32 points; people
-    "The labels beside one picture, read without running anything."
+    """The labels beside one picture, read without running anything.
+
+    Args:
+        data: a pickled list of dicts, one for each person
+        file: for the error
+
+    Returns:
+        names of 32 points; people
+    """
     rows = load_pickle(file, data)
     try:
         if not isinstance(rows, list | tuple):
@@ -469,7 +569,23 @@ def convert_4dhumans(
     min_points: int = 7,  # labelled points of the body that a person must have
     min_side: float = 60,  # longer side of the person's box, px
 ) -> dict:  # the card
-    "4D-Humans' npz files and training tars to records (Goel et al., ICCV 2023)."
+    """4D-Humans' npz files and training tars to records (Goel et al., ICCV 2023).
+
+    Args:
+        data: an npz file, a tar, or a folder of tars
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        images: npz: folder that the file's picture names start from; the file's own
+            if None
+        confidence: of OpenPose's 25 points; less sure ones are missing
+        min_points: labelled points of the body that a person must have
+        min_side: longer side of the person's box, px
+
+    Returns:
+        the card
+    """
     options = {"confidence": confidence, "min_points": min_points, "min_side": min_side}
     how: dict[str, Any] = {"workers": workers, "progress": progress}
     if (file := Path(data)).suffix == ".npz":

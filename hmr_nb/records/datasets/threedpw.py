@@ -25,7 +25,14 @@ _GENDERS = {"m": "male", "f": "female"}
 
 
 class Sequence3D(NamedTuple):
-    "A file of 3DPW: a video, and its people in the world."
+    """A file of 3DPW: a video, and its people in the world.
+
+    Attributes:
+        cameras: (n, 4, 4) world to camera, m
+        camera: its lens; where it was is in `cameras`
+        people: poses (n, 24, 3), trans (n, 3), joints (n, 24, 3), poses2d (n, 18,
+            3), valid (n,), betas (10,), gender
+    """
 
     name: str
     cameras: np.ndarray  # (n, 4, 4) world to camera, m
@@ -60,7 +67,11 @@ def _person_of(held: dict, i: int, n: int) -> dict[str, Any]:
 def read_sequence(
     file: str | Path,  # sequenceFiles/…/*.pkl
 ) -> Sequence3D:
-    "A file of 3DPW, read without running what it names; ValueError if it is another."
+    """A file of 3DPW, read without running what it names; ValueError if it is another.
+
+    Args:
+        file: sequenceFiles/…/*.pkl
+    """
     held = load_pickle(file)
     try:
         cameras = np.array(held["cam_poses"], float)
@@ -92,7 +103,18 @@ def into_camera(
     # (n, 24, 3) poses, (n, 3) trans, (n, 24, 3) joints as the camera sees them;
     # translations NaN if they cannot be known
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Bodies from the world to the camera's frame. Nothing is changed in place."
+    """Bodies from the world to the camera's frame. Nothing is changed in place.
+
+    Args:
+        cameras: (n, 4, 4) world to camera
+        poses: (n, 24, 3) axis-angle, rad, root in the world
+        trans: (n, 3) m, in the world
+        joints: (n, 24, 3) m, in the world
+
+    Returns:
+        (n, 24, 3) poses, (n, 3) trans, (n, 24, 3) joints as the camera sees them;
+            translations NaN if they cannot be known
+    """
     R, T = cameras[:, :3, :3], cameras[:, :3, 3]
     known = np.isfinite(cameras).all((1, 2)) & np.isfinite(poses[:, 0]).all(1)
     root = Rotation.from_rotvec(poses[known, 0])
@@ -115,7 +137,17 @@ def _frame_points(
     confidence: float = 0.3,  # detections less sure are missing
     # (n, 42, 2) px; (n, 42) state; (n, 42, 3) m
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "The 42 points of a person in every frame."
+    """The 42 points of a person in every frame.
+
+    Args:
+        detected: (n, 18, 3) x, y, confidence
+        seen: (n, 24, 3) m, camera frame
+        size: height and width of the pictures, px
+        confidence: detections less sure are missing
+
+    Returns:
+        (n, 42, 2) px; (n, 42) state; (n, 42, 3) m
+    """
     kp = np.concatenate([detected[..., :2], camera.project(seen)], 1)
     wide = np.array(size[::-1], float)
     inside = np.all((kp > -0.5) & (kp < wide - 0.5), axis=-1)
@@ -131,7 +163,11 @@ def _frame_points(
 def _reasons(
     person: dict, arrays: tuple, frames: str
 ) -> list[str]:  # empty where nothing speaks against it
-    "Why a person is left out, frame by frame."
+    """Why a person is left out, frame by frame.
+
+    Returns:
+        empty where nothing speaks against it
+    """
     finite = np.all([np.isfinite(a).all(tuple(range(1, a.ndim))) for a in arrays], 0)
     detected = (np.nan_to_num(person["poses2d"]) != 0).any((1, 2))
     tests = (
@@ -145,7 +181,11 @@ def _reasons(
 def _track(
     video: Sequence3D, i: int, size: tuple[int, int], options: dict
 ) -> list[LabelledPerson]:  # one a frame
-    "One person through a video."
+    """One person through a video.
+
+    Returns:
+        one a frame
+    """
     person = video.people[i]
     body = person["poses"], person["trans"], person["joints"]
     pose, trans, seen = into_camera(video.cameras, *body)
@@ -181,7 +221,16 @@ def _sequence_photos(
     images: Path,  # imageFiles
     options: dict,  # confidence, frames, step
 ) -> list[Photo]:  # one a frame
-    "The pictures of one video, and their people."
+    """The pictures of one video, and their people.
+
+    Args:
+        file: sequenceFiles/…/*.pkl
+        images: imageFiles
+        options: confidence, frames, step
+
+    Returns:
+        one a frame
+    """
     video, split = read_sequence(file), file.parent.name
     size = _size_of(images / video.name, video)
     tracks = [_track(video, i, size, options) for i in range(len(video.people))]
@@ -235,7 +284,23 @@ def convert_threedpw(
     step: int = 1,  # take each frame (for the official figures), each second, …
     confidence: float = 0.3,  # of the 18 detected points; less sure ones are missing
 ) -> dict:  # the card
-    "3DPW to records (von Marcard and others, ECCV 2018)."
+    """3DPW to records (von Marcard and others, ECCV 2018).
+
+    Args:
+        data: folder with sequenceFiles and imageFiles
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        split: which part
+        frames: detected, as SPIN: a valid camera and a detected person; or camera,
+            as the challenge: a valid camera
+        step: take each frame (for the official figures), each second, …
+        confidence: of the 18 detected points; less sure ones are missing
+
+    Returns:
+        the card
+    """
     splits = ("all", "train", "val", "test")
     if split not in splits or frames not in ("detected", "camera") or step < 1:
         raise ValueError(

@@ -42,7 +42,15 @@ def read_skeleton(
     width: int = 3,  # 3 for positions, 4 for orientations
 ) -> np.ndarray:  # (n, 21, 3) m, world with y up; or (n, 21, 4) quaternions x y z w
     """What Vicon says of a recording, by the names in its first line.
-    FileNotFoundError, or ValueError if it does not read."""
+    FileNotFoundError, or ValueError if it does not read.
+
+    Args:
+        file: gt_skel_gbl_pos.txt or gt_skel_gbl_ori.txt
+        width: 3 for positions, 4 for orientations
+
+    Returns:
+        (n, 21, 3) m, world with y up; or (n, 21, 4) quaternions x y z w
+    """
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(
@@ -77,7 +85,14 @@ def read_calibration(
     file: str | Path,  # calibration.cal
 ) -> dict[int, tuple[Camera, tuple[int, int]]]:  # by number, from 1; h and w, px
     """All cameras and the size of their pictures. The file is read as a row of numbers,
-    however its lines are broken; ValueError if they are not so many."""
+    however its lines are broken; ValueError if they are not so many.
+
+    Args:
+        file: calibration.cal
+
+    Returns:
+        by number, from 1; h and w, px
+    """
     try:
         text = Path(file).read_text(encoding="utf-8", errors="replace")
         count, order, *rest = text.split()
@@ -125,7 +140,11 @@ def _recording(
     videos: dict[tuple[str, str, int], VideoFile],
     options: dict,
 ) -> list[Clip]:
-    "The clips of one recording."
+    """The clips of one recording.
+
+    Args:
+        folder: with gt_skel_gbl_pos.txt
+    """
     person, action = folder.parent.name.upper(), folder.name.lower()
     split = _split_of(person, action, options["train_subjects"])
     asked = person in options["subjects"] and options["split"] in ("all", split)
@@ -209,7 +228,25 @@ def convert_total_capture(
     # points inside the picture that a person in training must have
     min_inside: int = 8,
 ) -> dict:  # the card
-    "TotalCapture to records (Trumble and others, BMVC 2017)."
+    """TotalCapture to records (Trumble and others, BMVC 2017).
+
+    Args:
+        data: folder with calibration.cal, videos and gt_skel_gbl_pos.txt
+        out: directory for the records
+        workers: processes, all cores if None; or dask://host:port
+        resume: go on with an interrupted conversion
+        progress: show a bar
+        split: which recordings: test is walking2, freestyle3 and acting3 of
+            everybody
+        subjects: whose recordings
+        train_subjects: whose other recordings are for training
+        cameras: which of the eight
+        step: take each sixth frame of 60 a second: 10 a second
+        min_inside: points inside the picture that a person in training must have
+
+    Returns:
+        the card
+    """
     if split not in ("all", "train", "test") or step < 1:
         raise ValueError(
             f"split: all, train or test; step: 1 or more; got {split!r}, {step}"
