@@ -1,4 +1,4 @@
-"""The commands as a user meets them: good input ends with 0, bad input with one line."""
+"""The commands as a user meets them: good input ends with 0, bad input in one line."""
 
 import json
 import os
