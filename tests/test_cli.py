@@ -51,6 +51,38 @@ def test_infer_writes_overlay_mesh_and_parameters(run, tmp_path):
     assert person["pose"].shape == (24, 3) and np.isfinite(person["vertices"]).all()
 
 
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--box", "1,2,3"], "expected x,y,width,height"),
+        (["--export", "fbx"], "expected npz, json, obj or glb"),
+        (["--precision", "half"], "--precision"),
+        (["--focal", "0"], "--focal"),
+        (["--fokal", "900"], "No such option: --fokal"),
+    ],
+    ids=str,
+)
+def test_options_of_infer_are_checked_before_the_model_is_loaded(
+    options, says, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "hmr_nb.shell.recover.open_model",
+        lambda *_: pytest.fail("loaded before the options were looked at"),
+    )
+    code, _, err = run("infer", PHOTO, "--out", tmp_path / "o", *options)
+    assert code != 0 and says in last_line(err) and not (tmp_path / "o").exists()
+
+
+def test_the_split_of_evaluate_is_the_one_that_counts(run, tmp_path):
+    data = ("--data", shipped("samples/studio"))
+    code, out, _ = run("evaluate", *data, "--split", "test", "--out", tmp_path / "e")
+    assert code == 0 and "small weights" in out
+    table = pd.read_csv(tmp_path / "e" / "errors.csv.gz")
+    assert set(table.split) == {"test"} and {"model", "camera"} <= set(table)
+    code, _, err = run("evaluate", *data, "--split", "val", "--out", tmp_path / "v")
+    assert code == 1 and "'val'" in last_line(err) and not (tmp_path / "v").exists()
+
+
 def test_infer_takes_several_boxes(run, tmp_path):
     code, _, _ = run(
         "infer",
