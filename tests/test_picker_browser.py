@@ -538,7 +538,7 @@ def test_a_lasso_marks_what_it_goes_around(page, picker, body):
     x, y = ((px - [box["x"], box["y"]]) / [box["width"], box["height"]]).T
     inside = np.flatnonzero((x > 0.3) & (x < 0.7) & (y > 0.02) & (y < 0.25))
     seen = kernel.ask(
-        "__import__('hmr_nb.keypoints.marks').picker_state.seen_from(picker.view.V,"
+        "__import__('hmr_nb.keypoints.marks').keypoints.marks.seen_from(picker.view.V,"
         " picker.view.F, picker.view.eye).tolist()"
     )
     wanted = {int(v) for v in inside if seen[v]}
