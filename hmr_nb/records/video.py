@@ -232,8 +232,9 @@ def video_frames(
             at += 1
         good, picture = stream.read() if at == n else (False, None)
         at += good
-        seen = good and picture is not None
-        yield int(n), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) if seen else None
+        picture = picture if good else None
+        color = cv2.COLOR_BGR2RGB
+        yield int(n), cv2.cvtColor(picture, color) if picture is not None else None
     stream.release()
 
 # %% ../../nbs/5_records/10_video.ipynb #42c7ae1b
