@@ -10,6 +10,7 @@ from hmr_nb.basics.files import shipped
 from hmr_nb.basics.keypoints import SMPL_JOINTS, keypoint_set
 from hmr_nb.body.body_data import check_body
 from hmr_nb.body.body_files import load_body
+from hmr_nb.body.body_shapes import DENSITY, describe_shape, mesh_volumes, shape_of
 from hmr_nb.body.open_body import open_body
 from hmr_nb.body.smpl import SMPL
 from hmr_nb.making.makehuman_body import (
@@ -20,7 +21,7 @@ from hmr_nb.making.makehuman_body import (
     crossing_faces,
     save_small,
 )
-from hmr_nb.making.people import DENSITY, DETAILS, MakeHuman, draw_people, mesh_volumes
+from hmr_nb.making.people import DETAILS, MakeHuman, draw_people
 from hmr_nb.making.template import JOINT_MIRROR, linear_skin
 
 FLIP = np.array([-1.0, 1, 1])
@@ -248,3 +249,30 @@ def test_the_population_is_drawn_as_the_table_says():
     assert abs(np.median(bmi) - 24.3) < 0.4
     assert people.details.shape == (4000, len(DETAILS))
     np.testing.assert_allclose(people.origins.sum(1), 1)
+
+
+def test_a_person_is_found_and_described_again(body):
+    wish = {"sex": "female", "age": 60, "height": 1.68, "weight": 75}
+    found = shape_of(body, **wish)
+    told = describe_shape(body, found.betas)
+    assert told == found.traits
+    assert told.height == pytest.approx(1.68, abs=1e-3)
+    assert told.weight == pytest.approx(75, abs=0.1)
+    assert told.male < 0.35 and abs(told.age - 60) < 12
+    man = shape_of(body, **wish | {"sex": "male"}).traits
+    assert man.male > 0.65 and man.weight == pytest.approx(75, abs=0.1)
+
+
+def test_people_that_the_space_does_not_have_are_refused(body):
+    for wish, says in (
+        ({"height": 2.2, "weight": 30}, "no such person"),
+        ({"height": 3.0}, "expected 1.2 … 2.3 m"),
+        ({"weight": float("nan")}, "weight: expected"),
+        ({"sex": "m"}, "'female', 'male'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            shape_of(body, **wish)
+    with pytest.raises(ValueError, match="knows no sex"):
+        shape_of(open_body(), sex="male")
+    with pytest.raises(ValueError, match="up to 16 numbers"):
+        describe_shape(body, np.zeros(17))

@@ -20,6 +20,7 @@ from ..basics.files import write_whole
 from ..basics.keypoints import SMPL_JOINTS, SMPL_PARENTS
 from ..body.body_data import BodyData, check_body
 from ..body.body_files import arrays_of, load_body
+from ..body.body_shapes import mesh_volumes
 from ..keypoints.simplex import solve_mix
 from hmr_nb.making.people import (
     DETAILS,
@@ -28,7 +29,6 @@ from hmr_nb.making.people import (
     Shapes,
     draw_people,
     meet_measures,
-    mesh_volumes,
 )
 from hmr_nb.making.template import (
     JOINT_MIRROR,
@@ -516,7 +516,7 @@ def _inside_row(
         (v,)
     """
     bone, start, offset = INSIDE[name]
-    j, mirror = SMPL_JOINTS.index(bone), body.mirror
+    j, mirror = SMPL_JOINTS.index(bone), np.asarray(body.mirror)
     betas = np.vstack([np.zeros(16), 2 * np.eye(16)])[:, : body.shapedirs.shape[2]]
     shaped = body.v_template + np.einsum("vcs,ns->nvc", body.shapedirs, betas)
     joints = np.einsum("jv,nvc->njc", body.J_regressor, shaped)
@@ -579,7 +579,7 @@ REGIONS = tuple(
     "hips torso neck face hair upper_arm forearm hand thigh shin foot lips brows eyes"
     " irises".split()
 )
-_REGION_OF = dict(
+_REGION_OF: dict[str, str] = dict(
     zip(
         "pelvis spine1 spine2 spine3 neck head hip knee ankle foot collar shoulder"
         " elbow wrist hand".split(),
@@ -701,7 +701,7 @@ def _at_rest(
     rest, joints = np.zeros_like(meshes), np.zeros((adults, 24, 3))
     for i, mesh in enumerate(meshes):
         rest[i], joints[i] = t_pose(mesh, W, rows @ mesh, cubes[i, 24:])
-    middle = rest.mean(1, keepdims=True) * np.float32([0, 1, 1])
+    middle = rest.mean(1, keepdims=True) * np.array([0, 1, 1], np.float32)
     rest, joints = rest - middle, joints - middle
     rows, errors = fit_joint_rows(rest, joints, template.mirror)
     say(f"joints in the rest pose, held-out people: {1000 * errors.mean():.1f} mm")

@@ -76,10 +76,10 @@ def _sew(
     out = []
     while i < len(upper) - 1 or j < len(lower) - 1:
         a, b = upper[i], lower[j]
-        up = j == len(lower) - 1
+        up = bool(j == len(lower) - 1)
         if not up and i < len(upper) - 1:
             across = points[upper[i + 1]] - points[b], points[a] - points[lower[j + 1]]
-            up = np.linalg.norm(across[0]) <= np.linalg.norm(across[1])
+            up = bool(np.linalg.norm(across[0]) <= np.linalg.norm(across[1]))
         third = upper[i + 1] if up else lower[j + 1]
         i, j = i + up, j + (not up)
         if len({a, b, third}) == 3:
@@ -481,7 +481,8 @@ def make_template(
         np.concatenate([faces, len(places) + faces[:, ::-1]])
     ]
     left = vertex[faces]
-    on_eye = (np.isin(pick.reshape(-1, 3), half.eye) & (weights[first] > 1e-6)).all(1)
+    cap = np.isin(pick.reshape(-1, 3), half.eye) & (weights[first] > 1e-6)
+    on_eye = np.asarray(cap.all(1))
     return Template(
         carry=carry.tocsr(),
         middle=middle,
@@ -493,11 +494,13 @@ def make_template(
     )
 
 # %% ../../nbs/6_making/11_template.ipynb #bbfcc074
-_BONES = (
-    "pelvis thigh_l thigh_r spine_01 calf_l calf_r spine_02 foot_l foot_r spine_03"
-    " ball_l ball_r neck_01 clavicle_l clavicle_r head upperarm_l upperarm_r lowerarm_l"
-    " lowerarm_r hand_l hand_r middle_01_l middle_01_r"
-).split()
+_BONES: tuple[str, ...] = tuple(
+    (
+        "pelvis thigh_l thigh_r spine_01 calf_l calf_r spine_02 foot_l foot_r spine_03"
+        " ball_l ball_r neck_01 clavicle_l clavicle_r head upperarm_l upperarm_r lowerarm_l"
+        " lowerarm_r hand_l hand_r middle_01_l middle_01_r"
+    ).split()
+)
 _RIG = "rigs/standard/{}.game_engine.json"
 _SIDES = {"left": "right", "right": "left"}
 JOINT_MIRROR = np.array(
