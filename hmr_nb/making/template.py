@@ -497,8 +497,8 @@ def make_template(
 _BONES: tuple[str, ...] = tuple(
     (
         "pelvis thigh_l thigh_r spine_01 calf_l calf_r spine_02 foot_l foot_r spine_03"
-        " ball_l ball_r neck_01 clavicle_l clavicle_r head upperarm_l upperarm_r lowerarm_l"
-        " lowerarm_r hand_l hand_r middle_01_l middle_01_r"
+        " ball_l ball_r neck_01 clavicle_l clavicle_r head upperarm_l upperarm_r"
+        " lowerarm_l lowerarm_r hand_l hand_r middle_01_l middle_01_r"
     ).split()
 )
 _RIG = "rigs/standard/{}.game_engine.json"
