@@ -6,12 +6,15 @@
 __all__ = ['train', 'import_weights', 'evaluate', 'domain']
 
 # %% ../../nbs/10_shell/05_train_evaluate.ipynb #07a5567c
+import shlex
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..basics.files import write_whole
+from ..basics.files import shipped, write_whole
 from .options import Body, Data, Out, new_app
 from .recover import open_model
 
@@ -76,11 +79,36 @@ def import_weights(
     print(out)
 
 # %% ../../nbs/10_shell/05_train_evaluate.ipynb #f1d5ca8f
+def _names(weights: list[Path], given: list[str]) -> list[str]:
+    "What the rows call each model: as asked for, or by its file."
+    if given:
+        if len(given) != len(weights or [1]) or len(set(given)) < len(given):
+            raise ValueError(
+                f"--name: expected another one for each of {len(weights or [1])}"
+                f" models, got {', '.join(given)}"
+            )
+        return given
+    if not weights:
+        return ["small weights"]
+    stems = [w.stem for w in weights]
+    return [
+        stem if stems.count(stem) == 1 else str(w.with_suffix(""))
+        for stem, w in zip(stems, weights)
+    ]
+
+
+_SHOWN = ["model", "domain", "people", "people_left_out", "sequences", "mpjpe_mm"]
+_SHOWN += ["mpjpe_by_sequence_mm", "pa_mpjpe_mm", "pa_mpjpe_by_sequence_mm"]
+_SHOWN += ["n_mpjpe_mm", "pve_mm", "pck", "auc", "err_2d_px"]
+
+
 def evaluate(
     data: Data,
     weights: Annotated[
-        Path | None,
-        typer.Argument(help="Weights file; the small weights where left out."),
+        list[Path] | None,
+        typer.Argument(
+            help="Weights files, a model each; the small weights where left out."
+        ),
     ] = None,
     *,
     out: Out = Path("evaluated"),
@@ -88,6 +116,23 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="Only people of this split, such as test.")
     ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="What the tables call a model; once for each of them."),
+    ] = None,
+    flip: Annotated[
+        bool,
+        typer.Option(
+            "--flip", help="Mean of the predictions for a picture and its mirror image."
+        ),
+    ] = False,
+    features: Annotated[
+        bool,
+        typer.Option("--features", help="Keep the encoder's features in points.npz."),
+    ] = False,
+    workers: Annotated[
+        str, typer.Option(help="Processes, or dask://host:port of a Dask scheduler.")
+    ] = "1",
     baseline: Annotated[
         bool,
         typer.Option(
@@ -102,34 +147,52 @@ def evaluate(
         ),
     ] = False,
 ) -> None:
-    """Errors of a model on records: one tidy table, a row a person and keypoint, and
-    its summary.
+    """Errors of models on records: tables of points (errors.csv.gz) and of people
+    (frames.csv.gz), points.npz, summary.csv and run.json. After an interruption the
+    same command goes on.
 
     Example:  hmr_nb evaluate runs/small/best.h5 --data records/studio_test --baseline
     --sheet --out evaluated
     """
+    import pandas as pd
+
+    from hmr_nb.basics.values import Results
     from hmr_nb.study.error_sheet import error_sheet, save_sheet
-    from hmr_nb.study.evaluate import evaluate as run
-    from hmr_nb.study.evaluate import mean_pose_baseline
+    from hmr_nb.study.evaluate import evaluate_files, mean_pose_baseline
 
     def shown(table):
-        return table.to_string(index=False, float_format="{:.2f}".format)
+        own = table[[c for c in _SHOWN if c in table]]
+        return own.to_string(index=False, float_format="{:.2f}".format)
 
-    model = open_model(weights, body)
-    name = str(weights) if weights else "small weights"
-    results = run(model, data, name=name, split=split)
-    table = results.save(out)
-    print(shown(results.summary()))
+    paths: list[Path | None] = [*weights] if weights else [None]
+    names = _names(weights or [], name or [])
+    models = {n: partial(open_model, w, body) for n, w in zip(names, paths)}
+    folder = evaluate_files(
+        models,
+        data,
+        out,
+        weights={n: w or shipped("small_weights.h5") for n, w in zip(names, paths)},
+        split=split,
+        flip=flip,
+        features=features,
+        command=shlex.join(["hmr_nb", *sys.argv[1:]]),
+        workers=int(workers) if workers.isdecimal() else workers,
+    )
+    print(shown(pd.read_csv(folder / "summary.csv")))
+    if baseline or sheet:
+        model = models[names[0]]()
     if baseline:
         mean = mean_pose_baseline(model, data, split=split).summary()
         write_whole(out / "mean_pose.csv", lambda part: mean.to_csv(part, index=False))
         print(shown(mean))
     if sheet:
-        known = results.table.err_pa_mm.notna().any()
+        results = Results.load(folder)
+        one = Results(results.table[results.table.model == names[0]])
+        known = one.table.err_pa_mm.notna().any()
         measure = "err_pa_mm" if known else "err_2d_px"
-        drawn = error_sheet(model, data, results, measure=measure, split=split)
+        drawn = error_sheet(model, data, one, measure=measure, split=split)
         print(f"sheet: {save_sheet(drawn, out / 'sheet.jpg')}")
-    print(f"table: {table}")
+    print(f"table: {folder / 'errors.csv.gz'}")
 
 
 def domain(
@@ -138,20 +201,24 @@ def domain(
     ],
     out: Out = Path("study"),
 ) -> None:
-    """Compare domains: viewpoints, poses, errors with intervals; report.html, csv and
-    png.
+    """Compare domains, the first one as the source: the answer in a sentence, errors
+    with intervals, kinds of error, distances; report.html, and a csv, png and svg for
+    each table and figure.
 
     Example:  hmr_nb domain evaluated/studio evaluated/street --out study
     """
     from hmr_nb.basics.values import Results
-    from hmr_nb.study.distances import error_by
-    from hmr_nb.study.report import Page, add_domain_study, domain_figure
+    from hmr_nb.study import report
 
     found = Results.load(results)
-    page = Page("Domains compared", ", ".join(sorted(found.poses)))
-    add_domain_study(page, found).save(out / "report.html")
-    by_keypoint = error_by(found.table, ["domain", "keypoint"])
-    by_keypoint.to_csv(out / "errors_by_keypoint.csv", index=False)
-    domain_figure(found).savefig(out / "domains.png", dpi=110)
-    print(error_by(found.table).round(1).to_string(index=False))
+    tables = report.study_tables(found)
+    for table, rows in tables.items():
+        write_whole(out / f"{table}.csv", partial(rows.to_csv, index=False))
+    for figure, (drawn, _) in report.study_figures(found, tables).items():
+        for kind in ("png", "svg"):
+            save = partial(drawn.savefig, dpi=110, bbox_inches="tight")
+            write_whole(out / f"{figure}.{kind}", save)
+    page = report.Page("Domains compared", ", ".join(found.domains))
+    report.add_domain_study(page, found, tables).save(out / "report.html")
+    print(report.study_answer(tables)[0])
     print(f"report: {out / 'report.html'}")
