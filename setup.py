@@ -9,7 +9,8 @@ here = Path(__file__).resolve().parent
 settings = ConfigParser(delimiters=["="])
 settings.read(here / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-extras = {n: cfg[f"{n}_requirements"].split() for n in ("dask", "tensorboard", "voila")}
+names = ("dask", "tensorboard", "voila", "xlsx")
+extras = {n: cfg[f"{n}_requirements"].split() for n in names}
 
 setup(
     name=cfg["lib_name"],

@@ -275,7 +275,7 @@ def n_point_errors(
     """
     a, b = _rooted(pred, root), _rooted(true, root)
     some = np.arange(a.shape[-2]) if by is None else np.asarray(by)
-    known = np.isfinite(a + b).all(-1)[..., some, None]
+    known = np.asarray(np.isfinite(a + b).all(-1))[..., some, None]
     u, v = (np.where(known, x[..., some, :], 0) for x in (a, b))
     size = (u * u).sum((-1, -2))
     scale = (u * v).sum((-1, -2)) / np.where(size > 0, size, 1)
@@ -346,7 +346,7 @@ def pck(
         (...) share of correct points, 0..1; NaN where none is known
     """
     errors = point_errors(pred, true, root=root)
-    return shares_below(errors, [threshold_mm])[..., 0][()]
+    return shares_below(errors, np.array([threshold_mm]))[..., 0][()]
 
 
 def auc(

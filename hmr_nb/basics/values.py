@@ -317,7 +317,7 @@ def _frames_of(
     keys = ["model", "sample"]
     error = table.err_mm.to_numpy(float)[:, None]
     shares = {
-        "pck": shares_below(error, [150.0])[:, 0],
+        "pck": shares_below(error, np.array([150.0]))[:, 0],
         "auc": shares_below(error, THRESHOLDS_MM).mean(1),
     }
     values = table[keys].assign(

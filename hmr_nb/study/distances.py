@@ -312,7 +312,7 @@ def domain_spaces(
             if len(where) == len(poses):
                 pose[where] = poses
     if pose is not None:
-        known = np.isfinite(pose).all((1, 2))
+        known = np.asarray(np.isfinite(pose).all((1, 2)))
         features = pose_features(np.where(known[:, None, None], pose, 0))
         found["pose"] = np.where(known[:, None], features, np.nan)
     if "azimuth_deg" in people:

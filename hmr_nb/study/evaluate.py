@@ -241,7 +241,7 @@ def _why_left_out(
     """
     root = _root_of(keypoints)
     names = " and ".join(keypoints.names[i] for i in root)
-    known = np.isfinite(true).all(-1)
+    known = np.asarray(np.isfinite(true).all(-1))
     return np.select(
         [~known.any(1), ~known[:, root].all(1)],
         ["no ground truth in space", f"the root ({names}) is not known"],
@@ -953,7 +953,7 @@ def _put_together(parts: Sequence[Path], out: Path, run: dict[str, Any]) -> None
 # %% ../../nbs/9_study/01_evaluate.ipynb #5f53ac71
 def _weights_facts(path: str | os.PathLike) -> dict[str, Any]:
     "What `run.json` says of a weights file."
-    about = weights_info(path)
+    about = weights_info(Path(path))
     trained = {k: about[k] for k in ("training", "trained_with") if about.get(k)}
     return {"file": str(path), "sha256": file_digest(Path(path)), **trained}
 

@@ -281,9 +281,10 @@ def plot_kinds(
     for kind, color in _KIND_COLORS.items():
         width = table[kind].clip(lower=0).to_numpy()
         ax.barh(names, width, left=left, color=color, label=kind)
-        for i in np.flatnonzero(width > 12):
-            where = left[i] + width[i] / 2
-            ax.text(where, i, f"{width[i]:.0f}", ha="center", va="center", fontsize=8)
+        for i, (start, mm) in enumerate(zip(left, width)):
+            if mm > 12:
+                said = {"ha": "center", "va": "center", "fontsize": 8}
+                ax.text(start + mm / 2, i, f"{mm:.0f}", **said)
         left += width
     ax.invert_yaxis()
     ax.set_xlabel("mean error, mm")

@@ -24,7 +24,8 @@ from ..basics.shapes import Array
 from ..basics.values import Results, cluster_of
 from .distances import compare_domains, domain_spaces
 from .error_kinds import kinds_by
-from .intervals import error_by, model_differences
+from .intervals import error_by, few_of_each, model_differences
+from .observed import COVARIATE_GROUPS, covariates, gap_decomposition
 from hmr_nb.study.plots import (
     domain_colors,
     plot_distances,
@@ -233,6 +234,42 @@ def _errors_table(frames: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
+def _observed(results: Results, most: int) -> pd.DataFrame:
+    "The gap of each model to each other domain, split by covariates, if it can be."
+    rows = []
+    for model, frames in results.frames.groupby("model", sort=False):
+        table = results.table[results.table.model == model]
+        own = Results(table, results.poses, frames.reset_index(drop=True))
+        people, source = own.people, own.domains[0]
+        found = covariates(own, source)
+        names = {g: [c for c in cs if c in found] for g, cs in COVARIATE_GROUPS.items()}
+        names = {g: cs for g, cs in names.items() if cs}
+        used = found[[c for cs in names.values() for c in cs]]
+        known = used.notna().all(axis=1) & people.mpjpe_mm.notna()
+        clusters = cluster_of(people).to_numpy()
+        for target in own.domains[1:]:
+            sides = []
+            for domain in (source, target):
+                here = np.flatnonzero(known & (people.domain == domain))
+                sides.append(here[few_of_each(clusters[here], most // 2)])
+            if not names or min(map(len, sides)) < 2 * used.shape[1]:
+                continue
+            a, b = sides
+            errors = [people.mpjpe_mm.to_numpy(float)[i] for i in sides]
+            drawn = clusters[a], clusters[b]
+            split = gap_decomposition(
+                used.iloc[a], used.iloc[b], (errors[0], errors[1]), drawn, groups=names
+            )
+            overlap = split.attrs["overlap"]
+            about = {"model": model, "source": source, "target": target}
+            about |= {
+                "auc": overlap["auc"],
+                "effective_share": overlap["effective_share"],
+            }
+            rows.append(split.assign(**about, note=overlap["why"]))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
 def study_tables(
     results: Results,  # of one or more models on two or more domains
     *,
@@ -240,7 +277,7 @@ def study_tables(
     most: int = 2000,  # people at most for the distances
 ) -> dict[str, pd.DataFrame]:  # {name of the csv: table}, rounded as it is written
     """Everything that the page says in numbers: errors, differences, by_keypoint,
-    kinds, distances, left_out.
+    kinds, distances, observed, left_out.
 
     Args:
         results: of one or more models on two or more domains
@@ -262,6 +299,9 @@ def study_tables(
         spaces = domain_spaces(results)
         compared = compare_domains(results.people, spaces, repeats=repeats, most=most)
         tables["distances"] = compared
+        observed = _observed(results, most)
+        if len(observed):
+            tables["observed"] = observed
     tables["left_out"] = _left_out(results)
     return {name: table.round(4) for name, table in tables.items()}
 
@@ -490,6 +530,29 @@ def _add_methods(page: Page, results: Results, tables: dict[str, pd.DataFrame]) 
         page.text("Nobody was left out.")
 
 
+def _add_observed(page: Page, observed: pd.DataFrame) -> None:
+    "What people who are alike say of the gap; where nobody is alike, that."
+    page.section(
+        "Without an experiment",
+        "What differs in people and pictures, and how much of the gap goes along with"
+        " it: by the slopes of the source, of the target and of both. Where the three"
+        " disagree, the data does not say; where domains do not overlap, no part is"
+        " attributed.",
+    )
+    for key, own in observed.groupby(["model", "source", "target"], sort=False):
+        model, source, target = key  # pyright: ignore
+        whose = f"{model}, " if model else ""
+        if own.note.iloc[0]:
+            page.text(
+                f"{whose}{source} to {target}: not identified: {own.note.iloc[0]}."
+            )
+            continue
+        page.text(f"{whose}{source} to {target}, mm:")
+        references = ("source", "target", "pooled")
+        shown = [f"{r}_{w}" for r in references for w in ("mm", "low", "high")]
+        page.table(own[["part", *shown]])
+
+
 def add_domain_study(
     page: Page,  # where to add
     results: Results,  # of one or more models on two or more domains
@@ -536,5 +599,7 @@ def add_domain_study(
         show("distances", "domains")
         asked = ["a", "b", "space", "auc", "energy", "p", "p_holm", "n", "note"]
         page.table(tables["distances"][asked], decimals=3)
+    if "observed" in tables:
+        _add_observed(page, tables["observed"])
     _add_methods(page, results, tables)
     return page
