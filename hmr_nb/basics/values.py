@@ -510,7 +510,7 @@ class Results:
         if self.points:
             arrays("points.npz", self.points)
         rows("summary.csv", self.summary())
-        rows("frames.csv.gz", self.frames.round(3))
+        rows("frames.csv.gz", self.frames.round(5))
         text = json.dumps(self.run, indent=1, ensure_ascii=False)
         write_whole(out / "run.json", lambda p: p.write_text(text, "utf-8"))
         return rows("errors.csv.gz", self.table.round(3))

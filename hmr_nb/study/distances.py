@@ -345,8 +345,14 @@ def _compare_space(
     clusters: tuple[np.ndarray, np.ndarray],
     repeats: int,
     seed: int,
+    deals: dict[bytes, np.ndarray] | None = None,  # made before, by what they deal
 ) -> dict[str, float | int | str]:
-    "One pair of domains in one space."
+    """One pair of domains in one space.
+
+    Args:
+        deals: made before, by what they deal
+    """
+    deals = {} if deals is None else deals
     known = [np.isfinite(s).all(1) for s in (x, y)]
     x, y = x[known[0]], y[known[1]]
     clusters = clusters[0][known[0]], clusters[1][known[1]]
@@ -360,7 +366,10 @@ def _compare_space(
         return {**nothing, "note": "nothing varies"}
     both, member, second = _pooled(x, y, clusters)
     sums, count = _cluster_sums(both, member), np.bincount(member).astype(float)
-    energy = _energy_of_deals(sums, count, permuted_labels(second, repeats, seed))
+    if second.tobytes() not in deals:
+        deals.clear()
+        deals[second.tobytes()] = permuted_labels(second, repeats, seed)
+    energy = _energy_of_deals(sums, count, deals[second.tobytes()])
     auc = domain_auc(x, y, clusters, seed=seed)
     return {
         "auc": auc,
@@ -405,9 +414,10 @@ def compare_domains(
     rows = []
     for a, b in itertools.combinations(domains, 2):
         i, j = taken[a], taken[b]
+        deals: dict[bytes, np.ndarray] = {}
         for name, values in spaces.items():
             row = _compare_space(
-                values[i], values[j], (clusters[i], clusters[j]), repeats, seed
+                values[i], values[j], (clusters[i], clusters[j]), repeats, seed, deals
             )
             of = int((people.domain.isin([a, b])).sum())
             rows.append({"a": a, "b": b, "space": name, **row, "of": of})

@@ -17,7 +17,7 @@ from ..basics.shapes import Array
 from ..basics.values import cluster_of
 
 # %% ../../nbs/9_study/03_intervals.ipynb #76e57958
-_ENOUGH = 30  # unequal clusters from which on the bootstrap-t is used
+_BOOTSTRAP = (30, 1000)  # unequal clusters with which the bootstrap-t is used
 
 
 def _pulls(
@@ -78,7 +78,8 @@ def cluster_interval(
     total, count = np.bincount(member, values[keep]), np.bincount(member).astype(float)
     mean, error = _pulls(total, count)
     tails = np.array([(1 + level) / 2, (1 - level) / 2])
-    if c < _ENOUGH or np.ptp(count) == 0:
+    skewed = _BOOTSTRAP[0] <= c <= _BOOTSTRAP[1] and np.ptp(count) > 0 and error > 0
+    if not skewed:
         quantiles = stats.t.ppf(tails, count.sum() ** 2 / (count**2).sum() - 1)
     else:
         rng = np.random.default_rng(seed)

@@ -152,7 +152,8 @@ def _split(
     both["pooled"] = np.concatenate(x), np.concatenate(y)
     of, errors = both[reference]
     design = np.concatenate([np.ones((len(of), 1)), of], 1)
-    slope = np.linalg.lstsq(design, errors, rcond=None)[0][1:]
+    normal = design.T @ design  # small, and as good where columns go together
+    slope = np.linalg.lstsq(normal, design.T @ errors, rcond=1e-10)[0][1:]
     parts = (b.mean(0) - a.mean(0)) * slope
     gap = y[1].mean() - y[0].mean()
     return np.append(parts, gap - parts.sum())
@@ -237,12 +238,19 @@ COVARIATE_GROUPS = {
 def covariates(
     results: Results,  # of `evaluate`
     source: str,  # the domain whose poses are the known ones
+    *,
+    # (n,) bool, whose pose rarity is wanted, and among whom the known poses are taken;
+    # None: everybody's, which takes long for more than some thousand people
+    wanted: Array | None = None,
 ) -> pd.DataFrame:  # a row for each row of `results.people`, NaN where unknown
     """What a gap may be attributed to, as far as the results know it.
 
     Args:
         results: of `evaluate`
         source: the domain whose poses are the known ones
+        wanted: (n,) bool, whose pose rarity is wanted, and among whom the known
+            poses are taken; None: everybody's, which takes long for more than some
+            thousand people
 
     Returns:
         a row for each row of `results.people`, NaN where unknown
@@ -264,11 +272,18 @@ def covariates(
     if "truncated_share" in people:
         found["cut"] = people.truncated_share
     if source in results.poses and "azimuth_deg" in people:
-        rarity = pd.Series(np.nan, index=people.index)
+        ask = np.ones(len(people), bool) if wanted is None else np.asarray(wanted)
+        poses_of = {}
         for domain, poses in results.poses.items():
-            rows = people.index[(people.domain == domain) & people.azimuth_deg.notna()]
+            rows = np.flatnonzero(
+                (people.domain == domain) & people.azimuth_deg.notna()
+            )
             if len(rows) == len(poses):
-                rarity[rows] = pose_rarity(poses, results.poses[source])
+                poses_of[domain] = rows[ask[rows]], poses[ask[rows]]
+        rarity = np.full(len(people), np.nan)
+        for rows, poses in poses_of.values():
+            if source in poses_of:
+                rarity[rows] = pose_rarity(poses, poses_of[source][1])
         found["pose_rarity_deg"] = rarity
     for column in COVARIATE_GROUPS["image"]:
         if column in people:

@@ -77,6 +77,9 @@ def plot_viewpoints(
     return ax
 
 # %% ../../nbs/9_study/12_plots.ipynb #85989e76
+_MOST_DOTS = 500  # of a domain on a map
+
+
 def _pose_map(
     poses: Mapping[str, Array],  # {domain: (n, j, 3) axis-angle, rad}
 ) -> pd.DataFrame:  # domain, x, y and the share of variance that each axis shows
@@ -88,7 +91,9 @@ def _pose_map(
     Returns:
         domain, x, y and the share of variance that each axis shows
     """
-    features = {name: pose_features(p) for name, p in poses.items()}
+    # evenly through each domain
+    some = {name: p[:: -(-len(p) // _MOST_DOTS) or 1] for name, p in poses.items()}
+    features = {name: pose_features(p) for name, p in some.items()}
     everything = np.concatenate(list(features.values()))
     centre = everything.mean(0)
     _, s, axes = np.linalg.svd(everything - centre, full_matrices=False)
@@ -108,7 +113,7 @@ def plot_poses(
     colors: Colors | None = None,  # of all domains of the study; None: of the poses
     ax: Axes | None = None,  # where to draw; a new figure if None
 ) -> Axes:
-    """A map of poses, one dot an example, near means similar.
+    """A map of poses, one dot an example (at most 500 a domain), near means similar.
 
     Args:
         poses: {domain: (n, j, 3) axis-angle, rad}
@@ -360,6 +365,11 @@ def plot_distances(
     return ax
 
 # %% ../../nbs/9_study/12_plots.ipynb #bbde4ad5
+def _signed(mm: float) -> str:
+    "With its sign, but for zero."
+    return f"{round(mm):+d}" if round(mm) else "0"
+
+
 def plot_waterfall(
     effects: pd.DataFrame,  # of `walk_effects`, of one model
     *,
@@ -393,7 +403,7 @@ def plot_waterfall(
             reach = [[effect - low], [high - effect]]
             ax.errorbar(i, level + effect, yerr=reach, color="k", lw=1, capsize=3)
         top = level + np.nanmax([effect, high, 0])
-        ax.text(i, top, f"{effect:+.0f}", ha="center", va="bottom", fontsize=9)
+        ax.text(i, top, _signed(effect), ha="center", va="bottom", fontsize=9)
         level += effect
     ax.bar(len(steps) + 1, level, color=of[ends[1]])
     ax.text(len(steps) + 1, level, f"{level:.0f}", ha="center", va="bottom", fontsize=9)
@@ -433,7 +443,7 @@ def plot_cause_by_kind(
             color = (
                 "#8a8a8a" if not sure else "w" if row.effect_mm > 0.6 * most else "k"
             )
-            said = f"{row.effect_mm:+.0f}"
+            said = _signed(row.effect_mm)
             ax.text(c, r, said, ha="center", va="center", fontsize=9, color=color)
     ax.set_xticks(
         range(len(KINDS)), [k.replace(" ", "\n", 1) for k in KINDS], fontsize=8
@@ -470,8 +480,13 @@ def plot_sweep(
         layout="constrained",
         height_ratios=(2.2, 1),
     )
-    for model, part in curve.groupby("model", sort=False):
-        (line,) = axes[0].plot(part.value, part["mean"], "o-", ms=4, label=model)
+    greys = sns.color_palette(
+        "Greys_r", curve.model.nunique() + 2
+    )  # no domain's colour
+    for (model, part), grey in zip(curve.groupby("model", sort=False), greys):
+        (line,) = axes[0].plot(
+            part.value, part["mean"], "o-", ms=4, color=grey, label=model
+        )
         axes[0].fill_between(
             part.value, part.low, part.high, color=line.get_color(), alpha=0.2, lw=0
         )

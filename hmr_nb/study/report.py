@@ -241,17 +241,21 @@ def _observed(results: Results, most: int) -> pd.DataFrame:
         table = results.table[results.table.model == model]
         own = Results(table, results.poses, frames.reset_index(drop=True))
         people, source = own.people, own.domains[0]
-        found = covariates(own, source)
+        clusters, known = cluster_of(people).to_numpy(), people.mpjpe_mm.notna()
+        taken = np.zeros(len(people), bool)
+        for domain in own.domains:
+            here = np.flatnonzero(known & (people.domain == domain))
+            taken[here[few_of_each(clusters[here], most // 2)]] = True
+        found = covariates(own, source, wanted=taken)
         names = {g: [c for c in cs if c in found] for g, cs in COVARIATE_GROUPS.items()}
         names = {g: cs for g, cs in names.items() if cs}
         used = found[[c for cs in names.values() for c in cs]]
-        known = used.notna().all(axis=1) & people.mpjpe_mm.notna()
-        clusters = cluster_of(people).to_numpy()
+        known = used.notna().all(axis=1) & taken
         for target in own.domains[1:]:
-            sides = []
-            for domain in (source, target):
-                here = np.flatnonzero(known & (people.domain == domain))
-                sides.append(here[few_of_each(clusters[here], most // 2)])
+            sides = [
+                np.flatnonzero(known & (people.domain == domain))
+                for domain in (source, target)
+            ]
             if not names or min(map(len, sides)) < 2 * used.shape[1]:
                 continue
             a, b = sides
