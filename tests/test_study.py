@@ -158,6 +158,9 @@ def test_an_evaluation_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert stopped.models == ("m/1",) and stopped.points["pred"].shape == (48, 14, 3)
     assert stopped.frames["sample"].tolist() == list(range(48))
     assert not (tmp_path / "stopped" / "parts").exists()
+    with pytest.raises(ValueError, match="no records of split 'train' in"):
+        evaluation.evaluate_files(out=tmp_path / "none", **asked, split="train")
+    assert not (tmp_path / "none").exists()
 
 
 def test_two_models_are_never_averaged(tmp_path):

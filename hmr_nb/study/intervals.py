@@ -78,14 +78,12 @@ def cluster_interval(
     total, count = np.bincount(member, values[keep]), np.bincount(member).astype(float)
     mean, error = _pulls(total, count)
     tails = np.array([(1 + level) / 2, (1 - level) / 2])
-    skewed = _BOOTSTRAP[0] <= c <= _BOOTSTRAP[1] and np.ptp(count) > 0 and error > 0
-    if not skewed:
-        quantiles = stats.t.ppf(tails, count.sum() ** 2 / (count**2).sum() - 1)
-    else:
-        rng = np.random.default_rng(seed)
-        drawn = rng.integers(c, size=(repeats, c))
+    quantiles = stats.t.ppf(tails, count.sum() ** 2 / (count**2).sum() - 1)
+    if _BOOTSTRAP[0] <= c <= _BOOTSTRAP[1] and np.ptp(count) > 0:
+        drawn = np.random.default_rng(seed).integers(c, size=(repeats, c))
         again, its_error = _pulls(total[drawn], count[drawn])
-        quantiles = np.quantile((again - mean) / its_error, tails)
+        if (its_error > 0).all():  # else nearly all clusters are alike
+            quantiles = np.quantile((again - mean) / its_error, tails)
     low, high = mean - quantiles * error
     found = {"mean": float(mean), "low": float(low), "high": float(high)}
     counts = {"n": int(keep.sum()), "clusters": c, "left_out": int((~keep).sum())}
