@@ -9,10 +9,8 @@ here = Path(__file__).resolve().parent
 settings = ConfigParser(delimiters=["="])
 settings.read(here / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-extras = {
-    name: cfg[f"{name}_requirements"].split()
-    for name in ("dask", "tensorboard", "voila", "body")
-}
+names = ("dask", "tensorboard", "voila", "body", "xlsx")
+extras = {n: cfg[f"{n}_requirements"].split() for n in names}
 
 setup(
     name=cfg["lib_name"],

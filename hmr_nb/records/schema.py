@@ -6,9 +6,10 @@
 __all__ = ['SCHEMA_VERSION', 'SCHEMA', 'Sample', 'encode_sample', 'source_camera', 'decode_sample']
 
 # %% ../../nbs/5_records/02_schema.ipynb #ba784e48
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +63,7 @@ SCHEMA = {
         "sequence": ("bytes", (), True, "which video or series, or empty"),
         "camera": ("bytes", (), False, "which of several cameras, or empty"),
         "frame": ("int", (), True, "number of the frame or image"),
+        "meta": ("bytes", (), False, "free columns, as json, such as scene and step"),
     }.items()
 }
 
@@ -89,6 +91,8 @@ class Sample:
         camera: of the source picture; at the origin
         gender: of the body model: neutral, male, female
         source: file, relative to the dataset's folder
+        meta: free columns of words and numbers that `evaluate` carries into its
+            table, such as {"scene": 3, "step": 1, "swapped": "place"}
     """
 
     names: Sequence[str]  # (k,) the source's points
@@ -108,6 +112,9 @@ class Sample:
     gender: str = ""  # of the body model: neutral, male, female
     source: str = ""  # file, relative to the dataset's folder
     identity: Identity = Identity()
+    # free columns of words and numbers that `evaluate` carries into its table, such as
+    # {"scene": 3, "step": 1, "swapped": "place"}
+    meta: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __post_init__(self):
         def put(name, value):
@@ -240,6 +247,9 @@ def _features(sample: Sample) -> dict[str, Any]:
         values["intrinsics"] = (K[0, 0], K[1, 1], K[0, 2], K[1, 2])
         values["distortion"] = sample.camera.distortion
     values["camera"] = sample.identity.camera
+    values["meta"] = (
+        json.dumps(dict(sample.meta), sort_keys=True) if sample.meta else ""
+    )
     return values
 
 
@@ -342,6 +352,7 @@ def decode_sample(
         sizes = [len(names) if s == "k" else int(s) for s in shape]
         values[name] = numbers.reshape(sizes) if shape else numbers.item()
     jpeg, source = values.pop("image"), values["source"]
+    values["meta"] = json.loads(values.get("meta", "{}"))
     image = decode_jpeg(jpeg, source) if picture else None
     size = picture_size(jpeg, source) if image is None else image.shape[:2]
     crop = Crop(values.pop("crop"), size)

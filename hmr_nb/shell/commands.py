@@ -25,6 +25,7 @@ for _name, _command in {
     "card": convert.card,
     "train": train_evaluate.train,
     "evaluate": train_evaluate.evaluate,
+    "summary": train_evaluate.summary,
     "domain": train_evaluate.domain,
     "pick": keypoints.pick,
     "fit-regressor": keypoints.fit_regressor,
