@@ -4,7 +4,7 @@
 __all__ = ['LANDMARKS', 'MEASURED', 'NamedPoints', 'named_points', 'rotation_and_rate', 'BodyPoints', 'PosePrior', 'open_prior',
            'Tolerance', 'BodyFit', 'fit_body', 'fit_views']
 
-# %% ../../nbs/8_inference/02_fit.ipynb #b980940a
+# %% ../../nbs/8_inference/02_fit.ipynb #06ab5d37
 import functools
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ..body.body_data import BodyData
 from ..body.smpl import SMPL, tree_levels
 from ..records.open_poses import open_poses
 
-# %% ../../nbs/8_inference/02_fit.ipynb #b1539ceb
+# %% ../../nbs/8_inference/02_fit.ipynb #6074f5a3
 _MIXED = {  # points of landmark networks as mixtures of the body's own
     "foot_index": {"toe": 1.0},
     "big_toe": {"toe": 1.0},
@@ -136,7 +136,7 @@ def named_points(
         )
     return NamedPoints(np.array(used, int), tuple(mixtures), np.array(belief))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #43cce381
+# %% ../../nbs/8_inference/02_fit.ipynb #3fbeedf8
 def _skew(v: np.ndarray) -> np.ndarray:  # (..., 3) -> (..., 3, 3)
     """The matrix whose product with w is the cross product v x w.
 
@@ -175,7 +175,7 @@ def rotation_and_rate(
     KK = K @ K
     return np.eye(3) + a * K + b * KK, np.eye(3) + b * K + c * KK
 
-# %% ../../nbs/8_inference/02_fit.ipynb #3d2f9717
+# %% ../../nbs/8_inference/02_fit.ipynb #784b6d49
 class BodyPoints:
     """Some points of a body as a function of pose and shape, with exact derivatives.
 
@@ -294,7 +294,8 @@ class BodyPoints:
         Gp = G[:, self.of]
         parts = (Gp @ carried[..., None])[..., 0]
         parts += self.share[..., None] * P[:, self.of]
-        return parts.sum(2), (R, L, G, P, Gp, parts)
+        X = np.ascontiguousarray(parts.sum(2))
+        return X, (R, L, G, P, Gp, parts)
 
     def rates(
         self,
@@ -338,10 +339,10 @@ class BodyPoints:
         out[..., 3 * J :] = soft[..., : self.count] + carried
         return out
 
-# %% ../../nbs/8_inference/02_fit.ipynb #a5fd7516
+# %% ../../nbs/8_inference/02_fit.ipynb #1bf0dccf
 @dataclass(frozen=True, eq=False, repr=False)
 class PosePrior:
-    """Which poses are likely: their mean, how they vary together, and the joints' limits.
+    """Which poses are likely: mean, how angles vary together, limits of the joints.
 
     Attributes:
         names: of the joints, without the root
@@ -424,7 +425,7 @@ def open_prior() -> PosePrior:
     kinds = [open_poses(1500, seed=3, kind=kind) for kind in ("everyday", "sports")]
     return PosePrior.of(np.concatenate(kinds))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #f8f9cd35
+# %% ../../nbs/8_inference/02_fit.ipynb #04588f43
 @dataclass(frozen=True)
 class Tolerance:
     """How far labels may be off, and what that is worth against the prior.
@@ -514,7 +515,7 @@ class _Labels(NamedTuple):
     def some(self, which: Any) -> "_Labels":
         return _Labels(*(x[which] for x in self))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #b645fd9a
+# %% ../../nbs/8_inference/02_fit.ipynb #41ce1bd0
 _NEAREST = 0.05  # m, depth below which a point counts as that near
 _ASTRAY = 2.0**2  # squared tolerances at which a joint of the start is dropped
 
@@ -682,7 +683,7 @@ class _Problem:
                 break
         return x, total, way
 
-# %% ../../nbs/8_inference/02_fit.ipynb #da5b4178
+# %% ../../nbs/8_inference/02_fit.ipynb #7a9a5fb6
 def _normalised(
     xy: np.ndarray,  # (b, n, 2) px
     cameras: Sequence[Camera],  # one for each person
@@ -784,7 +785,7 @@ def _rotated_start(
     b = labels.space - (share * labels.space).sum(1, keepdims=True)
     return fit_rotation(a, b, w)
 
-# %% ../../nbs/8_inference/02_fit.ipynb #27a474a3
+# %% ../../nbs/8_inference/02_fit.ipynb #26a9bdc7
 @dataclass(frozen=True, eq=False, repr=False)
 class BodyFit(Prediction):
     """A `Prediction` that was fitted to points: how near it came, and what it is worth.
@@ -802,6 +803,11 @@ class BodyFit(Prediction):
 
     def _axes(self) -> dict[str, tuple[int | str, ...]]:
         return super()._axes() | {"rms_px": (), "expected_mm": (), "confidence": ()}
+
+    def one(self, i: int) -> "BodyFit":
+        "Person i of a batch, as `fit[i]`."
+        person: Any = self[i]
+        return person
 
     def __repr__(self) -> str:
         said = super().__repr__().replace("Prediction(", "BodyFit(", 1)[:-1]
@@ -824,7 +830,7 @@ def _meshes(smpl: SMPL, pose: np.ndarray, betas: np.ndarray, trans: np.ndarray):
     vertices, joints = (np.concatenate(x)[:b] for x in zip(*found))
     return vertices, joints
 
-# %% ../../nbs/8_inference/02_fit.ipynb #4888e4e6
+# %% ../../nbs/8_inference/02_fit.ipynb #8f2b0217
 def _as_batch(
     x: Any,
     spec: str,  # of one person
@@ -913,7 +919,7 @@ def _extent(
         on = seen[i] > 0
         if on.any():
             away = np.abs(uv[i] - np.median(uv[i][on], 0)).max(-1)
-            near[i] = ~(away > 12 * np.median(away[on]) + 1e-12)
+            near[i] = np.asarray(away <= 12 * np.median(away[on]) + 1e-12)
             kept = uv[i][on & near[i]]
             size[i] = np.ptp(kept, axis=0).max()
     return np.maximum(size, 1e-9), near
@@ -960,7 +966,7 @@ def _prepare(
     """
     found = named_points(smpl, names)
     uv, weight = uv[:, :, found.used], weight[:, :, found.used]
-    here = np.isfinite(uv).all(-1)
+    here = np.asarray(np.isfinite(uv).all(-1))
     seen = np.where(here, weight, 0) * found.belief
     size, near = _extent(uv, seen)
     seen, uv = seen * near, np.where(here[..., None], uv, 0.0)
@@ -1024,7 +1030,7 @@ def _begin(
         out.append(_State(pose, betas, place, np.zeros(b)).flat())
     return out
 
-# %% ../../nbs/8_inference/02_fit.ipynb #cef15130
+# %% ../../nbs/8_inference/02_fit.ipynb #e1058967
 def _search(
     task: _Task,
     begun: Sequence[np.ndarray],  # (b, p) each
@@ -1119,7 +1125,10 @@ def _confidence(
     agree = agree.sum((1, 2)) / labels.seen.sum((1, 2))
     return agree**2 / (1 + (error / _HALF_MM) ** 2)
 
-# %% ../../nbs/8_inference/02_fit.ipynb #509f4623
+# %% ../../nbs/8_inference/02_fit.ipynb #549b2fa5
+_ANGLES = ("pose", "betas")
+
+
 def _given_start(
     start: Any,  # with .pose and .betas, or a list of such
     task: _Task,
@@ -1133,9 +1142,10 @@ def _given_start(
         pose (b, J, 3), betas (b, s)
     """
     b, points = len(task.labels.uv), task.problem.points
-    many = start if isinstance(start, Sequence) else None
-    pose = start.pose if many is None else np.stack([one.pose for one in many])
-    betas = start.betas if many is None else np.stack([one.betas for one in many])
+    if isinstance(start, Sequence):
+        pose, betas = (np.stack([getattr(p, n) for p in start]) for n in _ANGLES)
+    else:
+        pose, betas = start.pose, start.betas
     pose = _as_batch(pose, "j 3", "start.pose", j=task.problem.J, b=b)
     betas = _as_batch(betas, "s", "start.betas", b=b)
     shape = np.zeros((b, points.count))
@@ -1159,7 +1169,7 @@ def _near_start(task: _Task, start: tuple[np.ndarray, np.ndarray]) -> _Task:
 
 
 def _fitted(
-    task: _Task, start: Any, turns: bool, steps: int
+    task: _Task, start: Any, turns: bool, steps: int, mesh: bool = True
 ) -> dict[str, Any]:  # fields of a `BodyFit`, with an axis for the people
     """Search, and all that is known of what was found.
 
@@ -1175,7 +1185,9 @@ def _fitted(
     pose[:, 0] = Rotation.from_rotvec(pose[:, 0]).as_rotvec()
     points = np.full((len(x), len(task.names), 3), np.nan)
     points[:, task.found.used] = X
-    vertices, joints = _meshes(task.smpl, pose, state.betas, trans)
+    vertices = joints = None
+    if mesh:
+        vertices, joints = _meshes(task.smpl, pose, state.betas, trans)
     error = _expected_error(task, x, found, total)
     return {
         "names": task.names,
@@ -1211,7 +1223,7 @@ def _rms_px(
     off2 = np.where(both, ((px - xy) ** 2).sum(-1), 0)
     return np.sqrt((w * off2).sum(-1) / np.maximum(w.sum(-1), 1e-9))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #2ce047fb
+# %% ../../nbs/8_inference/02_fit.ipynb #000bbe44
 def fit_body(
     smpl: SMPL,  # any body; the points of its own keypoint set come first
     names: Sequence[str],  # (n,) ours, COCO's, MediaPipe's
@@ -1229,6 +1241,7 @@ def fit_body(
     turns: bool = True,  # begin from the mean pose as well
     betas: int = 10,  # shape coefficients, at most
     steps: int = 40,  # of the last search, at most
+    mesh: bool = True,  # False: no vertices and joints, which takes less time
 ) -> BodyFit:  # one person, or a batch as `xy`
     """The body whose points lie nearest to labelled ones (after SMPLify, Bogo et al.
     2016). A ValueError where a person has fewer than four usable points.
@@ -1248,6 +1261,7 @@ def fit_body(
         turns: begin from the mean pose as well
         betas: shape coefficients, at most
         steps: of the last search, at most
+        mesh: False: no vertices and joints, which takes less time
 
     Returns:
         one person, or a batch as `xy`
@@ -1263,15 +1277,13 @@ def fit_body(
     uv = _normalised(xy, cameras)[:, None]
     problem = smpl, prior or open_prior(), tolerance, betas
     task = _prepare(*problem, names, uv, weights[:, None], space, here)
-    found = _fitted(task, start, turns, steps)
+    found = _fitted(task, start, turns, steps, mesh)
     px = np.stack([c.project(X) for c, X in zip(cameras, found["keypoints"])])
     rms = _rms_px(px, xy, weights)
     fit = BodyFit(**found, keypoints_px=px, camera=cameras[0], rms_px=rms)
-    if single:
-        return fit[0]
-    return fit
+    return fit.one(0) if single else fit
 
-# %% ../../nbs/8_inference/02_fit.ipynb #9b3e4e83
+# %% ../../nbs/8_inference/02_fit.ipynb #10e0b0dc
 def fit_views(
     smpl: SMPL,  # any body; the points of its own keypoint set come first
     names: Sequence[str],  # (n,) as for `fit_body`
@@ -1320,5 +1332,4 @@ def fit_views(
     ]
     px, rms = np.stack(seen), _rms_px(np.stack(seen), xy, weights)
     rms = np.sqrt((rms**2).mean())[None]
-    fit = BodyFit(**found, keypoints_px=px[:1], camera=first, rms_px=rms)
-    return fit[0]
+    return BodyFit(**found, keypoints_px=px[:1], camera=first, rms_px=rms).one(0)
