@@ -110,10 +110,10 @@ def test_exact_points_give_the_bodies_back_one_or_many(smpl, people):
 
 def test_a_lens_and_cameras_of_their_own(smpl, people):
     _, _, _, space, camera = people
-    lens = Camera(camera.K, [-0.3, 0.1, 0.001, 0, 0])
+    lens = Camera(camera.K, [-1.5, 0.1, 0.001, 0, 0])
     other = Camera.simple(900, (100, 100))
     xy = np.stack([lens.project(space[0]), other.project(space[1])])
-    assert np.abs(xy[0] - camera.project(space[0])).max() > 1.5
+    assert np.abs(xy[0] - camera.project(space[0])).max() > 4
     fit = fit_body(smpl, COCO.names, xy, None, space[:2], camera=[lens, other])
     assert (fit.rms_px < 2).all()
 
@@ -180,7 +180,7 @@ def test_little_gives_the_priors_body_and_low_confidence(smpl, people):
     wrong[3] = 1e5
     some = np.stack([xy, face, line, wrong])
     fit = fit_body(smpl, COCO.names, some, None, camera=people[4])
-    assert fit.confidence[1] < 0.1 and fit.confidence[2] < 0.5 < fit.confidence[0]
+    assert fit.confidence[1] < 0.25 and fit.confidence[2] < 0.5 < fit.confidence[0]
     assert within_limits(fit.pose).all() and np.abs(fit.betas).max() < 3
     apart = np.linalg.norm(fit.vertices[3] - fit.vertices[0], axis=-1)
     assert apart.mean() < 0.05  # one label far away is nobody's

@@ -4,7 +4,7 @@
 __all__ = ['LANDMARKS', 'MEASURED', 'NamedPoints', 'named_points', 'rotation_and_rate', 'BodyPoints', 'PosePrior', 'open_prior',
            'Tolerance', 'BodyFit', 'fit_body', 'fit_views']
 
-# %% ../../nbs/8_inference/02_fit.ipynb #06ab5d37
+# %% ../../nbs/8_inference/02_fit.ipynb #56e2de8d
 import functools
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ..body.body_data import BodyData
 from ..body.smpl import SMPL, tree_levels
 from ..records.open_poses import open_poses
 
-# %% ../../nbs/8_inference/02_fit.ipynb #6074f5a3
+# %% ../../nbs/8_inference/02_fit.ipynb #b6a89eda
 _MIXED = {  # points of landmark networks as mixtures of the body's own
     "foot_index": {"toe": 1.0},
     "big_toe": {"toe": 1.0},
@@ -136,7 +136,7 @@ def named_points(
         )
     return NamedPoints(np.array(used, int), tuple(mixtures), np.array(belief))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #3fbeedf8
+# %% ../../nbs/8_inference/02_fit.ipynb #218e8a31
 def _skew(v: np.ndarray) -> np.ndarray:  # (..., 3) -> (..., 3, 3)
     """The matrix whose product with w is the cross product v x w.
 
@@ -175,7 +175,7 @@ def rotation_and_rate(
     KK = K @ K
     return np.eye(3) + a * K + b * KK, np.eye(3) + b * K + c * KK
 
-# %% ../../nbs/8_inference/02_fit.ipynb #784b6d49
+# %% ../../nbs/8_inference/02_fit.ipynb #3fbc30fe
 class BodyPoints:
     """Some points of a body as a function of pose and shape, with exact derivatives.
 
@@ -339,7 +339,7 @@ class BodyPoints:
         out[..., 3 * J :] = soft[..., : self.count] + carried
         return out
 
-# %% ../../nbs/8_inference/02_fit.ipynb #1bf0dccf
+# %% ../../nbs/8_inference/02_fit.ipynb #e20cd426
 @dataclass(frozen=True, eq=False, repr=False)
 class PosePrior:
     """Which poses are likely: mean, how angles vary together, limits of the joints.
@@ -425,7 +425,7 @@ def open_prior() -> PosePrior:
     kinds = [open_poses(1500, seed=3, kind=kind) for kind in ("everyday", "sports")]
     return PosePrior.of(np.concatenate(kinds))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #04588f43
+# %% ../../nbs/8_inference/02_fit.ipynb #26663524
 @dataclass(frozen=True)
 class Tolerance:
     """How far labels may be off, and what that is worth against the prior.
@@ -515,7 +515,7 @@ class _Labels(NamedTuple):
     def some(self, which: Any) -> "_Labels":
         return _Labels(*(x[which] for x in self))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #41ce1bd0
+# %% ../../nbs/8_inference/02_fit.ipynb #c7dbd9b9
 _NEAREST = 0.05  # m, depth below which a point counts as that near
 _ASTRAY = 2.0**2  # squared tolerances at which a joint of the start is dropped
 
@@ -683,7 +683,7 @@ class _Problem:
                 break
         return x, total, way
 
-# %% ../../nbs/8_inference/02_fit.ipynb #7a9a5fb6
+# %% ../../nbs/8_inference/02_fit.ipynb #aecae37c
 def _normalised(
     xy: np.ndarray,  # (b, n, 2) px
     cameras: Sequence[Camera],  # one for each person
@@ -785,7 +785,7 @@ def _rotated_start(
     b = labels.space - (share * labels.space).sum(1, keepdims=True)
     return fit_rotation(a, b, w)
 
-# %% ../../nbs/8_inference/02_fit.ipynb #26a9bdc7
+# %% ../../nbs/8_inference/02_fit.ipynb #98054dd2
 @dataclass(frozen=True, eq=False, repr=False)
 class BodyFit(Prediction):
     """A `Prediction` that was fitted to points: how near it came, and what it is worth.
@@ -830,7 +830,7 @@ def _meshes(smpl: SMPL, pose: np.ndarray, betas: np.ndarray, trans: np.ndarray):
     vertices, joints = (np.concatenate(x)[:b] for x in zip(*found))
     return vertices, joints
 
-# %% ../../nbs/8_inference/02_fit.ipynb #8f2b0217
+# %% ../../nbs/8_inference/02_fit.ipynb #4319c969
 def _as_batch(
     x: Any,
     spec: str,  # of one person
@@ -1030,7 +1030,7 @@ def _begin(
         out.append(_State(pose, betas, place, np.zeros(b)).flat())
     return out
 
-# %% ../../nbs/8_inference/02_fit.ipynb #e1058967
+# %% ../../nbs/8_inference/02_fit.ipynb #f8cda251
 def _search(
     task: _Task,
     begun: Sequence[np.ndarray],  # (b, p) each
@@ -1103,6 +1103,7 @@ def _expected_error(
 
 
 _HALF_MM = 200.0  # expected error at which the confidence is halved
+_LINE = 0.06  # width of the points by their length, below which they are a line
 
 
 def _confidence(
@@ -1110,7 +1111,7 @@ def _confidence(
     x: np.ndarray,  # (b, p)
     error: np.ndarray,  # (b,) expected, mm
 ) -> np.ndarray:  # (b,) 0..1
-    """How many of the points agree, squared, times how little is left open.
+    """How many of the points agree, squared, times how little they leave open.
 
     Args:
         x: (b, p)
@@ -1120,12 +1121,18 @@ def _confidence(
         (b,) 0..1
     """
     labels, far = task.labels, task.problem.tolerance.outlier**2
-    flat, _, _, _ = task.problem.residuals(x, labels, rates=False)
-    agree = labels.seen / (1 + (flat**2).sum(-1) / far)
+    off, _, _, _ = task.problem.residuals(x, labels, rates=False)
+    agree = labels.seen / (1 + (off**2).sum(-1) / far)
     agree = agree.sum((1, 2)) / labels.seen.sum((1, 2))
-    return agree**2 / (1 + (error / _HALF_MM) ** 2)
+    w = labels.seen[..., None]
+    q = labels.uv - (w * labels.uv).sum(2, keepdims=True) / np.maximum(
+        w.sum(2, keepdims=True), 1e-9
+    )
+    narrow, wide = np.linalg.eigvalsh((w * q).swapaxes(-1, -2) @ q).T  # (c, b)
+    flat = np.sqrt(np.maximum(narrow, 0) / np.maximum(wide, 1e-12)).max(0)
+    return agree**2 * np.minimum(1, flat / _LINE) / (1 + (error / _HALF_MM) ** 2)
 
-# %% ../../nbs/8_inference/02_fit.ipynb #549b2fa5
+# %% ../../nbs/8_inference/02_fit.ipynb #bf936109
 _ANGLES = ("pose", "betas")
 
 
@@ -1223,7 +1230,7 @@ def _rms_px(
     off2 = np.where(both, ((px - xy) ** 2).sum(-1), 0)
     return np.sqrt((w * off2).sum(-1) / np.maximum(w.sum(-1), 1e-9))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #000bbe44
+# %% ../../nbs/8_inference/02_fit.ipynb #80bbd719
 def fit_body(
     smpl: SMPL,  # any body; the points of its own keypoint set come first
     names: Sequence[str],  # (n,) ours, COCO's, MediaPipe's
@@ -1283,7 +1290,7 @@ def fit_body(
     fit = BodyFit(**found, keypoints_px=px, camera=cameras[0], rms_px=rms)
     return fit.one(0) if single else fit
 
-# %% ../../nbs/8_inference/02_fit.ipynb #10e0b0dc
+# %% ../../nbs/8_inference/02_fit.ipynb #9a3a698e
 def fit_views(
     smpl: SMPL,  # any body; the points of its own keypoint set come first
     names: Sequence[str],  # (n,) as for `fit_body`
