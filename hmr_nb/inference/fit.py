@@ -4,7 +4,7 @@
 __all__ = ['LANDMARKS', 'MEASURED', 'NamedPoints', 'named_points', 'rotation_and_rate', 'BodyPoints', 'PosePrior', 'open_prior',
            'Tolerance', 'BodyFit', 'fit_body', 'fit_views']
 
-# %% ../../nbs/8_inference/02_fit.ipynb #56e2de8d
+# %% ../../nbs/8_inference/02_fit.ipynb #b14e5ccd
 import functools
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ..body.body_data import BodyData
 from ..body.smpl import SMPL, tree_levels
 from ..records.open_poses import open_poses
 
-# %% ../../nbs/8_inference/02_fit.ipynb #b6a89eda
+# %% ../../nbs/8_inference/02_fit.ipynb #b693eb68
 _MIXED = {  # points of landmark networks as mixtures of the body's own
     "foot_index": {"toe": 1.0},
     "big_toe": {"toe": 1.0},
@@ -136,7 +136,7 @@ def named_points(
         )
     return NamedPoints(np.array(used, int), tuple(mixtures), np.array(belief))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #218e8a31
+# %% ../../nbs/8_inference/02_fit.ipynb #be7ce660
 def _skew(v: np.ndarray) -> np.ndarray:  # (..., 3) -> (..., 3, 3)
     """The matrix whose product with w is the cross product v x w.
 
@@ -175,7 +175,10 @@ def rotation_and_rate(
     KK = K @ K
     return np.eye(3) + a * K + b * KK, np.eye(3) + b * K + c * KK
 
-# %% ../../nbs/8_inference/02_fit.ipynb #3fbc30fe
+# %% ../../nbs/8_inference/02_fit.ipynb #52851ab5
+_ROWS = 30  # at a time: for more, BLAS wakes threads that take longer than the sum
+
+
 class BodyPoints:
     """Some points of a body as a function of pose and shape, with exact derivatives.
 
@@ -290,7 +293,7 @@ class BodyPoints:
         turned = (R[:, 1:] - np.eye(3)).reshape(b, 9 * (J - 1))
         numbers = np.concatenate([np.ones((b, 1)), betas, turned], 1)
         k, n = self.of.shape
-        carried = (self.flat.reshape(k * n * 3, -1) @ numbers.T).T.reshape(b, k, n, 3)
+        carried = (self.flat @ numbers.T).transpose(2, 0, 1).reshape(b, k, n, 3)
         Gp = G[:, self.of]
         parts = (Gp @ carried[..., None])[..., 0]
         parts += self.share[..., None] * P[:, self.of]
@@ -323,8 +326,11 @@ class BodyPoints:
             turn -= axes[..., e, :] * arms[..., d, None]
             out[:, :, c, : 3 * J] = turn.reshape(b, k, 3 * J)
         # and bulges the skin; shape moves it too
-        wide = Gp.transpose(1, 0, 3, 2, 4).reshape(k, b * 3, n * 3)
-        soft = (wide @ self.flat[..., 1:]).reshape(k, b, 3, -1).swapaxes(0, 1)
+        wide = Gp.transpose(1, 0, 3, 2, 4).reshape(k, 3 * b, 3 * n)
+        some = [
+            wide[:, i : i + _ROWS] @ self.flat[..., 1:] for i in range(0, 3 * b, _ROWS)
+        ]
+        soft = np.concatenate(some, 1).reshape(k, b, 3, -1).swapaxes(0, 1)
         bulge = soft[..., self.count :].reshape(b, k * 3, J - 1, 9).swapaxes(1, 2)
         dR = (_skew(L.swapaxes(-1, -2)) @ R[:, :, None]).reshape(b, J, 3, 9)
         bulge = bulge @ dR[:, 1:].swapaxes(-1, -2)  # (b, J - 1, 3k, 3)
@@ -339,7 +345,7 @@ class BodyPoints:
         out[..., 3 * J :] = soft[..., : self.count] + carried
         return out
 
-# %% ../../nbs/8_inference/02_fit.ipynb #e20cd426
+# %% ../../nbs/8_inference/02_fit.ipynb #4eae9ad8
 @dataclass(frozen=True, eq=False, repr=False)
 class PosePrior:
     """Which poses are likely: mean, how angles vary together, limits of the joints.
@@ -425,7 +431,7 @@ def open_prior() -> PosePrior:
     kinds = [open_poses(1500, seed=3, kind=kind) for kind in ("everyday", "sports")]
     return PosePrior.of(np.concatenate(kinds))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #26663524
+# %% ../../nbs/8_inference/02_fit.ipynb #58b48ff2
 @dataclass(frozen=True)
 class Tolerance:
     """How far labels may be off, and what that is worth against the prior.
@@ -515,7 +521,7 @@ class _Labels(NamedTuple):
     def some(self, which: Any) -> "_Labels":
         return _Labels(*(x[which] for x in self))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #c7dbd9b9
+# %% ../../nbs/8_inference/02_fit.ipynb #84b0bd88
 _NEAREST = 0.05  # m, depth below which a point counts as that near
 _ASTRAY = 2.0**2  # squared tolerances at which a joint of the start is dropped
 
@@ -627,8 +633,10 @@ class _Problem:
             ],
             1,
         )
-        H = D.swapaxes(1, 2) @ D
-        g = (r[:, None] @ D)[:, 0] + pull
+        H = np.zeros((b, p, p))
+        for i in range(0, D.shape[1], _ROWS):
+            H += D[:, i : i + _ROWS].swapaxes(1, 2) @ D[:, i : i + _ROWS]
+        g = np.einsum("br,brp->bp", r, D) + pull
         near = labels.near.copy()
         near[:, : 3 * self.J] *= np.repeat((1 + e1 / _ASTRAY) ** -2, 3, 1)
         g += near * away
@@ -683,7 +691,7 @@ class _Problem:
                 break
         return x, total, way
 
-# %% ../../nbs/8_inference/02_fit.ipynb #aecae37c
+# %% ../../nbs/8_inference/02_fit.ipynb #9cb8652c
 def _normalised(
     xy: np.ndarray,  # (b, n, 2) px
     cameras: Sequence[Camera],  # one for each person
@@ -785,7 +793,7 @@ def _rotated_start(
     b = labels.space - (share * labels.space).sum(1, keepdims=True)
     return fit_rotation(a, b, w)
 
-# %% ../../nbs/8_inference/02_fit.ipynb #98054dd2
+# %% ../../nbs/8_inference/02_fit.ipynb #b5c1cdb6
 @dataclass(frozen=True, eq=False, repr=False)
 class BodyFit(Prediction):
     """A `Prediction` that was fitted to points: how near it came, and what it is worth.
@@ -830,7 +838,7 @@ def _meshes(smpl: SMPL, pose: np.ndarray, betas: np.ndarray, trans: np.ndarray):
     vertices, joints = (np.concatenate(x)[:b] for x in zip(*found))
     return vertices, joints
 
-# %% ../../nbs/8_inference/02_fit.ipynb #4319c969
+# %% ../../nbs/8_inference/02_fit.ipynb #9dd7b1c5
 def _as_batch(
     x: Any,
     spec: str,  # of one person
@@ -1030,7 +1038,7 @@ def _begin(
         out.append(_State(pose, betas, place, np.zeros(b)).flat())
     return out
 
-# %% ../../nbs/8_inference/02_fit.ipynb #f8cda251
+# %% ../../nbs/8_inference/02_fit.ipynb #0be1622a
 def _search(
     task: _Task,
     begun: Sequence[np.ndarray],  # (b, p) each
@@ -1132,7 +1140,7 @@ def _confidence(
     flat = np.sqrt(np.maximum(narrow, 0) / np.maximum(wide, 1e-12)).max(0)
     return agree**2 * np.minimum(1, flat / _LINE) / (1 + (error / _HALF_MM) ** 2)
 
-# %% ../../nbs/8_inference/02_fit.ipynb #bf936109
+# %% ../../nbs/8_inference/02_fit.ipynb #7ef4eb42
 _ANGLES = ("pose", "betas")
 
 
@@ -1230,7 +1238,7 @@ def _rms_px(
     off2 = np.where(both, ((px - xy) ** 2).sum(-1), 0)
     return np.sqrt((w * off2).sum(-1) / np.maximum(w.sum(-1), 1e-9))
 
-# %% ../../nbs/8_inference/02_fit.ipynb #80bbd719
+# %% ../../nbs/8_inference/02_fit.ipynb #1e347907
 def fit_body(
     smpl: SMPL,  # any body; the points of its own keypoint set come first
     names: Sequence[str],  # (n,) ours, COCO's, MediaPipe's
@@ -1290,7 +1298,7 @@ def fit_body(
     fit = BodyFit(**found, keypoints_px=px, camera=cameras[0], rms_px=rms)
     return fit.one(0) if single else fit
 
-# %% ../../nbs/8_inference/02_fit.ipynb #9a3a698e
+# %% ../../nbs/8_inference/02_fit.ipynb #013fb4d5
 def fit_views(
     smpl: SMPL,  # any body; the points of its own keypoint set come first
     names: Sequence[str],  # (n,) as for `fit_body`

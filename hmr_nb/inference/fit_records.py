@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit_records']
 
-# %% ../../nbs/8_inference/05_fit_records.ipynb #5bbf8ff3
+# %% ../../nbs/8_inference/05_fit_records.ipynb #10439ebe
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +26,7 @@ from ..records.schema import Sample, decode_sample, source_camera
 from ..records.workers import convert_items
 from ..records.writer import Dropped, RecordWriter
 
-# %% ../../nbs/8_inference/05_fit_records.ipynb #cb379d7a
+# %% ../../nbs/8_inference/05_fit_records.ipynb #fe615488
 class _Batch(NamedTuple):
     """Some records that lie in one shard one after the other.
 
@@ -74,7 +74,7 @@ def _reason(sample: Sample, usable: np.ndarray) -> str:
 
 _LEAST_POINTS = 6  # of a body, labelled
 
-# %% ../../nbs/8_inference/05_fit_records.ipynb #f8b69a2f
+# %% ../../nbs/8_inference/05_fit_records.ipynb #7ea64954
 def _with_body(sample: Sample, fit: BodyFit, camera: Camera) -> Sample:
     "A sample that knows the fitted body; what was measured stays."
     betas = np.pad(fit.betas, (0, 10 - len(fit.betas)))
@@ -136,7 +136,7 @@ def _fit_batch(batch: _Batch) -> list[Sample | Dropped]:
             out[i] = Dropped(samples[i].source, reason, batch.split)
     return out
 
-# %% ../../nbs/8_inference/05_fit_records.ipynb #1373e819
+# %% ../../nbs/8_inference/05_fit_records.ipynb #66fb0923
 def _batches(folder: Path, size: int, pattern: _Batch) -> Iterator[_Batch]:
     "All records of a folder, so many at a time."
     for shard in card(folder)["shards"]:
