@@ -137,6 +137,18 @@ def test_a_start_is_followed_where_points_leave_it_open(smpl, people):
     assert led.vertices is None
 
 
+def test_who_stands_on_the_hands_is_the_same_person(smpl, people):
+    "The picture rotated: the body rotates with it, without a start or places in space."
+    _, _, _, space, camera = people
+    xy = camera.project(space[0])
+    turns = [np.array([[c, -s], [s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0))]
+    rotated = np.stack([(xy - camera.center) @ R.T + camera.center for R in turns])
+    fit = fit_body(smpl, COCO.names, rotated, None, camera=camera, mesh=False)
+    back = [X[:, :2] @ R for X, R in zip(fit.keypoints, turns)]
+    np.testing.assert_allclose(back[1:], [back[0]] * 2, atol=0.05)
+    assert np.ptp(fit.confidence) < 0.05
+
+
 def test_limits_hold_where_the_prior_is_weak(smpl, people):
     _, _, _, space, camera = people
     rng = np.random.default_rng(3)
