@@ -7,6 +7,7 @@ from .body.open_body import open_body
 from .body.pickles import UnsafePickleError
 from .body.regressor_files import load_rows, save_rows
 from .body.smpl import SMPL
+from .inference.fit import fit_body
 from .inference.infer import infer, load_photo
 from .inference.photo_tool import PhotoTool
 from .keypoints.joint_regressor import fit_marks, fit_regressor
@@ -35,6 +36,7 @@ __all__ = [
     "evaluate",
     "examples",
     "fit",
+    "fit_body",
     "fit_marks",
     "fit_regressor",
     "infer",

@@ -56,6 +56,7 @@ SCHEMA = {
         "intrinsics": ("float", (4,), False, "of the source: fx, fy, cx, cy, px"),
         "distortion": ("float", (5,), False, "of the source: k1, k2, p1, p2, k3"),
         "gender": ("bytes", (), False, "of the body model: neutral, male, female"),
+        "confidence": ("float", (), False, "0..1, of a body fitted to the points"),
         "source": ("bytes", (), True, "file, relative to the dataset's folder"),
         "dataset": ("bytes", (), True, "which dataset"),
         "split": ("bytes", (), True, "train, val or test"),
@@ -90,6 +91,7 @@ class Sample:
         trans: (3,) m, camera frame
         camera: of the source picture; at the origin
         gender: of the body model: neutral, male, female
+        confidence: 0..1, of a body that was fitted to the points; None: measured
         source: file, relative to the dataset's folder
         meta: free columns of words and numbers that `evaluate` carries into its
             table, such as {"scene": 3, "step": 1, "swapped": "place"}
@@ -110,6 +112,8 @@ class Sample:
     trans: np.ndarray | None = None  # (3,) m, camera frame
     camera: Camera | None = None  # of the source picture; at the origin
     gender: str = ""  # of the body model: neutral, male, female
+    # 0..1, of a body that was fitted to the points; None: measured
+    confidence: float | None = None
     source: str = ""  # file, relative to the dataset's folder
     identity: Identity = Identity()
     # free columns of words and numbers that `evaluate` carries into its table, such as

@@ -23,6 +23,7 @@ for _name, _command in {
     "demo": recover.demo,
     "infer": recover.infer,
     "card": convert.card,
+    "fit-bodies": convert.fit_bodies,
     "train": train_evaluate.train,
     "evaluate": train_evaluate.evaluate,
     "summary": train_evaluate.summary,
