@@ -7,9 +7,10 @@ __all__ = ['PRECISIONS', 'boxes_from_openpose', 'Forward', 'place_body', 'photo_
            'person_views', 'infer', 'infer_files']
 
 # %% ../../nbs/8_inference/03_infer.ipynb #3e162b92
+import glob
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ from ..basics.files import write_whole
 from ..basics.rendering import overlay, render_views
 from ..basics.shapes import Array
 from ..basics.values import Prediction, check_exports
+from .landmarks import Detection, check_box, find_people
 from ..model.encoder import fast_precision, rebuild
 from ..model.hmr import HMR, HMROutput, decode
 from ..model.view import View
-from ..records.datasets.openpose import read_openpose
+from ..records.datasets.openpose import LEAST_CONFIDENCE, read_openpose
 from ..records.photos import load_photo
 
 # %% ../../nbs/8_inference/03_infer.ipynb #13b07417
@@ -66,8 +68,8 @@ def boxes_from_openpose(
     *,
     least_points: int = 4,  # people with fewer points are left out
 ) -> list[tuple[float, float, float, float]]:  # x, y, width, height of each, px
-    """Bounding boxes of the people that OpenPose found. A ValueError names a file of
-    another kind.
+    """Bounding boxes of the people that OpenPose found, around the points that it was
+    sure of. A ValueError names a file of another kind.
 
     Args:
         path: OpenPose's json, 18 or 25 points
@@ -76,7 +78,10 @@ def boxes_from_openpose(
     Returns:
         x, y, width, height of each, px
     """
-    seen = [found[np.isfinite(found).all(1), :2] for _, found in read_openpose(path)]
+    seen = [
+        found[np.nan_to_num(found[:, 2]) >= LEAST_CONFIDENCE, :2]
+        for _, found in read_openpose(path)
+    ]
     return [
         box_from_keypoints(kp)
         for kp in seen
@@ -419,13 +424,7 @@ def person_views(
         (n, size, size, 3) in -1..1; the maps photograph px -> view px
     """
     h, w = photo.shape[:2]
-    crops = [view.crop(box) for box in boxes]
-    for x, y, bw, bh in boxes:
-        if x >= w or y >= h or x + bw <= 0 or y + bh <= 0:
-            raise ValueError(
-                f"box: {x:g},{y:g},{bw:g},{bh:g} lies outside the picture of {w} x {h}"
-                " px; expected x,y,width,height in its pixels"
-            )
+    crops = [view.crop(check_box(box, h, w).tolist()) for box in boxes]
     views = [warp_image(photo, crop.affine, view.size) for crop in crops]
     shape = (-1, view.size, view.size, 3)
     return np.array(views, np.float32).reshape(shape) / 127.5 - 1, crops
@@ -495,9 +494,13 @@ def infer(
     model: HMR | Forward,
     # a file, a picture of Pillow, or (h, w, 3) uint8
     image: str | os.PathLike | Image.Image | np.ndarray,
-    # x, y, width, height of the person, or of each, px; the whole picture if None
-    boxes: Sequence[float] | Sequence[Sequence[float]] | np.ndarray | None = None,
+    # x, y, width, height of the person, or of each, px; if None the people whom the
+    # landmark network finds, or without that the whole picture
+    boxes: Sequence[float] | Sequence[Any] | np.ndarray | None = None,
     *,
+    # finds people where no boxes are given: "lite", "full", "heavy", a .tflite file;
+    # None: the person fills the picture
+    landmarks: str | os.PathLike | None = None,
     # of the photograph, px; if None what its file says (EXIF), else a long one
     focal: float | None = None,
     # (2,) principal point, px; the middle of the picture if None
@@ -511,8 +514,10 @@ def infer(
         model: such as `small_hmr()`; `Forward(model)` where there are many
             photographs
         image: a file, a picture of Pillow, or (h, w, 3) uint8
-        boxes: x, y, width, height of the person, or of each, px; the whole picture
-            if None
+        boxes: x, y, width, height of the person, or of each, px; if None the people
+            whom the landmark network finds, or without that the whole picture
+        landmarks: finds people where no boxes are given: "lite", "full", "heavy", a
+            .tflite file; None: the person fills the picture
         focal: of the photograph, px; if None what its file says (EXIF), else a long
             one
         center: (2,) principal point, px; the middle of the picture if None
@@ -525,6 +530,10 @@ def infer(
     h, w = photo.shape[:2]
     if isinstance(image, (str, os.PathLike, Image.Image)):
         focal = focal or photo_focal(image)
+    if focal is not None and not 0 < focal < math.inf:
+        raise ValueError(f"focal: expected a length above 0 px, got {focal:g}")
+    if boxes is None and landmarks is not None:
+        boxes = [one.box for one in find_people(photo, landmarks)]
     boxes = _boxes(boxes, photo, model.view)
     views, crops = person_views(photo, boxes, model.view)
     focal = focal or _assumed_focal(h, w, [model.view.side(box) for box in boxes])
@@ -581,13 +590,44 @@ def _result_names(
     return names
 
 # %% ../../nbs/8_inference/03_infer.ipynb #7d1a0015
+_NOBODY = (
+    "nobody was found in this picture; give --box x,y,width,height, or --landmarks none"
+    " where one person fills it"
+)
+
+
+def _is_done(
+    overlay: Path,
+    name: str,  # of the results
+    boxes: Sequence | None,  # of the people, where they are known
+    formats: Sequence[str],
+) -> bool:
+    """Whether a picture's results lie there: the overlay, and each person's exports.
+
+    Args:
+        name: of the results
+        boxes: of the people, where they are known
+    """
+    if boxes is None:  # as many people as were written
+        files = overlay.parent.glob(f"{glob.escape(name)}_*.*")
+        stems = {f.stem for f in files}
+        some = {s for s in stems if s.removeprefix(f"{name}_").isdigit()}
+    else:
+        some = {f"{name}_{i}" for i in range(len(boxes))}
+    some = some or {f"{name}_0"}
+    wanted = [overlay.with_name(f"{s}.{f}") for s in some for f in formats]
+    return all(file.is_file() for file in [overlay, *wanted])
+
+
 def infer_files(
     model: HMR | Forward,  # such as `Forward(small_hmr())`
     paths: Sequence[str | os.PathLike],  # pictures
     out: str | os.PathLike,  # folder for results
     *,
-    # {path: boxes}; whole picture where left out
+    # {path: boxes}; where left out, whom `find` finds
     boxes: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    # such as `find_people`, from a photograph to its people; None: the whole picture
+    find: Callable[[np.ndarray], Sequence[Detection]] | None = None,
     formats: Sequence[str] = ("npz", "glb"),  # of `Prediction.export`
     resume: bool = True,  # leave out pictures whose results all lie there already
     progress: bool = True,  # show a bar
@@ -599,7 +639,9 @@ def infer_files(
         model: such as `Forward(small_hmr())`
         paths: pictures
         out: folder for results
-        boxes: {path: boxes}; whole picture where left out
+        boxes: {path: boxes}; where left out, whom `find` finds
+        find: such as `find_people`, from a photograph to its people; None: the
+            whole picture
         formats: of `Prediction.export`
         resume: leave out pictures whose results all lie there already
         progress: show a bar
@@ -615,14 +657,16 @@ def infer_files(
         list(zip(paths, _result_names(paths))), unit="picture", disable=not progress
     ):
         target, own = out / f"{name}_overlay.jpg", boxes.get(str(path))
-        count = 1 if own is None else len(own)
-        wanted = [[out / f"{name}_{i}.{f}" for f in formats] for i in range(count)]
         try:
-            if not (resume and all(f.is_file() for f in [target, *sum(wanted, [])])):
+            if not (resume and _is_done(target, name, own, formats)):
                 photo = load_photo(path)
+                if own is None and find is not None:
+                    own = [one.box for one in find(photo)]
+                if own is not None and len(own) == 0:
+                    raise ValueError(_NOBODY)
                 people = infer(model, photo, own, focal=focal or photo_focal(path))
-                for person, files in zip(people, wanted):
-                    for file in files:
+                for i, person in enumerate(people):
+                    for file in [out / f"{name}_{i}.{f}" for f in formats]:
                         if not (resume and file.is_file()):
                             person.export(file)
                 drawn = Image.fromarray(draw_people(photo, people))

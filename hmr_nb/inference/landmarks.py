@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LANDMARKS', 'NetworkMissingError', 'cache_folder', 'import_networks', 'fetch_networks', 'landmark_set', 'Detection',
-           'find_people']
+           'network_file', 'check_box', 'find_people']
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #b3286130
+# %% ../../nbs/8_inference/01_landmarks.ipynb #e0bb2f0b
 import functools
 import hashlib
 import math
@@ -33,7 +33,7 @@ from ..basics.files import quiet_tensorflow, write_whole
 from ..basics.keypoints import KeypointSet
 from ..records.photos import load_photo
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #382fe696
+# %% ../../nbs/8_inference/01_landmarks.ipynb #2b9ba8fb
 _CACHE = "HMR_NB_CACHE"
 _WHEEL = "mediapipe==0.10.21"
 _TARBALL = "@mediapipe/pose@0.5.1675469404"
@@ -126,7 +126,7 @@ def _have(
     except OSError:
         return None
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #a58dedf6
+# %% ../../nbs/8_inference/01_landmarks.ipynb #72e9be96
 _BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 _BROKEN += (ValueError, NotImplementedError, RuntimeError, LookupError)
 
@@ -158,6 +158,7 @@ def _members(
 def import_networks(
     # a wheel of mediapipe, the tarball of npm's @mediapipe/pose, or one .tflite file
     path: str | os.PathLike,
+    folder: str | os.PathLike | None = None,  # the cache folder if None
 ) -> list[str]:  # which came in: "detector", "lite", "full", "heavy"
     """Put the networks of a package, checked by their SHA-256, into the cache folder. A
     ValueError where none of them is in the file, whole.
@@ -165,6 +166,7 @@ def import_networks(
     Args:
         path: a wheel of mediapipe, the tarball of npm's @mediapipe/pose, or one
             .tflite file
+        folder: the cache folder if None
 
     Returns:
         which came in: "detector", "lite", "full", "heavy"
@@ -177,7 +179,7 @@ def import_networks(
             kind = _known(data)
             if kind and kind not in found:
                 found.append(kind)
-                target = cache_folder() / _FILES[kind].name
+                target = Path(folder or cache_folder()) / _FILES[kind].name
                 write_whole(target, functools.partial(Path.write_bytes, data=data))
     except _BROKEN as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
@@ -188,7 +190,7 @@ def import_networks(
         )
     return found
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #c330a9d9
+# %% ../../nbs/8_inference/01_landmarks.ipynb #14be4511
 def _advice(why: str) -> str:
     "What to do where the networks cannot be had."
     return (
@@ -240,8 +242,8 @@ def fetch_networks() -> list[Path]:  # detector and "full"
         raise NetworkMissingError(_advice(f"{_WHEEL} holds no {', '.join(missing)}"))
     return [cache_folder() / _FILES[kind].name for kind in kinds]
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #7ea3eb5c
-def _network_file(
+# %% ../../nbs/8_inference/01_landmarks.ipynb #76220398
+def _known_file(
     kind: str,  # a key of _FILES
 ) -> Path:
     """The file of a network, fetched if it must be.
@@ -260,7 +262,7 @@ def _network_file(
         f" pack {_TARBALL}; then: hmr_nb import-weights blazepose FILE.tgz"
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #3892bd10
+# %% ../../nbs/8_inference/01_landmarks.ipynb #7b05577d
 class _Photograph:
     "A picture with smaller copies of itself, each half as large as the one before."
 
@@ -363,9 +365,9 @@ class _Network:
 
         return list(self.pool.map(one, crops))
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #8161fab4
+# %% ../../nbs/8_inference/01_landmarks.ipynb #d1c989f9
 _DETECTOR_SIDE, _LANDMARK_SIDE = 224, 256  # px that the networks see
-_LEAST_TILE = 200  # px of the photograph; a smaller tile would only be blown up
+_LEAST_TILE = 150  # px of the photograph; smaller tiles would only be blown up
 # tiles reach beyond the photograph by a fifth, for people whom its edge cuts, and lie
 # apart by 0.65 of their side
 _BEYOND, _APART = 0.2, 0.65
@@ -426,7 +428,7 @@ def _windows(
         ]
     return found
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #128ee852
+# %% ../../nbs/8_inference/01_landmarks.ipynb #ea34c863
 def _places() -> np.ndarray:  # (2254, 2) px of the detector's view
     """The middle of the cell that each of the detector's answers belongs to.
 
@@ -491,7 +493,7 @@ def _read_candidates(
     both = crop.undo(points)
     return [_Candidate(float(s), hip, top) for s, (hip, top) in zip(scores, both)]
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #88cd8aff
+# %% ../../nbs/8_inference/01_landmarks.ipynb #f49559c3
 def _merged(candidates: Iterable[_Candidate]) -> list[_Candidate]:  # the best first
     """Candidates of about the same place, size and direction as one (weighted mean).
 
@@ -515,7 +517,7 @@ def _merged(candidates: Iterable[_Candidate]) -> list[_Candidate]:  # the best f
         rest = [one for one, s in zip(rest, same) if not s]
     return found
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #dc5942e1
+# %% ../../nbs/8_inference/01_landmarks.ipynb #03d8326a
 LANDMARKS = tuple(
     "nose eye_in_l eye_l eye_out_l eye_in_r eye_r eye_out_r ear_l ear_r mouth_l mouth_r"
     " shoulder_l shoulder_r elbow_l elbow_r wrist_l wrist_r pinky_l pinky_r index_l"
@@ -648,7 +650,7 @@ def _read_landmarks(
         _Candidate(float(person[0]), xy[33], xy[34]),
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #cc653e32
+# %% ../../nbs/8_inference/01_landmarks.ipynb #6904e30f
 # least score of a person; with faint candidates. Of pictures without people 0.43 and
 # 0.51 were the highest, of people 0.50 the lowest.
 _LEAST_SCORE, _LEAST_FAINT = 0.46, 0.54
@@ -741,7 +743,7 @@ def _distinct(
             kept.append(one)
     return kept
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #855f2675
+# %% ../../nbs/8_inference/01_landmarks.ipynb #f6b6358a
 _ZOOMS = (1.0, 1.25, 0.8)  # of the second look
 
 
@@ -765,7 +767,7 @@ def _hottest(
         found=max(a.found for a in near),
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #84d7d943
+# %% ../../nbs/8_inference/01_landmarks.ipynb #fe787139
 @dataclass(frozen=True, eq=False, repr=False)
 class Detection:
     """A person in a photograph, as the landmark network sees it.
@@ -808,8 +810,8 @@ class _Finder:
     "Both networks, ready."
 
     def __init__(self, kind: str | os.PathLike, workers: int):
-        self.detector = _Network(_network_file("detector"), -1, workers)
-        self.landmarks = _Network(_landmark_file(kind), 0, workers)
+        self.detector = _Network(_known_file("detector"), -1, workers)
+        self.landmarks = _Network(network_file(kind), 0, workers)
 
     def candidates(
         self, photograph: _Photograph, windows: Sequence[Crop], least: float = 0.5
@@ -887,7 +889,7 @@ def _stands_at(one: _Candidate, person: _Hypothesis) -> bool:
         or _on_body(one.hip[None], person)[0]
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #b4e35c34
+# %% ../../nbs/8_inference/01_landmarks.ipynb #a635020d
 _SHAPES = ((195,), (1,), (256, 256, 1), (64, 64, 39), (117,))
 
 
@@ -899,16 +901,17 @@ def _probe(path: str) -> None:
         raise ValueError(f"its outputs are {shapes}, not {_SHAPES}")
 
 
-def _landmark_file(
+def network_file(
     kind: str | os.PathLike,  # "lite", "full", "heavy", or a .tflite file
 ) -> Path:
-    """The landmark network that is meant.
+    """The landmark network that is meant, fetched if it must be. A NetworkMissingError
+    where it cannot be had, a ValueError for a file of another kind.
 
     Args:
         kind: "lite", "full", "heavy", or a .tflite file
     """
     if kind in ("lite", "full", "heavy"):
-        return _network_file(str(kind))
+        return _known_file(str(kind))
     path = Path(kind)
     wanted = "expected lite, full, heavy or a .tflite file of BlazePose's landmarks"
     if not path.is_file():
@@ -934,31 +937,36 @@ def _finder(kind: str | os.PathLike, workers: int) -> _Finder:
     "The networks, kept for the next call."
     return _Finder(kind, workers)
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #94da8b7f
-def _checked_box(
-    box: Any,
+# %% ../../nbs/8_inference/01_landmarks.ipynb #d35544ca
+def check_box(
+    box: Any,  # (4,) x, y, width, height, px
     h: int,  # of the photograph, px
     w: int,  # of the photograph, px
-) -> np.ndarray:  # (4,)
-    """A box that lies in the photograph.
+) -> np.ndarray:  # (4,) the same
+    """A ValueError for a box without size, outside the photograph or absurdly large.
 
     Args:
+        box: (4,) x, y, width, height, px
         h: of the photograph, px
         w: of the photograph, px
 
     Returns:
-        (4,)
+        (4,) the same
     """
     found = np.asarray(box, float)
-    fits = found.shape == (4,) and np.isfinite(found).all() and min(found[2:]) > 0
-    if fits:
-        x, y, bw, bh = found
-        fits = x < w and y < h and x + bw > 0 and y + bh > 0
-        fits = fits and max(found[2:]) <= 10 * max(h, w)
-    if not fits:
+    if found.shape != (4,):
+        raise ValueError(f"box: expected x,y,width,height in px, got {found.shape}")
+    x, y, bw, bh = found
+    said = ",".join(f"{v:g}" for v in found)
+    if not (np.isfinite(found).all() and bw >= 0 and bh >= 0 and max(bw, bh) > 0):
         raise ValueError(
-            "boxes: expected x, y, width, height in pixels of a picture of"
-            f" {w} x {h} px, got {np.array2string(found, threshold=8)}"
+            f"box: expected x,y,width,height in px with a positive size, got {said}"
+        )
+    outside = x >= w or y >= h or x + bw <= 0 or y + bh <= 0
+    if outside or max(bw, bh) > 100 * max(h, w):
+        raise ValueError(
+            f"box: {said} lies outside the picture of {w} x {h} px; expected"
+            " x,y,width,height in its pixels"
         )
     return found
 
@@ -970,7 +978,7 @@ def find_people(
     kind: str | os.PathLike = "full",  # "lite", "full", "heavy", or a .tflite file
     *,
     # (m, 4) x, y, width, height of known people, px; a detection for each, in order
-    boxes: Sequence[Sequence[float]] | np.ndarray | None = None,
+    boxes: Iterable[Any] | None = None,
     # 1: the whole photograph; 2: tiles of 1 / 2.5 of its longer side as well; 3: also
     # tiles of 1 / 6.25, for people of a tenth of a large photograph
     levels: int = 2,
@@ -1004,7 +1012,7 @@ def find_people(
         return [find_people(one, kind, **options) for one in image]  # pyright: ignore
     photo = load_photo(image)
     h, w = photo.shape[:2]
-    wanted = None if boxes is None else [_checked_box(box, h, w) for box in boxes]
+    wanted = None if boxes is None else [check_box(box, h, w) for box in boxes]
     finder, photograph = _finder(kind, workers), _Photograph(photo)
     if wanted is None:
         found = finder.everybody(photograph, levels)
