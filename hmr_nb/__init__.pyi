@@ -8,6 +8,7 @@ from .body.pickles import UnsafePickleError
 from .body.regressor_files import load_rows, save_rows
 from .body.smpl import SMPL
 from .inference.infer import infer
+from .inference.landmarks import find_people
 from .inference.photo_tool import PhotoTool
 from .keypoints.joint_regressor import fit_marks, fit_regressor
 from .keypoints.picker import KeypointPicker
@@ -35,6 +36,7 @@ __all__ = [
     "auc",
     "evaluate",
     "examples",
+    "find_people",
     "fit",
     "fit_marks",
     "fit_regressor",

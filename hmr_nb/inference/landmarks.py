@@ -6,7 +6,7 @@
 __all__ = ['LANDMARKS', 'NetworkMissingError', 'cache_folder', 'import_networks', 'fetch_networks', 'landmark_set', 'Detection',
            'network_file', 'check_box', 'find_people']
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #e0bb2f0b
+# %% ../../nbs/8_inference/01_landmarks.ipynb #3775a13d
 import functools
 import hashlib
 import math
@@ -33,7 +33,7 @@ from ..basics.files import quiet_tensorflow, write_whole
 from ..basics.keypoints import KeypointSet
 from ..records.photos import load_photo
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #2b9ba8fb
+# %% ../../nbs/8_inference/01_landmarks.ipynb #767d8ce6
 _CACHE = "HMR_NB_CACHE"
 _WHEEL = "mediapipe==0.10.21"
 _TARBALL = "@mediapipe/pose@0.5.1675469404"
@@ -126,7 +126,7 @@ def _have(
     except OSError:
         return None
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #72e9be96
+# %% ../../nbs/8_inference/01_landmarks.ipynb #0c22c70b
 _BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 _BROKEN += (ValueError, NotImplementedError, RuntimeError, LookupError)
 
@@ -140,7 +140,9 @@ def _members(
         path: .whl, .tgz or .tflite
     """
     sizes = {size for file in _FILES.values() for size in file.forms.values()}
-    if zipfile.is_zipfile(path):
+    if path.stat().st_size in sizes:  # first: a .tflite may end in an archive of notes
+        yield path.read_bytes()
+    elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 if member.file_size in sizes:
@@ -151,8 +153,6 @@ def _members(
             for member in archive:
                 if member.size in sizes and (file := archive.extractfile(member)):
                     yield file.read(member.size)
-    elif path.stat().st_size in sizes:
-        yield path.read_bytes()
 
 
 def import_networks(
@@ -190,7 +190,7 @@ def import_networks(
         )
     return found
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #14be4511
+# %% ../../nbs/8_inference/01_landmarks.ipynb #cc002171
 def _advice(why: str) -> str:
     "What to do where the networks cannot be had."
     return (
@@ -242,7 +242,7 @@ def fetch_networks() -> list[Path]:  # detector and "full"
         raise NetworkMissingError(_advice(f"{_WHEEL} holds no {', '.join(missing)}"))
     return [cache_folder() / _FILES[kind].name for kind in kinds]
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #76220398
+# %% ../../nbs/8_inference/01_landmarks.ipynb #574c4ec0
 def _known_file(
     kind: str,  # a key of _FILES
 ) -> Path:
@@ -262,7 +262,7 @@ def _known_file(
         f" pack {_TARBALL}; then: hmr_nb import-weights blazepose FILE.tgz"
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #7b05577d
+# %% ../../nbs/8_inference/01_landmarks.ipynb #3d7cc58b
 class _Photograph:
     "A picture with smaller copies of itself, each half as large as the one before."
 
@@ -365,7 +365,7 @@ class _Network:
 
         return list(self.pool.map(one, crops))
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #d1c989f9
+# %% ../../nbs/8_inference/01_landmarks.ipynb #d7f2bbbd
 _DETECTOR_SIDE, _LANDMARK_SIDE = 224, 256  # px that the networks see
 _LEAST_TILE = 150  # px of the photograph; smaller tiles would only be blown up
 # tiles reach beyond the photograph by a fifth, for people whom its edge cuts, and lie
@@ -428,7 +428,7 @@ def _windows(
         ]
     return found
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #ea34c863
+# %% ../../nbs/8_inference/01_landmarks.ipynb #130224ee
 def _places() -> np.ndarray:  # (2254, 2) px of the detector's view
     """The middle of the cell that each of the detector's answers belongs to.
 
@@ -493,7 +493,7 @@ def _read_candidates(
     both = crop.undo(points)
     return [_Candidate(float(s), hip, top) for s, (hip, top) in zip(scores, both)]
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #f49559c3
+# %% ../../nbs/8_inference/01_landmarks.ipynb #2f3d7341
 def _merged(candidates: Iterable[_Candidate]) -> list[_Candidate]:  # the best first
     """Candidates of about the same place, size and direction as one (weighted mean).
 
@@ -517,7 +517,7 @@ def _merged(candidates: Iterable[_Candidate]) -> list[_Candidate]:  # the best f
         rest = [one for one, s in zip(rest, same) if not s]
     return found
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #03d8326a
+# %% ../../nbs/8_inference/01_landmarks.ipynb #bc394882
 LANDMARKS = tuple(
     "nose eye_in_l eye_l eye_out_l eye_in_r eye_r eye_out_r ear_l ear_r mouth_l mouth_r"
     " shoulder_l shoulder_r elbow_l elbow_r wrist_l wrist_r pinky_l pinky_r index_l"
@@ -650,7 +650,7 @@ def _read_landmarks(
         _Candidate(float(person[0]), xy[33], xy[34]),
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #6904e30f
+# %% ../../nbs/8_inference/01_landmarks.ipynb #0ce856ad
 # least score of a person; with faint candidates. Of pictures without people 0.43 and
 # 0.51 were the highest, of people 0.50 the lowest.
 _LEAST_SCORE, _LEAST_FAINT = 0.46, 0.54
@@ -743,7 +743,7 @@ def _distinct(
             kept.append(one)
     return kept
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #f6b6358a
+# %% ../../nbs/8_inference/01_landmarks.ipynb #6ebf7e47
 _ZOOMS = (1.0, 1.25, 0.8)  # of the second look
 
 
@@ -767,7 +767,7 @@ def _hottest(
         found=max(a.found for a in near),
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #fe787139
+# %% ../../nbs/8_inference/01_landmarks.ipynb #c41d1eb2
 @dataclass(frozen=True, eq=False, repr=False)
 class Detection:
     """A person in a photograph, as the landmark network sees it.
@@ -889,7 +889,7 @@ def _stands_at(one: _Candidate, person: _Hypothesis) -> bool:
         or _on_body(one.hip[None], person)[0]
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #a635020d
+# %% ../../nbs/8_inference/01_landmarks.ipynb #8d173ba7
 _SHAPES = ((195,), (1,), (256, 256, 1), (64, 64, 39), (117,))
 
 
@@ -937,7 +937,7 @@ def _finder(kind: str | os.PathLike, workers: int) -> _Finder:
     "The networks, kept for the next call."
     return _Finder(kind, workers)
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #d35544ca
+# %% ../../nbs/8_inference/01_landmarks.ipynb #2b57f9da
 def check_box(
     box: Any,  # (4,) x, y, width, height, px
     h: int,  # of the photograph, px
