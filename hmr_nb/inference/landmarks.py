@@ -6,7 +6,7 @@
 __all__ = ['LANDMARKS', 'NetworkMissingError', 'cache_folder', 'import_networks', 'fetch_networks', 'landmark_set', 'Detection',
            'network_file', 'check_box', 'find_people']
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #b4ba4cda
+# %% ../../nbs/8_inference/01_landmarks.ipynb #9551cbc1
 import functools
 import hashlib
 import math
@@ -33,7 +33,7 @@ from ..basics.files import quiet_tensorflow, write_whole
 from ..basics.keypoints import KeypointSet
 from ..records.photos import load_photo
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #8bee2379
+# %% ../../nbs/8_inference/01_landmarks.ipynb #8b9e1e67
 _CACHE = "HMR_NB_CACHE"
 _WHEEL = "mediapipe==0.10.21"
 _TARBALL = "@mediapipe/pose@0.5.1675469404"
@@ -126,7 +126,7 @@ def _have(
     except OSError:
         return None
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #cecb91b3
+# %% ../../nbs/8_inference/01_landmarks.ipynb #cf3eb891
 _BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 _BROKEN += (ValueError, NotImplementedError, RuntimeError, LookupError)
 
@@ -190,7 +190,7 @@ def import_networks(
         )
     return found
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #52c36a65
+# %% ../../nbs/8_inference/01_landmarks.ipynb #57436de5
 def _advice(why: str) -> str:
     "What to do where the networks cannot be had."
     return (
@@ -242,7 +242,7 @@ def fetch_networks() -> list[Path]:  # detector and "full"
         raise NetworkMissingError(_advice(f"{_WHEEL} holds no {', '.join(missing)}"))
     return [cache_folder() / _FILES[kind].name for kind in kinds]
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #522ef033
+# %% ../../nbs/8_inference/01_landmarks.ipynb #99c4a69d
 def _known_file(
     kind: str,  # a key of _FILES
 ) -> Path:
@@ -262,7 +262,7 @@ def _known_file(
         f" pack {_TARBALL}; then: hmr_nb import-weights blazepose FILE.tgz"
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #6a66ee42
+# %% ../../nbs/8_inference/01_landmarks.ipynb #c225ff87
 class _Photograph:
     "A picture with smaller copies of itself, each half as large as the one before."
 
@@ -365,7 +365,7 @@ class _Network:
 
         return list(self.pool.map(one, crops))
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #5fca2863
+# %% ../../nbs/8_inference/01_landmarks.ipynb #2bb1c701
 _DETECTOR_SIDE, _LANDMARK_SIDE = 224, 256  # px that the networks see
 _LEAST_TILE = 150  # px of the photograph; smaller tiles would only be blown up
 # tiles reach beyond the photograph by a fifth, for people whom its edge cuts, and lie
@@ -428,7 +428,7 @@ def _windows(
         ]
     return found
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #0a69050f
+# %% ../../nbs/8_inference/01_landmarks.ipynb #422dce07
 def _places() -> np.ndarray:  # (2254, 2) px of the detector's view
     """The middle of the cell that each of the detector's answers belongs to.
 
@@ -493,7 +493,7 @@ def _read_candidates(
     both = crop.undo(points)
     return [_Candidate(float(s), hip, top) for s, (hip, top) in zip(scores, both)]
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #fcf3d236
+# %% ../../nbs/8_inference/01_landmarks.ipynb #501d43e5
 def _merged(candidates: Iterable[_Candidate]) -> list[_Candidate]:  # the best first
     """Candidates of about the same place, size and direction as one (weighted mean).
 
@@ -517,7 +517,7 @@ def _merged(candidates: Iterable[_Candidate]) -> list[_Candidate]:  # the best f
         rest = [one for one, s in zip(rest, same) if not s]
     return found
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #d31b4684
+# %% ../../nbs/8_inference/01_landmarks.ipynb #c588744c
 LANDMARKS = tuple(
     "nose eye_in_l eye_l eye_out_l eye_in_r eye_r eye_out_r ear_l ear_r mouth_l mouth_r"
     " shoulder_l shoulder_r elbow_l elbow_r wrist_l wrist_r pinky_l pinky_r index_l"
@@ -577,12 +577,13 @@ class _Hypothesis(NamedTuple):
         self,
         least: float,  # of sure
     ) -> bool:
-        """Whether to believe it; very hot points do without the network's own word.
+        """Whether to believe it; hot and visible points do without the network's word.
 
         Args:
             least: of sure
         """
-        return self.sure > least and (self.person > 0.5 or self.sure > 0.6)
+        clear = self.sure > 0.6 and self.visibility[_LIMBS].mean() > 0.5
+        return self.sure > least and (self.person > 0.5 or clear)
 
     @property
     def box(self) -> np.ndarray:  # (4,) x, y, width, height, px
@@ -650,10 +651,10 @@ def _read_landmarks(
         _Candidate(float(person[0]), xy[33], xy[34]),
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #1d8160c3
-# least score of a person; with faint candidates. Of pictures without people 0.43 and
-# 0.51 were the highest, of people 0.50 the lowest.
-_LEAST_SCORE, _LEAST_FAINT = 0.46, 0.54
+# %% ../../nbs/8_inference/01_landmarks.ipynb #ba8d3fb7
+# least score of a person; of one whom the detector hardly saw. Of pictures without
+# people 0.47 and 0.51 were the highest, of people 0.51 and 0.52 the lowest.
+_LEAST_SCORE, _LEAST_FAINT = 0.48, 0.54
 
 
 def _overlap(
@@ -743,7 +744,7 @@ def _distinct(
             kept.append(one)
     return kept
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #a10b613c
+# %% ../../nbs/8_inference/01_landmarks.ipynb #7f881768
 _ZOOMS = (1.0, 1.25, 0.8)  # of the second look
 
 
@@ -767,7 +768,7 @@ def _hottest(
         found=max(a.found for a in near),
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #d9fa5cf2
+# %% ../../nbs/8_inference/01_landmarks.ipynb #8197e490
 @dataclass(frozen=True, eq=False, repr=False)
 class Detection:
     """A person in a photograph, as the landmark network sees it.
@@ -889,7 +890,7 @@ def _stands_at(one: _Candidate, person: _Hypothesis) -> bool:
         or _on_body(one.hip[None], person)[0]
     )
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #f0ca33ba
+# %% ../../nbs/8_inference/01_landmarks.ipynb #d4b03e9a
 _SHAPES = ((195,), (1,), (256, 256, 1), (64, 64, 39), (117,))
 
 
@@ -937,7 +938,7 @@ def _finder(kind: str | os.PathLike, workers: int) -> _Finder:
     "The networks, kept for the next call."
     return _Finder(kind, workers)
 
-# %% ../../nbs/8_inference/01_landmarks.ipynb #93f5f9ac
+# %% ../../nbs/8_inference/01_landmarks.ipynb #733019cb
 def check_box(
     box: Any,  # (4,) x, y, width, height, px
     h: int,  # of the photograph, px
