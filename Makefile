@@ -14,6 +14,7 @@ $(VENV)/installed: $(PACKAGING)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo "Python 3.10 to 3.13 is needed; name one with: make PYTHON=python3.11 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint requirements.lock --editable .
+	@$(BIN)/hmr_nb import-weights blazepose || true  # finds people in photographs
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

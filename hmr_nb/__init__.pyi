@@ -8,13 +8,15 @@ from .body.pickles import UnsafePickleError
 from .body.regressor_files import load_rows, save_rows
 from .body.smpl import SMPL
 from .inference.fit import fit_body
-from .inference.infer import infer, load_photo
+from .inference.infer import infer
+from .inference.landmarks import find_people
 from .inference.photo_tool import PhotoTool
 from .keypoints.joint_regressor import fit_marks, fit_regressor
 from .keypoints.picker import KeypointPicker
 from .model.hmr import HMR
 from .model.published import load_hmr2, load_hmr_tf1
 from .model.weights import load_hmr, small_hmr
+from .records.photos import load_photo
 from .records.reader import examples
 from .study.evaluate import evaluate
 from .training.experiment import Experiment
@@ -35,6 +37,7 @@ __all__ = [
     "auc",
     "evaluate",
     "examples",
+    "find_people",
     "fit",
     "fit_body",
     "fit_marks",

@@ -22,11 +22,12 @@ from ..basics.values import Prediction
 from ..body.body_data import BodyData
 from ..body.open_body import open_body
 from ..body.smpl import SMPL
-from ..inference.infer import draw_people, infer, load_photo
+from ..inference.infer import draw_people, infer
 from ..keypoints.joint_regressor import fit_marks, load_marks
 from ..model.hmr import HMR
 from ..model.weights import small_hmr
 from ..records.open_poses import mean_pose
+from ..records.photos import load_photo
 from ..study.evaluate import evaluate
 from ..study.report import Page, add_domain_study
 

@@ -9,12 +9,13 @@ __all__ = ['demo', 'open_model', 'infer']
 import enum
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .options import Body, Out, Weights, new_app
+from .options import Body, Out, Weights, new_app, one_line
 
 # %% ../../nbs/10_shell/04_recover.ipynb #21afb717
 def demo(out: Out = Path("demo")) -> None:
@@ -134,6 +135,36 @@ def open_model(
     return load_hmr(weights, body=data, keypoints=keypoints)
 
 
+def _finder(
+    landmarks: str,  # lite, full, heavy, a .tflite file, or none
+) -> Any:  # from a photograph to its people; None: nobody looks for them
+    """What finds people. Where `full` cannot be had, that is said, and nobody looks.
+
+    Args:
+        landmarks: lite, full, heavy, a .tflite file, or none
+
+    Returns:
+        from a photograph to its people; None: nobody looks for them
+    """
+    from hmr_nb.inference.landmarks import (
+        NetworkMissingError,
+        find_people,
+        network_file,
+    )
+
+    if landmarks == "none":
+        return None
+    try:
+        network_file(landmarks)
+    except NetworkMissingError as error:
+        if landmarks != "full":
+            raise
+        print(f"hmr_nb: {one_line(error)}", file=sys.stderr)
+        print("Each picture is taken for one person, as with --landmarks none.")
+        return None
+    return partial(find_people, kind=landmarks)
+
+
 class _Precision(str, enum.Enum):
     "In what the encoder computes."
 
@@ -162,6 +193,15 @@ def infer(
             help="x,y,width,height of a person in pixels; may be given several times."
         ),
     ] = None,
+    landmarks: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "Network that finds people where neither --box nor --openpose says"
+                " where they are: lite, full, heavy, a .tflite file, or none."
+            )
+        ),
+    ] = "full",
     export: Annotated[
         str, typer.Option(help="What to write beside the overlay: npz,obj,glb,json.")
     ] = "npz,glb",
@@ -189,7 +229,8 @@ def infer(
     """Recover the bodies in photographs: overlay, mesh and parameters for each person.
 
     Examples:  hmr_nb infer photo.jpg --out recovered  |  hmr_nb infer photo.jpg --box
-    40,10,120,300  |  hmr_nb infer folder/ --openpose json/ --export npz,obj --resume
+    40,10,120,300  |  hmr_nb infer folder/ --openpose json/ --export npz,obj --resume  |
+    hmr_nb infer photo.jpg --landmarks heavy
     """
     from hmr_nb.basics.values import check_exports
 
@@ -205,6 +246,7 @@ def infer(
         boxes = {str(pictures[0]): _read_boxes(box)}
     elif openpose:
         boxes, failed = _openpose_boxes(pictures, openpose)
+    find = None if box or openpose else _finder(landmarks)
     from hmr_nb.inference.infer import Forward, infer_files
 
     model = Forward(open_model(weights, body), precision.value)
@@ -215,7 +257,14 @@ def infer(
         )
     some = [p for p in pictures if str(p) not in failed]
     done, bad = infer_files(
-        model, some, out, boxes=boxes, formats=formats, resume=resume, focal=focal
+        model,
+        some,
+        out,
+        boxes=boxes,
+        find=find,
+        formats=formats,
+        resume=resume,
+        focal=focal,
     )
     failed |= bad
     for why in failed.values():

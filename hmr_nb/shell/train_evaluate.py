@@ -48,14 +48,32 @@ def train(
 
 def import_weights(
     kind: Annotated[
-        str, typer.Argument(help="hmr-tf1 (the original HMR) or hmr2 (hmr2.0).")
+        str,
+        typer.Argument(
+            help=(
+                "hmr-tf1 (the original HMR), hmr2 (hmr2.0), or blazepose (the networks"
+                " that find people)."
+            )
+        ),
     ],
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(help="Checkpoint prefix, such as models/model.ckpt-667589."),
-    ],
-    out: Out,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help=(
+                "Checkpoint prefix, such as models/model.ckpt-667589; for blazepose a"
+                " .whl of mediapipe, a .tgz of @mediapipe/pose or a .tflite, or nothing"
+                " to fetch them with pip."
+            )
+        ),
+    ] = None,
     *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Weights file to write; for blazepose a folder, if not the cache.",
+        ),
+    ] = None,
     training: Annotated[
         bool,
         typer.Option(
@@ -68,14 +86,35 @@ def import_weights(
     ] = False,
 ) -> None:
     """Read published weights and write them in this package's format, without the body
-    arrays they contain; print a check.
+    arrays they contain; print a check. The networks that find people go into the cache
+    as they are, if their checksums are right.
 
     Examples:  hmr_nb import-weights hmr-tf1 models/model.ckpt-667589 --out hmr.h5  |
-    hmr_nb import-weights hmr2 logs/ckpt-95 --training --out hmr2.h5
+    hmr_nb import-weights hmr2 logs/ckpt-95 --training --out hmr2.h5  |  hmr_nb
+    import-weights blazepose mediapipe-pose-0.5.1675469404.tgz
     """
+    if kind == "blazepose":
+        from hmr_nb.inference.landmarks import (
+            cache_folder,
+            fetch_networks,
+            import_networks,
+        )
+
+        if file is None:
+            print(", ".join(str(path) for path in fetch_networks()))
+        else:
+            print(
+                f"{', '.join(import_networks(file, out))}: in {out or cache_folder()}"
+            )
+        return
+    if file is None or out is None:
+        raise ValueError(
+            f"import-weights {kind}: expected a checkpoint and --out FILE; such as"
+            " import-weights hmr2 logs/ckpt-95 --out hmr2.h5"
+        )
     from hmr_nb.model.published import import_weights as run
 
-    print(run(kind, checkpoint, out, training=training).to_string(index=False))
+    print(run(kind, file, out, training=training).to_string(index=False))
     print(out)
 
 # %% ../../nbs/10_shell/05_train_evaluate.ipynb #f1d5ca8f
