@@ -117,6 +117,13 @@ def test_size_and_state(path):
 
 
 @each_notebook
+def test_links_to_pages_lead_somewhere(path):
+    text = "\n".join(c["source"] for c in cells(path, "markdown"))
+    for link in re.findall(r"\]\(([^)#\s]+\.ipynb)", text):
+        assert (path.parent / link).is_file(), f"{link}: no such page"
+
+
+@each_notebook
 def test_outputs_name_no_machine(path):
     outputs = json.dumps([c.get("outputs", []) for c in cells(path)])
     found = re.search(
