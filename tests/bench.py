@@ -520,6 +520,34 @@ def training_rows(batch: int = 8, repeats: int = 7) -> None:
         )
 
 
+def fit_rows(batch: int = 4, repeats: int = 7) -> None:
+    "Bodies fitted to 17 points of rendered people, with and without places in space."
+    from hmr_nb.basics.camera import Camera
+    from hmr_nb.basics.files import shipped
+    from hmr_nb.basics.keypoints import keypoint_set
+    from hmr_nb.inference.fit import fit_body
+    from hmr_nb.records.reader import examples
+
+    names, smpl = keypoint_set("coco17").names, SMPL()
+    people = list(examples(shipped("samples") / "sports"))[1 : 1 + batch]
+    where = [people[0].names.index(n) for n in names]
+    xy = np.stack([p.kp2d[where] for p in people])
+    space = np.stack([p.kp3d[where] for p in people])
+    cameras = [Camera.simple(p.focal, p.center) for p in people]
+
+    def fit(space):
+        fit_body(smpl, names, xy, None, space, camera=cameras)
+
+    start = time.perf_counter()
+    fit(space)
+    first = time.perf_counter() - start
+    both, flat = (seconds(lambda x=x: fit(x), repeats) for x in (space, None))
+    print(
+        f"fit_body, batch {batch}: first call {first:.1f} s, then {both / batch:.3f} s"
+        f" a person with points in space, {flat / batch:.3f} s without (four starts)"
+    )
+
+
 if __name__ == "__main__":
     from pathlib import Path
     from tempfile import TemporaryDirectory
@@ -533,5 +561,6 @@ if __name__ == "__main__":
     with TemporaryDirectory() as folder:
         conversion_row(Path(folder))
         pipeline_row(Path(folder))
+    fit_rows()
     picker_row(body)
     explorer_row()

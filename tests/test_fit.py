@@ -71,6 +71,9 @@ def test_names_of_three_kinds_mean_the_same_points(smpl):
         "toe_l": 1.0
     }
     assert len(named_points(smpl, ["left_eye_inner", "mpi_clavicle_l"]).used) == 0
+    short = named_points(smpl, ["eye_in_l", "index_r", "pinky_l", "toe_l"])
+    long = ["left_eye_inner", "right_index", "left_pinky", "left_foot_index"]
+    assert short.mixtures == named_points(smpl, long).mixtures
     for m in named_points(smpl, ["left_index", "left_pinky", "left_thumb"]).mixtures:
         assert sum(m.values()) == pytest.approx(1)
 

@@ -33,7 +33,7 @@ _MIXED = {  # points of landmark networks as mixtures of the body's own
     "pinky": {"wrist": 0.45, "index_tip": -0.125, "little_tip": 0.675},
     "thumb": {"wrist": 0.35, "thumb": 0.65},
 }
-_NOT_ON_A_BODY = ("eye_inner", "eye_outer")
+_NOT_ON_A_BODY = ("eye_inner", "eye_outer", "eye_in", "eye_out")
 _STAND_INS = {  # where a body file knows no surface points, as in SMPLify
     **{
         f"{n}_{s[0]}": (f"smpl_{s}_{n}",)
@@ -111,10 +111,9 @@ def named_points(
     for i, name in enumerate(names):
         stem, side = _split_name(name)
         plain = stem + side
-        mixed = name not in own and name.startswith(("left_", "right_"))
         if name in own:
             mixture = {name: 1.0}
-        elif mixed and stem in _MIXED:
+        elif side and stem in _MIXED:
             mixture = {n + side: w for n, w in _MIXED[stem].items()}
         elif plain in own:
             mixture = {plain: 1.0}
