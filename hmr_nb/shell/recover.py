@@ -76,27 +76,27 @@ def _read_boxes(
     return [tuple(float(v) for v in b.split(",")) for b in box]
 
 
-def _openpose_boxes(
+def _openpose_people(
     pictures: list[Path],  # files
     openpose: Path,  # json of the one picture, or a folder of <stem>_keypoints.json
-    # {path: boxes}, {path: why there are none}
+    # {path: people}, {path: why there are none}
 ) -> tuple[dict[str, list], dict[str, str]]:
-    """Where OpenPose saw people.
+    """Where OpenPose saw people, and their points.
 
     Args:
         pictures: files
         openpose: json of the one picture, or a folder of <stem>_keypoints.json
 
     Returns:
-        {path: boxes}, {path: why there are none}
+        {path: people}, {path: why there are none}
     """
-    from hmr_nb.inference.infer import boxes_from_openpose
+    from hmr_nb.inference.infer import people_from_openpose
 
     boxes, failed, many = {}, {}, openpose.is_dir()
     for path in pictures:
         file = openpose / f"{path.stem}_keypoints.json" if many else openpose
         try:
-            boxes[str(path)] = boxes_from_openpose(file)
+            boxes[str(path)] = people_from_openpose(file)
         except (ValueError, OSError) as error:
             failed[str(path)] = str(error)
         if boxes.get(str(path)) == []:
@@ -202,6 +202,15 @@ def infer(
             )
         ),
     ] = "full",
+    fit: Annotated[
+        bool,
+        typer.Option(
+            help=(
+                "Fit each body to the points by which its person was found (landmarks,"
+                " OpenPose)."
+            )
+        ),
+    ] = True,
     export: Annotated[
         str, typer.Option(help="What to write beside the overlay: npz,obj,glb,json.")
     ] = "npz,glb",
@@ -245,7 +254,7 @@ def infer(
     if box:
         boxes = {str(pictures[0]): _read_boxes(box)}
     elif openpose:
-        boxes, failed = _openpose_boxes(pictures, openpose)
+        boxes, failed = _openpose_people(pictures, openpose)
     find = None if box or openpose else _finder(landmarks)
     from hmr_nb.inference.infer import Forward, infer_files
 
@@ -253,7 +262,8 @@ def infer(
     if weights is None:
         print(
             "These are the small weights: they know rendered bodies only. On"
-            " photographs expect a rough pose; give --weights for more."
+            " photographs the landmarks and the fit do the work; where there are none,"
+            " expect a rough pose, and give --weights for more."
         )
     some = [p for p in pictures if str(p) not in failed]
     done, bad = infer_files(
@@ -265,6 +275,7 @@ def infer(
         formats=formats,
         resume=resume,
         focal=focal,
+        fit=fit,
     )
     failed |= bad
     for why in failed.values():
