@@ -20,6 +20,7 @@ from hmr_nb.basics.camera import (
     px_to_ndc,
 )
 from hmr_nb.basics.files import shipped
+from hmr_nb.basics.keypoints import keypoint_set
 from hmr_nb.basics.rendering import silhouette
 from hmr_nb.basics.values import EXPORTS
 from hmr_nb.body.open_body import open_body
@@ -33,6 +34,7 @@ from hmr_nb.inference.infer import (
     infer,
     infer_files,
     load_photo,
+    people_from_openpose,
     person_views,
     photo_focal,
     place_body,
@@ -742,3 +744,32 @@ def test_real_openpose_people_are_drawn_where_openpose_saw_them(model):
             np.abs(middle - [x + w / 2, y + h / 2]).max() < 0.3 * side
             and 0.3 < np.ptp(person.keypoints_px[:, 1]) / side < 2
         )
+
+
+def test_a_body_found_by_points_is_fitted_to_them(model, tmp_path):
+    "OpenPose's points: the fitted body lies nearer to them than the prediction."
+    person = infer(model, PHOTO, landmarks=None)[0]
+    names = keypoint_set("openpose18").names
+    own = dict(zip(person.names, person.keypoints_px))
+    table = np.zeros((18, 3))
+    for i, name in enumerate(names):
+        if name in own:
+            table[i] = [*(own[name] + [25, -12]), 0.9]
+    file = tmp_path / "one_keypoints.json"
+    one = {"pose_keypoints_2d": table.ravel().tolist()}
+    file.write_text(json.dumps({"people": [one]}), encoding="utf-8")
+    found = people_from_openpose(file)
+    assert len(found) == 1 and len(found[0].names) == 18
+    fitted = infer(model, PHOTO, found)[0]
+    plain = infer(model, PHOTO, found, fit=False)[0]
+
+    def off(body):
+        px = dict(zip(body.names, body.keypoints_px))
+        known = [i for i, n in enumerate(names) if n in own]
+        gaps = [px[names[i]] - table[i, :2] for i in known]
+        return np.linalg.norm(gaps, axis=1).mean()
+
+    assert type(fitted).__name__ == "BodyFit" and type(plain).__name__ == "Prediction"
+    assert fitted.names == plain.names and off(fitted) < 0.5 * off(plain)
+    with pytest.raises(ValueError, match="once or for each person"):
+        infer(model, PHOTO, [found[0], (1, 2, 3, 4)])

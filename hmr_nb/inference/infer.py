@@ -510,7 +510,13 @@ def _boxes(
     """
     if boxes is None:
         boxes = [_whole_box(photo, view)]
-    found = np.asarray(boxes, float)
+    try:
+        found = np.asarray(boxes, float)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "boxes: expected x, y, width, height in px, once or for each person, or"
+            f" only people found before, got {boxes!r:.120}"
+        ) from None
     if found.shape == (4,) or found.size == 0:
         found = found.reshape(-1, 4)
     if found.ndim != 2 or found.shape[1] != 4:
