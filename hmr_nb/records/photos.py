@@ -105,11 +105,12 @@ def load_photo(
             if not stat.S_ISREG(mode):
                 what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
                 raise ValueError(f"this is {what}")
+        file: Any = image
         Image.init()
         formats = [f for f in _FORMATS if f in Image.OPEN]
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(image, formats=formats) as raw:
+            with Image.open(file, formats=formats) as raw:
                 return _pixels(raw)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such picture") from None
