@@ -122,15 +122,17 @@ def test_effects_add_up_and_nothing_comes_of_nothing():
     "A planted cause, one with an interaction, and a factor that does nothing at all."
     rng, rows = np.random.default_rng(0), []
     for scene in range(40):
-        order = rng.permutation(["place", "camera", "zoom"])
-        for step in range(4):
+        order = rng.permutation(["place", "camera", "light", "zoom"])
+        for step in range(5):
             on = set(order[:step])
             place, camera = "place" in on, "camera" in on
             error = 90 + scene + 100 * place + 50 * camera - 40 * place * camera
+            error -= 12 * ("light" in on)
             rows.append(("m", scene, step, "|".join(order[:step]), error))
     columns = ["model", "scene", "step", "swapped", "mpjpe_mm"]
     effects = walk_effects(pd.DataFrame(rows, columns=columns)).set_index("factor")
-    assert effects.effect_mm.sum() == pytest.approx(110, abs=1e-9)
+    assert effects.effect_mm.sum() == pytest.approx(98, abs=1e-9)
+    assert effects.effect_mm["light"] == pytest.approx(-12, abs=1e-9)
     assert effects.loc["zoom", ["effect_mm", "low", "high"]].tolist() == [0, 0, 0]
     assert effects.effect_mm["place"] == pytest.approx(80, abs=8)
     assert effects.effect_mm.idxmax() == "place"
