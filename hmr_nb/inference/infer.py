@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import keras
 import numpy as np
@@ -527,7 +527,7 @@ def _boxes(
     return found
 
 
-def _are_people(boxes: Any) -> bool:
+def _are_people(boxes: Any) -> TypeGuard[Sequence[Detection]]:
     "Whether these are people found by their points, rather than boxes."
     return (
         isinstance(boxes, Sequence)
@@ -560,7 +560,7 @@ def _fitted_people(
         return out
     names = [_NETWORK_NAMES.get(n, n) for n in found[0].names]
     world = np.array([found[i].world for i in seen])
-    camera = people[0].camera
+    camera: Any = people[0].camera
     fits = fit_body(
         model.smpl,
         names,
@@ -571,7 +571,7 @@ def _fitted_people(
         camera=camera,
     )
     for k, i in enumerate(seen):
-        one = fits.one(k)
+        one: Any = fits.one(k)
         posed = model.smpl(one.pose[None], one.betas[None], one.translation[None])
         keypoints = np.asarray(ops.convert_to_numpy(posed.keypoints[0]), float)
         out[i] = replace(
@@ -636,8 +636,9 @@ def infer(
         raise ValueError(f"focal: expected a length above 0 px, got {focal:g}")
     if boxes is None and landmarks is not None:
         boxes = find_people(photo, landmarks)
-    found = list(boxes) if _are_people(boxes) else []
-    if found:
+    found: list[Detection] = []
+    if _are_people(boxes):
+        found = list(boxes)
         boxes = [one.box for one in found]
     boxes = _boxes(boxes, photo, model.view)
     views, crops = person_views(photo, boxes, model.view)
