@@ -571,9 +571,9 @@ def _fitted_people(
         camera=camera,
     )
     for k, i in enumerate(seen):
-        one: Any = fits.one(k)
-        posed = model.smpl(one.pose[None], one.betas[None], one.translation[None])
-        keypoints = np.asarray(ops.convert_to_numpy(posed.keypoints[0]), float)
+        one, place = fits.one(k), np.asarray(fits.translation)[k]
+        posed = model.smpl(one.pose[None], one.betas[None], place[None])
+        keypoints = np.asarray(ops.convert_to_numpy(posed.keypoints), float)[0]
         out[i] = replace(
             one,
             names=people[i].names,
