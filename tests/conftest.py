@@ -36,3 +36,17 @@ def run(monkeypatch, capsys):
         return code, out.out, out.err
 
     return call
+
+
+# minutes each: begun first, so that no core waits for them at the end
+LONGEST = (
+    "test_train.py",
+    "test_training_step.py",
+    "test_cli.py",
+    "test_smpl_layer.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

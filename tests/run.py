@@ -137,14 +137,9 @@ def store_all_outputs(name: str = "") -> int:
 
 def run_tests() -> tuple[int, int, int]:
     "Run the tests but the rules, in parallel: how many passed, failed, were skipped."
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests",
-        "--ignore=tests/test_notebooks.py",
-    ]
-    words += ["-q", "-rs", "--durations=12", "-n", str(CORES), "--dist", "loadfile"]
+    words = [sys.executable, "-m", "pytest", "tests"]
+    words += ["--ignore=tests/test_notebooks.py", "-q", "-rs", "--durations=12"]
+    words += ["-n", str(CORES), "--dist", "loadfile", "--no-loadscope-reorder"]
     done = subprocess.run(words, cwd=ROOT, text=True, stdout=subprocess.PIPE)
     print(done.stdout)
     last = done.stdout.strip().splitlines()[-1]
