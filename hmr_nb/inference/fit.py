@@ -1056,7 +1056,7 @@ def _search(
     x, labels = np.concatenate(begun), task.labels.some(np.tile(np.arange(b), n))
     x, _, _ = problem.solve(x, labels, steps=_COARSE, outlier=30.0, enough=0.03)
     total = problem.energy(x, labels, rates=False)[0].reshape(n, b)
-    kept = total.argsort(0, stable=True)[:_KEPT]  # (m, b)
+    kept = total.argsort(0, kind="stable")[:_KEPT]  # (m, b)
     x = x.reshape(n, b, -1)[kept, np.arange(b)].reshape(-1, problem.size)
     labels = task.labels.some(np.tile(np.arange(b), len(kept)))
     x, total, _ = problem.solve(x, labels, steps=8, enough=0.01)
