@@ -283,7 +283,11 @@ def _sample_block(
         rng = np.random.default_rng([domain.key, seed, index, 1])
         camera, number = _place_camera(domain, rng)
         yaw = Rotation.from_rotvec([0, rng.uniform(-np.pi, np.pi), 0])
-        root = Rotation.from_matrix(camera.R) * yaw * Rotation.from_rotvec(pose[0])
+        root = (
+            Rotation.from_matrix(np.array(camera.R))
+            * yaw
+            * Rotation.from_rotvec(pose[0])
+        )
         pose = np.concatenate([root.as_rotvec()[None], pose[1:]]).astype(np.float32)
         subject = int(rng.integers(domain.subjects)) if domain.subjects else -1
         body = rng
