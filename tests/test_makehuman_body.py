@@ -13,16 +13,10 @@ from hmr_nb.body.body_files import load_body
 from hmr_nb.body.body_shapes import DENSITY, describe_shape, mesh_volumes, shape_of
 from hmr_nb.body.open_body import open_body
 from hmr_nb.body.smpl import SMPL
-from hmr_nb.making.makehuman_body import (
-    INSIDE,
-    ON_SKIN,
-    REGIONS,
-    SAME,
-    crossing_faces,
-    save_small,
-)
+from hmr_nb.making.makehuman_body import INSIDE, ON_SKIN, REGIONS, SAME, save_small
 from hmr_nb.making.people import DETAILS, MakeHuman, draw_people
-from hmr_nb.making.template import JOINT_MIRROR, linear_skin
+from hmr_nb.making.skin import JOINT_MIRROR, linear_skin
+from hmr_nb.making.surface import crossing_faces
 
 FLIP = np.array([-1.0, 1, 1])
 
